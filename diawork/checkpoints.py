@@ -1,0 +1,308 @@
+"""Checkpoints: tensors as safetensors, the rest as JSON, committed together and verified before use.
+
+A checkpoint is a pair ``NAME.safetensors`` and ``NAME.json``; the JSON record is written last and
+holds the tensors' hash and size, the spec and the data they belong to, the versions that made them,
+and a seal over itself. Loading goes hash → spec → shape and dtype → finite; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as serialize_safetensors
+from torch import nn
+
+from diawork.errors import CheckpointError, Interrupted, ResourceError
+from diawork.files import read_json, remove_orphans, write_bytes, write_json
+from diawork.stopping import raise_if_stopping
+
+Tensors = dict[str, torch.Tensor]
+FORMAT = 1
+RECORD = {"format": int, "sha256": str, "bytes": int, "spec": dict, "state": dict, "versions": dict}
+MOST_DIFFERENCES = 15  # rows of the table
+_T = TypeVar("_T")
+
+
+class Checkpoint(NamedTuple):
+    """Verified content of one checkpoint."""
+
+    tensors: Tensors
+    spec: dict[str, Any]
+    state: dict[str, Any]
+    versions: dict[str, str]
+    path: Path
+
+    def value(self, name: str, kind: type[_T]) -> _T:
+        """Return ``state[name]``; ``CheckpointError`` where it is missing or of another type."""
+        found = self.state.get(name)
+        if not isinstance(found, kind) or isinstance(found, bool):
+            what = f"the record's {name!r} is {type(found).__name__}, wanted {kind.__name__}."
+            raise CheckpointError(what, path=self.path)
+        return found
+
+    def refuse_others(self, *prefixes: str) -> None:
+        """Raise ``CheckpointError`` for a tensor whose name starts with none of the prefixes."""
+        others = [name for name in self.tensors if not name.startswith(prefixes)]
+        if others:
+            raise CheckpointError(f"the tensor {others[0]!r:.80} does not belong here.", path=self.path)
+
+
+def save_checkpoint(path: Path, tensors: Tensors, *, spec: dict, state: dict) -> None:
+    """Write ``path.safetensors`` and then, as the commit, ``path.json``.
+
+    ``spec`` says what the tensors belong to and is compared on loading; ``state`` is anything
+    else that JSON holds (step, losses, versions).
+    """
+    data = serialize_safetensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    record = {"format": FORMAT, "bytes": len(data), "spec": spec, "state": state, "versions": _versions()}
+    record["sha256"] = write_bytes(path.with_suffix(".safetensors"), data)
+    write_json(path.with_suffix(".json"), record | {"seal": _seal(record)})
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": str(torch.__version__), "python": platform.python_version(), "machine": platform.machine()}
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def load_checkpoint(path: Path, *, spec: dict | None = None) -> Checkpoint:
+    """Return the verified content of the pair at ``path``.
+
+    Raises ``CheckpointError``: damaged, incomplete, not finite, or, where ``spec`` is given,
+    belonging to something else (with a table of the differences).
+    """
+    record = read_record(path)
+    weights = path.with_suffix(".safetensors")
+    data = _verified_bytes(weights, record)
+    if spec is not None:
+        refuse_differences(path, record["spec"], spec)
+    tensors = _parsed(weights, data)
+    return Checkpoint(tensors, record["spec"], record["state"], record["versions"], path)
+
+
+def _verified_bytes(weights: Path, record: dict[str, Any]) -> bytes:
+    try:
+        size = weights.stat().st_size
+        data = weights.read_bytes() if size == record["bytes"] else b""
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"cannot be read ({getattr(error, 'strerror', None) or error}).", path=weights) from None
+    if size != record["bytes"]:
+        raise CheckpointError(f"the file is damaged: {size:,} bytes, recorded {record['bytes']:,}.", path=weights)
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise CheckpointError("the file is damaged: its SHA-256 is not the recorded one.", path=weights)
+    return data
+
+
+def _parsed(weights: Path, data: bytes) -> Tensors:
+    try:
+        tensors = parse_safetensors(data)
+        bad = [name for name, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    except Exception as error:  # a hostile header, an exotic dtype: the parser and torch raise many types
+        raise CheckpointError(f"not a safetensors file ({error}).", path=weights) from None
+    if bad:
+        raise CheckpointError(f"tensor {bad[0]!r} holds values that are not finite.", path=weights)
+    return tensors
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the sealed JSON record of a checkpoint without touching its tensors."""
+    where = path.with_suffix(".json")
+    record = read_json(where)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(f"not a checkpoint record of format {FORMAT}.", path=where)
+    seal = record.pop("seal", None)
+    if seal != _seal(record):
+        raise CheckpointError("the record is damaged: its seal does not fit its content.", path=where)
+    wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
+    if wrong or set(record) != set(RECORD):
+        raise CheckpointError(f"the record's keys are not the known ones ({wrong or sorted(record)}).", path=where)
+    return record
+
+
+def refuse_differences(path: Path, found: dict, wanted: dict) -> None:
+    """Raise ``CheckpointError`` with a table field · in file · wanted, where the specs differ."""
+    found, wanted = _flat(json.loads(json.dumps(found))), _flat(json.loads(json.dumps(wanted)))
+    rows = [
+        f"  {field}: in file {found.get(field, '(absent)')!r:.80}, wanted {wanted.get(field, '(absent)')!r:.80}"
+        for field in sorted({*found, *wanted})
+        if found.get(field, "(absent)") != wanted.get(field, "(absent)")
+    ]
+    if rows:
+        more = [f"  and {len(rows) - MOST_DIFFERENCES} more"] if len(rows) > MOST_DIFFERENCES else []
+        table = "\n".join(rows[:MOST_DIFFERENCES] + more)
+        raise CheckpointError(
+            f"this checkpoint belongs to something else:\n{table}\n",
+            path=path,
+            hint="Load it with the settings it was made with, or train anew.",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested fields by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def matching(tensors: Tensors, prefix: str, like: Tensors, *, path: object = None) -> Tensors:
+    """Return the ``prefix``-ed tensors, whose names, shapes and dtypes must be those of ``like``."""
+    given = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    found, wanted = (
+        {prefix + name: f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}" for name, v in side.items()}
+        for side in (given, like)
+    )
+    refuse_differences(Path(str(path or "checkpoint")), found, wanted)
+    return given
+
+
+def load_weights(module: nn.Module, tensors: Tensors, *, path: object = None, prefix: str = "") -> None:
+    """Load ``prefix``-ed tensors into ``module`` after comparing every name, shape and dtype."""
+    module.load_state_dict(matching(tensors, prefix, module.state_dict(), path=path))
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return an optimiser's state as named tensors (``index.name``); its settings live in the config."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, slots in state.items()
+        for name, value in slots.items()
+        if value is not None
+    }
+
+
+_ADAM, _MOMENTUM = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)
+_SLOTS = {"Adam": _ADAM, "AdamW": _ADAM, "SGD": _MOMENTUM, "Lars": _MOMENTUM}
+
+
+def expected_state(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return what ``optimizer_state`` returns after a step: names, shapes and dtypes, no content."""
+    slots, expected = _SLOTS[type(optimizer).__name__], {}
+    groups = optimizer.param_groups
+    parameters = [(p, group.get("momentum", 1)) for group in groups for p in group["params"]]
+    for index, (p, momentum) in enumerate(parameters):
+        for slot in slots if momentum else ():
+            shape, dtype = ((), torch.float32) if slot == "step" else (p.shape, p.dtype)
+            expected[f"{index}.{slot}"] = torch.empty(shape, dtype=dtype, device="meta")
+    return expected
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix: str, path: object = None) -> None:
+    """Put back what ``optimizer_state`` returned, after comparing it with the parameters."""
+    whole = optimizer.state_dict()
+    whole["state"] = {}
+    for name, value in matching(tensors, prefix, expected_state(optimizer), path=path).items():
+        index, slot = name.split(".", 1)
+        whole["state"].setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict(whole)
+
+
+class Keeper:
+    """Keeps a loop resumable: restores the newest verified checkpoint, saves by wall clock and on a stop.
+
+    Without a folder it keeps nothing, but still ends the loop on a stop signal.
+    """
+
+    def __init__(self, folder: Path | None, *, spec: dict, every_seconds: float = 300.0) -> None:
+        self.folder, self.spec, self.every_seconds = folder, spec, every_seconds
+        self._last, self._cost = time.monotonic(), 0.0
+        if folder:
+            remove_orphans(folder)
+            for weights in folder.glob("step-*.safetensors"):  # of a save that was killed before its record
+                if not weights.with_suffix(".json").exists():
+                    weights.unlink(missing_ok=True)
+
+    def require_space(self, tensors: Tensors, optimizer: torch.optim.Optimizer) -> None:
+        """Raise ``ResourceError`` where the folder cannot be written or hold three checkpoints.
+
+        Two are kept, one is being written. ``tensors`` is a snapshot's; the optimiser's part is foreseen.
+        """
+        if not self.folder:
+            return
+        write_bytes(self.folder / "probe", b"")
+        (self.folder / "probe").unlink()
+        foreseen = {f"optimizer.{name}": value for name, value in expected_state(optimizer).items()}
+        need = 3 * sum(value.nbytes for value in (foreseen | tensors).values())
+        held = sum(path.stat().st_size for path in self.folder.glob("step-*.safetensors"))
+        free = shutil.disk_usage(self.folder).free
+        if free + held < need:
+            raise ResourceError(
+                f"{free / 2**20:,.0f} MB are free; three checkpoints take {need / 2**20:,.0f} MB.",
+                path=self.folder,
+                hint="Choose another folder with --out or $DIAWORK_HOME, or free some space.",
+            )
+
+    def restore(self) -> Checkpoint | None:
+        """Return the newest checkpoint that verifies; damaged ones are named in a warning and passed over."""
+        for path in self._newest_first():
+            try:
+                found = load_checkpoint(path, spec=self.spec)
+                _warn_of_versions(found)
+                return found
+            except CheckpointError as error:
+                if "belongs to something else" in error.what:
+                    raise
+                warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=2)
+        return None
+
+    def after_step(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
+        """Save if it is time (at most 2 % of the time goes into saving) or a stop was asked for.
+
+        Raises ``Interrupted`` after saving where a stop was asked for.
+        """
+        due = time.monotonic() - self._last >= max(self.every_seconds, 50 * self._cost)
+        try:
+            raise_if_stopping()
+        except Interrupted:
+            self.save(step, snapshot)
+            raise
+        if due:
+            self.save(step, snapshot)
+
+    def save(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
+        """Save now; older checkpoints are pruned only after the new pair is committed."""
+        if not self.folder:
+            return
+        start = time.monotonic()
+        path = self.folder / f"step-{step:09d}"
+        tensors, state = snapshot()
+        save_checkpoint(path, tensors, spec=self.spec, state=state | {"step": step})
+        for old in list(self._newest_first())[2:]:
+            _remove(old)
+        self._last = time.monotonic()
+        self._cost = self._last - start
+
+    def clear(self) -> None:
+        """Remove all checkpoints, once the final weights are safe."""
+        for path in list(self._newest_first()):
+            _remove(path)
+
+    def _newest_first(self) -> Iterator[Path]:
+        records = self.folder.glob("step-*.json") if self.folder and self.folder.is_dir() else ()
+        yield from (p.with_suffix("") for p in sorted(records, reverse=True))
+
+
+def _warn_of_versions(checkpoint: Checkpoint) -> None:
+    here = _versions()
+    changed = [f"{k} {checkpoint.versions.get(k)} → {v}" for k, v in here.items() if checkpoint.versions.get(k) != v]
+    if changed:
+        text = f"this training began with other versions ({', '.join(changed)}): it goes on, but not bit for bit."
+        warnings.warn(text, stacklevel=3)
+
+
+def _remove(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.with_suffix(".safetensors").unlink(missing_ok=True)

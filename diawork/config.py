@@ -1,0 +1,231 @@
+"""Every knob with its unit and legal range.
+
+Configs are frozen and validated; results are never written into one. The digest of a config and
+of the data's identity is a run's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from diawork.errors import UsageError, did_you_mean
+from diawork.files import digest
+
+Range = tuple[float, float]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+K = 4  # shifts, fixed by the method
+NO_STEP = -1  # the dissolving step of a view that was not dissolved
+
+_Model = TypeVar("_Model", bound=BaseModel)
+Operator = Literal["ddpm", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
+
+
+def _increasing(bounds: tuple, low: float, high: float, unit: str) -> tuple:
+    if not low <= bounds[0] <= bounds[1] <= high:
+        raise ValueError(f"must hold {low} ≤ low ≤ high ≤ {high} {unit}")
+    return bounds
+
+
+class DiffusionConfig(_Frozen):
+    """The DDPM and how it is pretrained (Eqs. 1-3; settings in the paper's §4)."""
+
+    dim: Count = 64  # channels of the first level
+    dim_mults: tuple[Count, ...] = (1, 2, 4, 8)  # channel factor of each level
+    channels: Literal[1, 3] = 1  # 3 repeats grey
+    image_size: Count = 32  # px seen by the UNet
+    timesteps: Count = 1000  # T
+    objective: Literal["pred_noise"] = "pred_noise"  # Eq. 4 reads the predicted noise
+    beta_schedule: Literal["cosine", "linear", "sigmoid"] = "cosine"
+    loss: Literal["l1", "l2"] = "l1"
+    steps: Annotated[int, Field(ge=0)] = 25_000  # optimiser steps
+    batch_size: Count = 32  # images a micro-batch
+    accumulate: Count = 1  # micro-batches a step
+    lr: Positive = 8e-5
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[Probability, Probability] = (0.9, 0.99)  # of Adam
+    clip_norm: Positive = 1.0
+    ema_decay: Probability = 0.995
+    ema_every: Count = 10  # steps
+    hflip: bool = True  # the only augmentation
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # its own: all seeds of a detector share one DDPM
+    data_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the healthy images (data-ratio table)
+
+    @model_validator(mode="after")
+    def _size_fits_levels(self) -> DiffusionConfig:
+        factor = 2 ** (len(self.dim_mults) - 1)
+        if self.image_size % factor:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of {factor} for {len(self.dim_mults)} levels"
+            )
+        return self
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what must agree before weights are loaded."""
+        fields = ("dim", "dim_mults", "channels", "image_size", "timesteps", "objective", "beta_schedule")
+        return self.model_dump(mode="json", include=set(fields))
+
+
+class DissolveConfig(_Frozen):
+    """What fills the dissolver's slot, and how strongly (Eq. 4)."""
+
+    operator: Operator = "ddpm"
+    t_range: tuple[int, int] | None = None  # lowest and highest step, both drawn; None: the manifest's
+    t_per: Literal["image", "batch"] = "image"  # one draw an image, or one a batch (released)
+    range_mode: Literal["normalized", "released"] = "normalized"  # value range through the model
+    weights: Literal["ema", "raw"] = "ema"
+    bridge: Literal["pad", "resize", "none"] | None = None  # image px ↔ model px; None: the manifest's
+    antialias: bool = False  # of the resize bridge
+    bank_steps: Annotated[int, Field(ge=0)] = 0  # steps of a bank of views made once; 0: dissolve live
+    kernel_size: Annotated[int, Field(ge=3)] = 7  # px, odd; the blurs
+    sigma: Positive | None = None  # px; None: the rule 0.3((k−1)/2−1)+0.8
+    noise_sd: Positive = 0.1  # of [0, 1]; additive noise
+    resize_to: Count = 14  # px; the resize-only control
+
+    @field_validator("t_range")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        return value if value is None else _increasing(value, 0, 10**6, "steps")
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd")
+        return value
+
+
+class ViewsConfig(_Frozen):
+    """Shifts, SimCLR augmentations and the order of the branches (§3-4 of the method)."""
+
+    shift: Literal["rotation", "cutperm"] = "rotation"
+    crop_scale: Range = (0.08, 1.0)  # share of the area
+    crop_ratio: Range = (0.75, 4 / 3)  # width / height
+    jitter_probability: Probability = 0.8
+    brightness: Probability = 0.4  # factor 1 ± this
+    contrast: Probability = 0.4
+    saturation: Probability = 0.4  # 3 channels only
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1 * 255 / 360  # turns; 3 channels only
+    grey_probability: Probability = 0.2  # 3 channels only
+    hflip: bool = True
+    third_source: Literal["image", "second_view", "fresh_flip"] = "image"  # what the third branch dissolves
+    dissolve_per: Literal["image", "shift"] = "image"  # one pass an image (Fig. 2) or one a shift (released)
+    dissolve_branches: Literal["third", "all"] = "third"  # "all" is the released blur control
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _area(cls, value: Range) -> Range:
+        return _increasing(value, 0.01, 1.0, "of the area")
+
+
+class EncoderConfig(_Frozen):
+    """ResNet18 and its two heads."""
+
+    stem: Literal["imagenet", "cifar"] = "imagenet"  # 7×7 stride 2 + max-pool, or 3×3 stride 1
+    channels: Literal[1, 3] = 1
+    projection_dim: Count = 128  # of z
+
+
+class LossConfig(_Frozen):
+    """Feature-amplified NT-Xent and the shift classifier (Eqs. 6-9)."""
+
+    mask: Literal["naive", "shifted_removed"] = "naive"  # denominators: all others, or without (O_k, A_k)
+    constant: Literal["mean", "repo", "paper"] = "repo"  # in front of the sum of Eq. 7
+    temperature: Annotated[float, Field(ge=0.01, le=10)] = 0.5  # τ
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
+    shift_weight: Annotated[float, Field(ge=0)] = 1.0  # γ of Eq. 9
+
+
+class TrainConfig(_Frozen):
+    """Optimiser and length of the contrastive training."""
+
+    epochs: Count = 10
+    batch_size: Annotated[int, Field(ge=2)] = 32  # images; 3BK views enter the loss
+    epoch_size: Literal["full", "samples", "batches"] = "full"
+    epoch_n: Count = 200  # with "samples" and "batches"
+    optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
+    peak_lr: Positive = 0.1
+    start_lr: Positive = 0.01  # at the first step of the warm-up
+    warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
+    decay_epochs: Count | None = None  # half period of the cosine after the warm-up; None: the epochs left
+    momentum: Probability = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    clip_norm: Positive | None = None
+    select: Literal["last", "val"] = "last"  # fixed epoch, or best validation AUROC; never test
+
+
+class ScoreConfig(_Frozen):
+    """Feature bank and anomaly score (Eq. 10)."""
+
+    samples: Count = 10  # T′ augmented copies an image
+    crop_scale: Range = (0.54, 0.54)  # fixed crop
+    parts: Literal["both", "similarity", "shift"] = "both"
+
+
+class ExperimentConfig(_Frozen):
+    """One run: a data set, a detector, a seed and all their knobs."""
+
+    dataset: Annotated[str, Field(min_length=1, max_length=200)] = "phantom"
+    detector: Literal["dia", "csi", "stats_knn", "stats_mahalanobis", "pixel_knn", "oracle_statistic"] = "dia"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    diffusion: DiffusionConfig = DiffusionConfig()
+    dissolve: DissolveConfig = DissolveConfig()
+    views: ViewsConfig = ViewsConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    score: ScoreConfig = ScoreConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        t_range = self.dissolve.t_range
+        if t_range and t_range[1] >= self.diffusion.timesteps:
+            raise ValueError(f"dissolve.t_range={list(t_range)} must lie in [0, {self.diffusion.timesteps})")
+        return self
+
+    def override(self, changes: dict[str, Any]) -> ExperimentConfig:
+        """Return a copy with dotted keys changed, e.g. ``{"loss.temperature": 0.2}``.
+
+        Raises ``UsageError`` for an unknown key (with the nearest name) or an illegal value.
+        """
+        values = self.model_dump()
+        for dotted, value in changes.items():
+            section, _, name = str(dotted).rpartition(".")
+            place = values.get(section) if section else values
+            if not isinstance(place, dict) or name not in place or isinstance(place[name], dict):
+                raise UsageError(f"{dotted!r} is not a parameter.", hint=did_you_mean(dotted, self.keys()))
+            place[name] = value
+        return validated(ExperimentConfig, values)
+
+    def keys(self) -> list[str]:
+        """Return all dotted parameter names."""
+        return list(self.flat())
+
+    def flat(self) -> dict[str, Any]:
+        """Return dotted name → plain value."""
+        flat: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        return flat
+
+    def digest(self, *data_identity: str) -> str:
+        """Return the identity of this config together with the data's."""
+        return digest([self.model_dump(mode="json"), *data_identity])
+
+
+def validated(model: type[_Model], values: dict[str, Any]) -> _Model:
+    """Build ``model`` from plain values; the first thing wrong becomes one ``UsageError``."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        given = f" (given: {first['input']!r})" if first["loc"] else ""
+        raise UsageError(f"{first['msg'].removeprefix('Value error, ')}{given}.", field=field) from None

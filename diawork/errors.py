@@ -1,0 +1,80 @@
+"""The errors a user can meet: one sentence each, with a code, an exit status and a way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DiaworkError(Exception):
+    """Base of all errors meant for the user; anything else is a bug of ours.
+
+    ``what`` is one sentence naming the value and the allowed set, ``hint`` the next step;
+    ``path`` and ``field`` say where the trouble is. ``code`` is stable and documented.
+    """
+
+    code = "E100"
+    exit_code = 1
+
+    def __init__(self, what: str, *, hint: str = "", path: object = None, field: str = "") -> None:
+        self.what, self.hint, self.path, self.field = what, hint, path, field
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        where = ": ".join(printable(part) for part in (self.path, self.field) if part)
+        said = "".join((f"{where}: " if where else "", self.what, f" {self.hint}" if self.hint else ""))
+        return printable(said, keep="\n")
+
+
+class UsageError(DiaworkError):
+    """A parameter, preset, manifest or argument is not what it may be."""
+
+    code, exit_code = "U200", 2
+
+
+class DataError(DiaworkError):
+    """A data set is missing, damaged, mislabelled or unfit for the protocol."""
+
+    code, exit_code = "D300", 3
+
+
+class CheckpointError(DiaworkError):
+    """A checkpoint or another of our artefacts is damaged or belongs to something else."""
+
+    code, exit_code = "C400", 4
+
+
+class ResourceError(DiaworkError):
+    """Disk, memory, permission or device does not allow what was asked."""
+
+    code, exit_code = "R500", 5
+
+
+class NumericError(DiaworkError):
+    """A loss, gradient, input or score stopped being finite."""
+
+    code, exit_code = "N600", 6
+
+
+class BusyError(DiaworkError):
+    """Another process is working on this run."""
+
+    code, exit_code = "B800", 8
+
+
+class Interrupted(DiaworkError):
+    """Stopped on request with everything saved; the same command goes on."""
+
+    code, exit_code = "S750", 75
+
+
+def printable(text: object, keep: str = "") -> str:
+    """Return text that is harmless in a terminal: what does not print, or turns its direction, is spelt out."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(text))
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """Return a hint with the nearest allowed names, or all of them where none is near."""
+    allowed = sorted(str(a) for a in allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=2, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Allowed: {', '.join(allowed)}."

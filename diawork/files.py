@@ -1,0 +1,118 @@
+"""Durable files: whole or not there, and hashed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diawork.errors import CheckpointError, ResourceError
+
+_TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
+
+
+def write_bytes(path: Path | str, data: bytes | memoryview) -> str:
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one; return its SHA-256.
+
+    Temporary file in the same folder, fsync, atomic rename, folder fsync. Raises ``ResourceError``
+    where the folder cannot be written or the disk is full; the old file is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {len(data):,} bytes ({error.strerror or error}).",
+            path=path,
+            hint="Choose another folder with --out or $DIAWORK_HOME, or free some space; "
+            "nothing already written was harmed.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # gone already where the rename succeeded
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_array(path: Path | str, array: np.ndarray) -> str:
+    """Write an array as ``.npy`` durably; return its SHA-256."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return write_bytes(path, buffer.getbuffer())
+
+
+def write_text(path: Path | str, text: str) -> str:
+    """Write UTF-8 text durably; return its SHA-256."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> str:
+    """Write JSON durably (sorted keys, no NaN); return its SHA-256."""
+    return write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON artefact; a missing or damaged one is a ``CheckpointError``."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError("this file is missing.", path=path) from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"not readable as JSON ({error}).", path=path) from None
+
+
+def sha256_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file's content."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Return a short hex digest of a JSON-able value: the identity of a config, a data set, a run."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def remove_orphans(folder: Path) -> list[Path]:
+    """Remove temporary files of writers that are no longer alive; return what was removed."""
+    removed = []
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        match = _TEMPORARY.match(path.name)
+        if match and not process_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def process_alive(pid: int) -> bool:
+    """Say whether a process with this id runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OSError):
+        return True
+    return True

@@ -1,0 +1,91 @@
+"""Stopping on request: loops save first, everything else stops at once, the same command goes on later."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from diawork.errors import Interrupted
+
+_SIGNALS = [getattr(signal, s) for s in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, s)]
+_asked = threading.Event()
+_active: Callable[[int, Any], None] | None = None  # our handler, while one is installed
+
+
+class StopNow(KeyboardInterrupt):
+    """A stop asked for where nothing needs saving; no ``except Exception`` on its way swallows it."""
+
+
+@contextlib.contextmanager
+def graceful_stop() -> Iterator[None]:
+    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C inside the block into a request to save and stop.
+
+    For loops that call ``raise_if_stopping``; a request that none of them saw is raised at the end of
+    the block, so everything must be saved inside it. A second Ctrl-C raises ``KeyboardInterrupt`` at
+    once. Outside the main thread, and nested in another such block, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread() or _active is _ask:
+        yield
+        return
+    try:
+        with _handling(_ask):
+            yield
+        raise_if_stopping()
+    finally:
+        _asked.clear()
+
+
+@contextlib.contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Turn the same signals inside the block into ``Interrupted``, raised wherever the code is.
+
+    For work that is cheap to repeat and leaves whole files only: scoring, pictures, reports. A
+    ``graceful_stop`` inside it takes over for its loop.
+    """
+    ours = threading.current_thread() is threading.main_thread() and _active is None
+    try:
+        with _handling(_stop) if ours else contextlib.nullcontext():
+            yield
+    except StopNow:
+        raise Interrupted("Stopped on request; what was finished is kept.", hint="The same command goes on.") from None
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Install ``handler``; a signal that is ignored from outside (nohup) stays ignored."""
+    global _active
+    found = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: old for number, old in found.items() if old not in (None, signal.SIG_IGN)}
+    outer, _active = _active, handler
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        _active = outer
+
+
+def _ask(number: int, _frame: Any) -> None:
+    if number == signal.SIGINT and _asked.is_set():
+        raise KeyboardInterrupt
+    _asked.set()
+
+
+def _stop(_number: int, _frame: Any) -> None:
+    raise StopNow
+
+
+def stop_requested() -> bool:
+    """Say whether a stop was asked for."""
+    return _asked.is_set()
+
+
+def raise_if_stopping() -> None:
+    """Raise ``Interrupted`` where a stop was asked for."""
+    if stop_requested():
+        raise Interrupted("Stopped on request; everything is saved.", hint="The same command goes on.")

@@ -1,0 +1,31 @@
+"""Shared fixtures: a quiet machine, a tiny data set, tiny settings."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["TQDM_DISABLE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+
+from diawork.images import ImageSet
+
+
+@pytest.fixture(autouse=True)
+def _away_from_the_users_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIAWORK_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def make_images(n=12, size=16, *, split="train", anomalous=0, seed=0):
+    """An ImageSet of seeded noise; the last ``anomalous`` images are anomalous."""
+    images = torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed))
+    labels = np.arange(n) >= n - anomalous
+    names = np.where(labels, "lesion", "healthy")
+    return ImageSet(images, names, labels, np.arange(n), split, "noise", None, f"noise-{n}-{size}-{seed}")
+
+
+@pytest.fixture
+def images():
+    return make_images()

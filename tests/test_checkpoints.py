@@ -1,0 +1,170 @@
+"""Checkpoints: round trip, refusal of damage and of foreign content, pruning, fallback."""
+
+import json
+import random
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from diawork.checkpoints import (
+    Keeper,
+    load_checkpoint,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+    save_checkpoint,
+)
+from diawork.errors import CheckpointError, Interrupted
+from diawork.stopping import _asked
+
+SPEC = {"kind": "toy", "size": 3}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_checkpoint(tmp_path / "a", {"w": torch.arange(64.0)}, spec=SPEC, state={"step": 7})
+    return tmp_path / "a"
+
+
+def test_round_trip(saved):
+    checkpoint = load_checkpoint(saved, spec=SPEC)
+    assert torch.equal(checkpoint.tensors["w"], torch.arange(64.0)) and checkpoint.state == {"step": 7}
+
+
+def test_refuses_foreign_content_with_a_table(saved):
+    with pytest.raises(CheckpointError, match=r"(?s)size: in file 3, wanted 4.*train anew"):
+        load_checkpoint(saved, spec=SPEC | {"size": 4})
+
+
+def damage(data: bytes, rng: random.Random) -> bytes:
+    kind, at = rng.choice(["flip", "zero", "cut"]), rng.randrange(len(data))
+    if kind == "cut":
+        return data[:at]
+    if kind == "flip":
+        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+    block = data[at : at + 512]
+    return data[:at] + bytes(len(block)) + data[at + 512 :]
+
+
+def refused(path, suffix, n):
+    rng, file = random.Random(0), path.with_suffix(suffix)
+    whole, bad = file.read_bytes(), 0
+    for _ in range(n):
+        broken = damage(whole, rng)
+        if broken == whole:
+            continue
+        file.write_bytes(broken)
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint(path, spec=SPEC)
+        assert path.name in str(error.value)
+        bad += 1
+    return bad
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_refuses_every_damaged_file(saved, suffix):
+    assert refused(saved, suffix, 150) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_refuses_three_thousand_damaged_files(saved, suffix):
+    assert refused(saved, suffix, 1500) > 1400
+
+
+@pytest.mark.parametrize("missing", [".safetensors", ".json"])
+def test_half_a_pair_is_no_checkpoint(saved, missing):
+    saved.with_suffix(missing).unlink()
+    with pytest.raises(CheckpointError, match=r"missing|cannot be read"):
+        load_checkpoint(saved)
+
+
+def test_refuses_values_that_are_not_finite(tmp_path):
+    save_checkpoint(tmp_path / "a", {"w": torch.tensor([1.0, torch.nan])}, spec=SPEC, state={})
+    with pytest.raises(CheckpointError, match="'w' holds values that are not finite"):
+        load_checkpoint(tmp_path / "a")
+
+
+def test_refuses_a_pickle_under_our_name(saved):
+    record = json.loads(saved.with_suffix(".json").read_text())
+    saved.with_suffix(".safetensors").write_bytes(b"\x80\x04\x95.posix\x94\x8c\x06system")
+    assert record["sha256"]
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(saved)
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"weight: in file 'float32 \(2, 3\)', wanted 'float32 \(2, 4\)'"):
+        load_weights(nn.Linear(4, 2), nn.Linear(3, 2).state_dict(), path=tmp_path)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
+def test_optimiser_goes_on_exactly(kind):
+    def steps(layer, optimizer, n):
+        for _ in range(n):
+            optimizer.zero_grad()
+            layer(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole = nn.Linear(3, 2)
+    start, optimizer = {k: v.clone() for k, v in whole.state_dict().items()}, kind(whole.parameters())
+    steps(whole, optimizer, 5)
+    part = nn.Linear(3, 2)
+    part.load_state_dict(start)
+    first = kind(part.parameters())
+    steps(part, first, 2)
+    second = kind(part.parameters())
+    load_optimizer(second, {f"o.{k}": v.clone() for k, v in optimizer_state(first).items()}, prefix="o.")
+    steps(part, second, 3)
+    assert torch.equal(part.weight, whole.weight)
+
+
+def snapshot(step):
+    return lambda: ({"w": torch.full((3,), float(step))}, {})
+
+
+def test_keeper_keeps_two_and_restores_the_newest(tmp_path):
+    keeper = Keeper(tmp_path, spec=SPEC, every_seconds=0)
+    for step in range(5):
+        keeper.save(step, snapshot(step))
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["step-000000003.json", "step-000000004.json"]
+    assert keeper.restore().state["step"] == 4
+    keeper.clear()
+    assert keeper.restore() is None and not list(tmp_path.iterdir())
+
+
+def test_keeper_falls_back_past_a_damaged_one_and_says_so(tmp_path):
+    keeper = Keeper(tmp_path, spec=SPEC)
+    for step in (1, 2):
+        keeper.save(step, snapshot(step))
+    (tmp_path / "step-000000002.safetensors").write_bytes(b"rubbish")
+    with pytest.warns(UserWarning, match=r"step-000000002.*Falling back"):
+        assert keeper.restore().state["step"] == 1
+
+
+def test_keeper_refuses_another_runs_checkpoints(tmp_path):
+    Keeper(tmp_path, spec=SPEC).save(1, snapshot(1))
+    with pytest.raises(CheckpointError, match="belongs to something else"):
+        Keeper(tmp_path, spec=SPEC | {"size": 9}).restore()
+
+
+def test_keeper_saves_before_it_stops(tmp_path):
+    keeper = Keeper(tmp_path, spec=SPEC)
+    _asked.set()
+    try:
+        with pytest.raises(Interrupted, match="everything is saved"):
+            keeper.after_step(3, snapshot(3))
+    finally:
+        _asked.clear()
+    assert keeper.restore().state["step"] == 3
+
+
+def test_keeper_without_a_folder_saves_nothing(tmp_path):
+    keeper = Keeper(None, spec=SPEC, every_seconds=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keeper.after_step(1, snapshot(1))
+    assert keeper.restore() is None

@@ -1,0 +1,71 @@
+"""Config: validation, overrides, digests, presets."""
+
+import pytest
+
+from diawork.config import ExperimentConfig
+from diawork.errors import UsageError
+from diawork.presets import PRESETS, preset
+
+
+def test_override_changes_a_copy_and_the_digest():
+    cfg = ExperimentConfig()
+    changed = cfg.override({"loss.temperature": 0.2, "seed": 3})
+    assert (changed.loss.temperature, changed.seed, cfg.loss.temperature) == (0.2, 3, 0.5)
+    assert changed.digest("data") != cfg.digest("data") != cfg.digest("other data")
+
+
+def test_digest_depends_on_content_alone():
+    assert ExperimentConfig().override({"train.epochs": 10}).digest() == ExperimentConfig().digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss.temprature": 1}, "Did you mean 'loss.temperature'"),
+        ({"loss": 1}, "'loss' is not a parameter"),
+        ({"nonsense.x": 1}, "Allowed|Did you mean"),
+        ({"loss.temperature": 0}, "loss.temperature: .*greater than or equal to 0.01"),
+        ({"dissolve.t_range": [30, 1200]}, r"must lie in \[0, 1000\)"),
+        ({"dissolve.t_range": [130, 30]}, "low ≤ high"),
+        ({"dissolve.kernel_size": 4}, "must be odd"),
+        ({"views.crop_scale": [0, 1]}, "of the area"),
+        ({"loss.mask": "some"}, "'naive' or 'shifted_removed'"),
+        ({"diffusion.image_size": 30}, "multiple of 8"),
+        ({"train.select": "test"}, "'last' or 'val'"),
+        ({"train.peak_lr": float("nan")}, "finite"),
+        ({"seed": "a"}, "integer"),
+    ],
+)
+def test_refuses_in_one_sentence(change, message):
+    with pytest.raises(UsageError, match=message):
+        ExperimentConfig().override(change)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        ExperimentConfig().seed = 2
+
+
+def test_flat_names_are_the_override_keys():
+    cfg = ExperimentConfig()
+    assert cfg.override(cfg.flat()) == cfg
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_say_how_to_run_them(name):
+    assert preset(name, seed=1).seed == 1
+    assert f"--preset {name}" in PRESETS[name].__doc__ or "diawork demo" in PRESETS[name].__doc__
+
+
+def test_presets_state_what_their_sources_say():
+    paper, r23, r24 = map(preset, ("paper", "repo2023", "repo2024"))
+    assert (paper.dissolve.range_mode, paper.dissolve.weights, paper.loss.mask) == ("normalized", "ema", "naive")
+    assert (r23.loss.mask, r24.loss.mask) == ("naive", "shifted_removed")
+    assert (r23.diffusion.steps, r24.diffusion.steps) == (25_000, 312_500)
+    assert r23.dissolve.t_range == r24.dissolve.t_range == (30, 99)
+    assert r23.views.third_source == "second_view" and r24.views.dissolve_per == "shift"
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'paper'"):
+        preset("papper")
