@@ -1,0 +1,230 @@
+"""Manifests: the facts about a data set, as strictly typed YAML.
+
+Whatever is wrong with one becomes a single ``UsageError`` with file, line and field.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from diawork.errors import DataError, UsageError, did_you_mean, printable
+from diawork.phantom import PhantomSpec
+from diawork.strictyaml import MAX_BYTES, parse_yaml
+
+SPLITS = ("train", "val", "test")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable text without control characters or spaces around it")
+    return text
+
+
+def _inside_root(path: str) -> str:
+    """Refuse what could lead out of the data root on any system; symlinks are checked on opening."""
+    if re.search(r'[\\:~$%*?"<>|]', path) or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError("must be a plain path inside the data root (no '..', no absolute path, no ~, $ or \\)")
+    return path
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_printable)]
+FileName = Annotated[str, Field(max_length=200), AfterValidator(_printable), AfterValidator(_inside_root)]
+Url = Annotated[str, Field(max_length=500, pattern=r"^https://[^\s\\<>\"'`]+$"), AfterValidator(_printable)]
+Count = Annotated[int, Field(ge=0, le=10_000_000)]
+Label = Annotated[int, Field(ge=0, le=65_535)]
+Step = Annotated[int, Field(ge=0, le=1_000_000)]
+Role = Literal["normal", "anomalous"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageFacts(_Frozen):
+    """Size (px, square) and channels of the stored images."""
+
+    size: Annotated[int, Field(ge=8, le=4096)]
+    channels: Literal[1, 3]
+
+
+class PhantomFacts(_Frozen):
+    """What the synthetic images show, and how fine their lesions are."""
+
+    kind: Literal["lung", "fundus", "oct"]
+    lesion: Literal["spot", "ring", "twist"]
+    lesion_size: float  # px
+    lesion_contrast: float  # of the grey range
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+
+    def spec(self, size: int) -> PhantomSpec:
+        """Return what to draw for images of ``size`` px."""
+        return PhantomSpec(size=size, **self.model_dump(exclude={"seed"}))
+
+
+class Manifest(_Frozen):
+    """Everything the house knows about a data set before it opens it."""
+
+    name: Name
+    title: Text
+    kind: Literal["phantom", "npz"]
+    licence: Text
+    citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
+    classes: Annotated[dict[Label, Text], Field(min_length=1, max_length=1000)]  # stored label → class name
+    roles: dict[Text, Role]
+    counts: dict[Literal["train", "val", "test"], dict[Text, Count]]  # images per split and class
+    image: ImageFacts
+    t_range: Annotated[tuple[Step, Step], Field(strict=False)]  # lowest and highest dissolving step
+    bridge: Literal["pad", "resize", "none"]  # image px ↔ model px
+    file: FileName | None = None  # npz: inside the data root
+    url: Annotated[tuple[Url, ...], Field(strict=False, max_length=10)] = ()  # npz: tried in order
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # npz: as published
+    # npz: stored values shown as black and white; needed for anything but 8-bit images
+    intensity: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    phantom: PhantomFacts | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        names = list(self.classes.values())
+        if len(set(names)) < len(names):
+            raise _wrong("two labels have the same class name", "classes")
+        _same_names(self.roles, names, "roles")
+        if "normal" not in self.roles.values():
+            raise _wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
+        for split, counts in self.counts.items():
+            _same_names(counts, names, "counts", split)
+        for split in {"train", "test"} - set(self.counts):
+            raise _wrong(f"the split '{split}' is missing", "counts")
+        for field in ("t_range", "intensity"):
+            bounds = getattr(self, field)
+            if bounds and not (bounds[0] <= bounds[1] if field == "t_range" else bounds[0] < bounds[1]):
+                raise _wrong(f"{list(bounds)} must be [low, high] with low below high", field)
+        self._fits_kind()
+        return self
+
+    def _fits_kind(self) -> None:
+        needed = {"npz": "file", "phantom": "phantom"}[self.kind]
+        foreign = {"npz": ("phantom",), "phantom": ("file", "url", "md5", "intensity")}[self.kind]
+        if getattr(self, needed) is None:
+            raise _wrong(f"is missing; kind: {self.kind} needs it", needed)
+        for field in foreign:
+            if getattr(self, field):
+                raise _wrong(f"has no meaning with kind: {self.kind}", field)
+        if self.kind == "phantom" and sorted(self.roles.values()) != ["anomalous", "normal"]:
+            raise _wrong("a phantom has exactly one normal and one anomalous class", "roles")
+        if self.kind == "phantom" and self.image.channels != 1:
+            raise _wrong("a phantom is grey: 1 channel", "image", "channels")
+        if self.phantom:
+            try:
+                self.phantom.spec(self.image.size)
+            except UsageError as error:
+                raise _wrong(error.what.rstrip("."), "phantom") from None
+
+    def path_in(self, root: Path | str) -> Path:
+        """Return where the file lies in ``root``, links followed; refuse a link that leads out of it."""
+        try:
+            base = Path(root).resolve()
+            path = (base / str(self.file)).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
+            raise DataError(f"the path {self.file!r} cannot be followed ({error}).", path=str(root)) from None
+        if not path.is_relative_to(base):
+            raise DataError(
+                f"{self.file!r} is a link to {str(path)!r}, outside the data root.",
+                path=str(root),
+                hint="Set DIAWORK_DATA to the folder that really holds the file, or copy it there.",
+            )
+        return path
+
+
+def _wrong(text: str, *at: str) -> PydanticCustomError:
+    return PydanticCustomError("facts", "{text}", {"text": text, "at": at})
+
+
+def _same_names(given: dict[str, Any], classes: list[str], *at: str) -> None:
+    """Refuse a mapping whose keys are not exactly the class names."""
+    for name in given:
+        if name not in classes:
+            raise _wrong(f"{name!r} is not one of the classes {', '.join(map(repr, classes))}", *at, name)
+    for name in classes:
+        if name not in given:
+            raise _wrong(f"the class {name!r} is missing", *at)
+
+
+# --- the public face ---------------------------------------------------------------------------------
+
+
+def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
+    """Return the manifest written in ``text``; ``where`` names it in the ``UsageError``."""
+    where = printable(where)
+    values, lines = parse_yaml(text, where)
+    if not isinstance(values, dict):
+        found = "empty" if values is None else f"a {type(values).__name__} at the top"
+        raise UsageError(f"{found}; a manifest is a list of 'key: value' lines.", path=where)
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        # an unknown key is the likelier cause of a missing one, so it is named first
+        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        raise _explain(first, lines, where) from None
+
+
+_MODELS: dict[tuple, type[BaseModel]] = {(): Manifest, ("image",): ImageFacts, ("phantom",): PhantomFacts}
+
+
+def _explain(error: dict[str, Any], lines: dict[tuple, int], where: str) -> UsageError:
+    """Turn pydantic's first complaint into one sentence with line, field and, for names, the nearest one."""
+    at = tuple(error.get("ctx", {}).get("at", error["loc"]))
+    at = at[:-1] if at and at[-1] == "[key]" else at
+    what, given = error["msg"].removeprefix("Value error, "), error["input"]
+    hint = ""
+    if error["type"] == "extra_forbidden":
+        what, hint = f"unknown key {at[-1]!r}", did_you_mean(at[-1], _MODELS[at[:-1]].model_fields)
+    elif error["type"] == "missing":
+        what = "this key is missing"
+    elif error["type"] != "facts":
+        what = f"{what[:1].lower()}{what[1:]}, not {repr(given)[:80]} ({type(given).__name__})"
+        hint = did_you_mean(given, SPLITS) if len(at) == 2 and at[0] == "counts" else ""
+    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
+    field = ".".join(printable(part) for part in at)
+    return UsageError(f"{what}.", hint=hint, path=f"{where}, line {line}", field=field)
+
+
+def _folder() -> Path:
+    """Return where the shipped manifests lie: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_manifests"
+    return installed if installed.is_dir() else package.parent / "data_manifests"
+
+
+def list_manifests() -> list[str]:
+    """Return the names of the data sets that come with the package."""
+    # other facts may lie beside them (published numbers): a data set is what says its kind
+    files = sorted(_folder().glob("*.yaml"))
+    return [path.stem for path in files if re.search(r"^kind:", path.read_text("utf-8"), re.MULTILINE)]
+
+
+def load_manifest(name_or_path: str | Path) -> Manifest:
+    """Return a shipped manifest by name, or a user's own by the path of its ``.yaml`` file."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
+        path = Path(text)
+    elif text in list_manifests():
+        path = _folder() / f"{text}.yaml"
+    else:
+        hint = f"{did_you_mean(text, list_manifests())} Your own set: the path of its manifest.yaml."
+        raise UsageError(f"unknown data set {text!a}.", hint=hint)
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(2, "no such file")
+        with open(path, "rb") as f:
+            content = f.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        hint = did_you_mean(path.stem, list_manifests())
+        raise UsageError(f"the manifest cannot be read ({reason}).", path=text, hint=hint) from None
+    return check_manifest(content, path)

@@ -1,0 +1,200 @@
+"""Numbers from arrays: every score is "higher = more anomalous", every label "is anomalous".
+
+Ties count half in the AUROC and stand or fall together elsewhere, so constant scores give 0.5.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap, norm, rankdata
+
+from diawork.errors import DataError, NumericError, UsageError, did_you_mean
+
+BCA_MAX_IMAGES = 5_000  # above, the jackknife of BCa costs minutes and moves the interval by nothing visible
+_BATCH_VALUES = 2_000_000  # resampled scores in memory at once
+_TPR = 0.95
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+class PairedTest(NamedTuple):
+    """AUROC of a minus AUROC of b on the same images, its confidence interval and two-sided p value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def _split(scores: np.ndarray, anomalous: np.ndarray) -> Arrays:
+    """Return the scores of anomalous and of normal images, or say what is wrong with them."""
+    scores, anomalous = _finite(scores), np.asarray(anomalous)
+    if scores.shape != anomalous.shape:
+        raise DataError(f"{scores.shape} scores do not fit {anomalous.shape} labels; both must be (N,).")
+    if not np.isin(anomalous, (0, 1)).all():
+        raise DataError("labels must be true (anomalous) or false (normal).")
+    anomalous = anomalous.astype(bool)
+    if anomalous.all() or not anomalous.any():
+        only = "anomalous" if anomalous.any() else "normal"
+        raise DataError(
+            f"all {len(scores)} images are {only}, so there is nothing to tell apart.",
+            hint="Evaluate a split that has both classes.",
+        )
+    return scores[anomalous], scores[~anomalous]
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    """Return scores (N,) as float64; refuse an empty, non-numeric or non-finite array."""
+    try:
+        scores = np.asarray(scores, np.float64)
+    except (TypeError, ValueError):
+        raise DataError("scores must be numbers.") from None
+    if scores.ndim != 1 or not scores.size:
+        raise DataError(f"scores of shape {scores.shape} cannot be evaluated; they must be (N,) with N ≥ 1.")
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if bad.size:
+        raise NumericError(f"{bad.size} of {len(scores)} scores are not finite, the first at position {bad[0]}.")
+    return scores
+
+
+# --- statistics of (…, P) anomalous and (…, Q) normal scores → (…), vectorised for the bootstrap -----
+
+
+def _pooled(abnormal: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """Return (…, P + Q); a jackknifed sample brings leading axes which the other lacks."""
+    lead = np.broadcast_shapes(abnormal.shape[:-1], normal.shape[:-1])
+    return np.concatenate([np.broadcast_to(a, lead + a.shape[-1:]) for a in (abnormal, normal)], axis=-1)
+
+
+def _auroc(abnormal: np.ndarray, normal: np.ndarray, axis: int = -1) -> np.ndarray:
+    """P(anomalous > normal) + ½ P(equal), by the rank sum of Mann and Whitney."""
+    p, q = abnormal.shape[-1], normal.shape[-1]
+    ranks = rankdata(_pooled(abnormal, normal), axis=-1)[..., :p]
+    return (ranks.sum(-1) - p * (p + 1) / 2) / (p * q)
+
+
+def _auprc(abnormal: np.ndarray, normal: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean over anomalous images of the precision at their score (= the step-wise average precision)."""
+    p = abnormal.shape[-1]
+    flagged = rankdata(-_pooled(abnormal, normal), method="max", axis=-1)[..., :p]
+    hits = rankdata(-abnormal, method="max", axis=-1)
+    return (hits / flagged).mean(-1)
+
+
+def _fpr(abnormal: np.ndarray, normal: np.ndarray, axis: int = -1, tpr: float = _TPR) -> np.ndarray:
+    """Share of normal images at or above the highest threshold that still finds ``tpr`` of the anomalous."""
+    p = abnormal.shape[-1]
+    missed = p - max(1, int(np.ceil(tpr * p - 1e-9)))
+    threshold = np.partition(abnormal, missed, axis=-1)[..., missed, None]
+    return (normal >= threshold).mean(-1)
+
+
+METRICS: dict[str, Callable[..., np.ndarray]] = {"auroc": _auroc, "auprc": _auprc, "fpr95": _fpr}
+
+
+# --- the public face ---------------------------------------------------------------------------------
+
+
+def auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
+    """Area under the ROC curve of scores (N,) against labels (N,); 0.5 is chance, ties count half."""
+    return float(_auroc(*_split(scores, anomalous)))
+
+
+def average_precision(scores: np.ndarray, anomalous: np.ndarray) -> float:
+    """Area under the precision-recall curve (AUPRC, step-wise); chance is the share of anomalous images."""
+    return float(_auprc(*_split(scores, anomalous)))
+
+
+def fpr_at_tpr(scores: np.ndarray, anomalous: np.ndarray, tpr: float = _TPR) -> float:
+    """False-positive rate where at least ``tpr`` of the anomalous images are found; lower is better."""
+    if not 0 < tpr <= 1:
+        raise UsageError(f"tpr={tpr} outside (0, 1].")
+    return float(_fpr(*_split(scores, anomalous), tpr=tpr))
+
+
+def bootstrap_ci(
+    scores: np.ndarray,
+    anomalous: np.ndarray,
+    metric: str = "auroc",
+    *,
+    level: float = 0.95,
+    n: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Confidence interval by the bootstrap within each class: BCa, or percentile above ``BCA_MAX_IMAGES``.
+
+    Where BCa is undefined (constant scores, perfect separation) the percentiles are returned.
+    """  # fmt: skip
+    if metric not in METRICS:
+        raise UsageError(f"{metric!r} is not a metric.", hint=did_you_mean(metric, METRICS))
+    if not 0 < level < 1 or n < 2:
+        raise UsageError(f"level={level} must lie in (0, 1) and n={n} be at least 2.")
+    samples = _split(scores, anomalous)
+    size = sum(map(len, samples))
+    # one image of a class cannot be resampled otherwise than as itself, which scipy refuses
+    data = tuple(np.repeat(s, 2) if len(s) == 1 else s for s in samples)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore")  # degenerate data: handled below
+        result = bootstrap(
+            data, METRICS[metric], n_resamples=n, confidence_level=level, vectorized=True,
+            batch=max(1, _BATCH_VALUES // size), method="BCa" if size <= BCA_MAX_IMAGES else "percentile",
+            rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    interval = np.array(result.confidence_interval)
+    if np.isnan(interval).any():
+        interval = np.quantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
+    return float(interval[0]), float(interval[1])
+
+
+def paired_test(a: np.ndarray, b: np.ndarray, anomalous: np.ndarray, *, level: float = 0.95) -> PairedTest:
+    """Compare the AUROC of two detectors on the same images (DeLong, DeLong and Clarke-Pearson, 1988)."""
+    pairs = [_split(scores, anomalous) for scores in (a, b)]
+    difference = float(_auroc(*pairs[0]) - _auroc(*pairs[1]))
+    by_image = [np.subtract(one, two) for one, two in zip(_placements(*pairs[0]), _placements(*pairs[1]), strict=True)]
+    sd = float(np.sqrt(sum(np.var(d, ddof=1) / len(d) for d in by_image if len(d) > 1)))
+    half = float(norm.ppf((1 + level) / 2)) * sd
+    p = 2 * float(norm.sf(abs(difference) / sd)) if sd > 0 else float(difference == 0)
+    return PairedTest(difference, difference - half, difference + half, p)
+
+
+def _placements(abnormal: np.ndarray, normal: np.ndarray) -> Arrays:
+    """Return the share of normal images below each anomalous one (P,), of anomalous above each normal one (Q,)."""
+    p, q = len(abnormal), len(normal)
+    ranks = rankdata(np.concatenate([abnormal, normal]))
+    return (ranks[:p] - rankdata(abnormal)) / q, 1 - (ranks[p:] - rankdata(normal)) / p
+
+
+def threshold_at_specificity(normal_scores: np.ndarray, specificity: float = 0.95) -> float:
+    """Lowest threshold that leaves at least this share of healthy images unflagged (flagged: score > threshold)."""
+    if not 0 < specificity <= 1:
+        raise UsageError(f"specificity={specificity} outside (0, 1].")
+    return float(np.quantile(_finite(normal_scores), specificity, method="inverted_cdf"))
+
+
+def summary(
+    scores: np.ndarray, anomalous: np.ndarray, *, threshold: float | None = None, seed: int = 0
+) -> dict[str, float | int]:
+    """Return AUROC, AUPRC and FPR@95TPR with 95 % intervals; with ``threshold`` also what it achieves."""  # fmt: skip
+    abnormal, normal = _split(scores, anomalous)
+    row: dict[str, float | int] = {}
+    for name, statistic in METRICS.items():
+        row[name] = float(statistic(abnormal, normal))
+        row[f"{name}_low"], row[f"{name}_high"] = bootstrap_ci(scores, anomalous, name, seed=seed)
+    row |= {"n_normal": len(normal), "n_anomalous": len(abnormal)}
+    return row if threshold is None else row | _at_threshold(abnormal, normal, threshold)
+
+
+def _at_threshold(abnormal: np.ndarray, normal: np.ndarray, threshold: float) -> dict[str, float]:
+    found, alarms = int((abnormal > threshold).sum()), int((normal > threshold).sum())
+    p, q = len(abnormal), len(normal)
+    return {
+        "threshold": float(threshold),
+        "f1": 2 * found / (found + alarms + p),
+        "accuracy": (found + q - alarms) / (p + q),
+        "sensitivity": found / p,
+        "specificity": 1 - alarms / q,
+    }

@@ -1,0 +1,120 @@
+"""YAML without surprises: 1.2 scalars, nothing clever, limits on size and depth.
+
+PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false, ``0123`` is 83 and ``12:30:45`` is
+45045, and where the last of two equal keys wins. Here ``1e-4`` is a number and ``no`` a string;
+duplicate keys, anchors, aliases, tags and second documents are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import yaml
+
+from diawork.errors import UsageError
+
+MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 5_000
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe parser with YAML 1.2 scalars, refusing anchors, aliases, tags and deep nesting."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    depth = nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        """Compose one node; called by PyYAML for every node of the document."""
+        event = self.peek_event()
+        self.nodes += 1
+        self.depth += 1
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise _YamlRefused("anchors and aliases are not allowed", event.start_mark)
+        if event.tag is not None:
+            raise _YamlRefused("tags (!) are not allowed", event.start_mark)
+        if self.depth > MAX_DEPTH:
+            raise _YamlRefused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+        if self.nodes > MAX_NODES:
+            raise _YamlRefused(f"more than {MAX_NODES} entries", event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _YamlRefused(yaml.MarkedYAMLError):
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(problem=problem, problem_mark=mark)
+
+
+_TAG = "tag:yaml.org,2002:"
+for _tag, _pattern, _first in (
+    ("null", r"(?:null|Null|NULL|~|)\Z", ["n", "N", "~", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z", list("-+.0123456789")),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", list("-+.")),
+):
+    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(_pattern), _first)
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    """Return the value of a scalar by the YAML 1.2 core schema."""
+    kind, text = node.tag.removeprefix(_TAG), node.value
+    if kind == "int":
+        if len(text) > 20:
+            raise _YamlRefused("a number of more than 20 digits", node.start_mark)
+        bases = {"0o": 8, "0x": 16}
+        return int(text, bases.get(text[:2], 10))
+    if kind == "float":
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return {"null": None, "bool": text.lower() == "true"}.get(kind, text)
+
+
+def _plain(node: yaml.Node, at: tuple, lines: dict[tuple, int]) -> Any:
+    """Turn a node into plain Python values; note the line of every place in ``lines``."""
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node)
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*at, i), lines) for i, item in enumerate(node.value)]
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+        if isinstance(key, bool) or not isinstance(key, str | int):
+            raise _YamlRefused("a key must be text or a whole number", key_node.start_mark)
+        if key in mapping:
+            raise _YamlRefused(f"the key {key!r} appears twice", key_node.start_mark)
+        lines[*at, key] = key_node.start_mark.line + 1
+        mapping[key] = _plain(value_node, (*at, key), lines)
+    return mapping
+
+
+def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
+    """Return the document as plain values, and the line of every place (a tuple of keys) in it.
+
+    Raises ``UsageError`` with ``where`` and the line, whatever the input.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = text.count(b"\n", 0, error.start) + 1
+            raise UsageError("not UTF-8 text.", path=f"{where}, line {line}", hint="Save it as UTF-8.") from None
+    strange = re.search("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]", text)
+    if strange:
+        at = f"{where}, line {text.count(chr(10), 0, strange.start()) + 1}"
+        raise UsageError(f"the character {strange[0]!a} (such as NUL or a byte-order mark) is not allowed.", path=at)
+    if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
+        raise UsageError(f"larger than {MAX_BYTES:,} bytes; this is no manifest.", path=where)
+    lines: dict[tuple, int] = {}
+    try:
+        node = _Loader(text).get_single_node()
+        return (None if node is None else _plain(node, (), lines)), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        at = f"{where}, line {mark.line + 1}" if mark else where
+        raise UsageError(f"{' '.join(problem.split())}.", path=at, field="YAML") from None
+    except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML lets a few malformed escapes and directives through to chr(), int() and the like
+        raise UsageError(f"not valid YAML ({type(error).__name__}).", path=where) from None

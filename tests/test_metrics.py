@@ -1,0 +1,174 @@
+"""Metrics: closed forms, agreement with scikit-learn, ties, intervals, refusals."""
+
+import time
+
+import numpy as np
+import pytest
+import sklearn.metrics as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diawork import metrics
+from diawork.errors import DataError, DiaworkError, NumericError, UsageError
+
+
+def scored(n=200, lift=1.0, decimals=9, seed=0):
+    rng = np.random.default_rng(seed)
+    anomalous = rng.random(n) < 0.4
+    anomalous[:2] = True, False
+    return np.round(rng.normal(size=n) + lift * anomalous, decimals), anomalous
+
+
+def slow_fpr(scores, anomalous, tpr):
+    found = [t for t in scores if (scores[anomalous] >= t).mean() >= tpr - 1e-12]
+    return min((scores[~anomalous] >= t).mean() for t in found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 9), st.integers(0, 3), st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_agree_with_the_reference_also_among_ties(n, seed, decimals, tpr):
+    scores, anomalous = scored(n, decimals=decimals, seed=seed)
+    assert metrics.auroc(scores, anomalous) == pytest.approx(reference.roc_auc_score(anomalous, scores))
+    precision = reference.average_precision_score(anomalous, scores)
+    assert metrics.average_precision(scores, anomalous) == pytest.approx(precision)
+    assert metrics.fpr_at_tpr(scores, anomalous, tpr) == pytest.approx(slow_fpr(scores, anomalous, tpr))
+
+
+def test_higher_means_more_anomalous():
+    assert metrics.auroc([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == 1.0
+    scores, anomalous = scored()
+    assert metrics.auroc(-scores, anomalous) == pytest.approx(1 - metrics.auroc(scores, anomalous))
+    assert metrics.auroc(scores, ~anomalous) == pytest.approx(1 - metrics.auroc(scores, anomalous))
+
+
+def test_constant_scores_are_chance_exactly():
+    row = metrics.summary(np.full(50, 3.0), np.arange(50) < 20, threshold=3.0)
+    assert [row[k] for k in ("auroc", "auroc_low", "auroc_high")] == [0.5, 0.5, 0.5]
+    assert [row[k] for k in ("auprc", "fpr95", "f1", "specificity")] == pytest.approx([0.4, 1.0, 0.0, 1.0])
+
+
+def test_summary_names_everything_a_table_needs():
+    scores, anomalous = scored()
+    row = metrics.summary(scores, anomalous, threshold=0.7)
+    assert row["auroc_low"] < row["auroc"] < row["auroc_high"]
+    assert row["auprc_low"] < row["auprc"] < row["auprc_high"]
+    assert row["fpr95_low"] < row["fpr95"] < row["fpr95_high"]
+    assert (row["n_normal"], row["n_anomalous"]) == ((~anomalous).sum(), anomalous.sum())
+    flagged = scores > 0.7
+    assert row["f1"] == pytest.approx(reference.f1_score(anomalous, flagged))
+    assert row["accuracy"] == pytest.approx((flagged == anomalous).mean())
+    assert row["sensitivity"] == pytest.approx(flagged[anomalous].mean())
+    assert row["specificity"] == pytest.approx(1 - flagged[~anomalous].mean())
+    assert "f1" not in metrics.summary(scores, anomalous)
+
+
+def test_interval_agrees_with_a_slow_bootstrap():
+    scores, anomalous = scored(60)
+    low, high = metrics.bootstrap_ci(scores, anomalous, n=4000)
+    rng, values = np.random.default_rng(1), []
+    for _ in range(1500):
+        a, b = (rng.choice(s, len(s)) for s in (scores[anomalous], scores[~anomalous]))
+        values.append((a[:, None] > b).mean() + (a[:, None] == b).mean() / 2)
+    assert np.quantile(values, [0.025, 0.975]) == pytest.approx([low, high], abs=0.02)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    truth = 0.7602  # P(N(1, 1) > N(0, 1)) = Φ(1/√2)
+    anomalous = np.arange(60) < 30
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(120, 60)) + anomalous
+    inside = [low <= truth <= high for low, high in (metrics.bootstrap_ci(s, anomalous, n=400) for s in scores)]
+    assert 0.88 <= np.mean(inside) <= 0.99
+
+
+def test_interval_is_repeatable_and_narrows_with_the_level():
+    scores, anomalous = scored()
+    wide, narrow = (metrics.bootstrap_ci(scores, anomalous, level=level) for level in (0.95, 0.5))
+    assert wide == metrics.bootstrap_ci(scores, anomalous)
+    assert wide != metrics.bootstrap_ci(scores, anomalous, seed=1)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_perfect_separation_and_single_images_have_an_interval():
+    assert metrics.bootstrap_ci([0, 1, 2, 3], [0, 0, 1, 1]) == (1.0, 1.0)
+    assert metrics.bootstrap_ci([0, 1], [0, 1], "fpr95") == (0.0, 0.0)
+
+
+def test_large_sets_are_bounded_in_time_and_fall_back_to_percentiles():
+    scores, anomalous = scored(metrics.BCA_MAX_IMAGES + 1)
+    start = time.perf_counter()
+    low, high = metrics.bootstrap_ci(scores, anomalous, n=200)
+    assert time.perf_counter() - start < 10
+    assert low < metrics.auroc(scores, anomalous) < high < low + 0.05
+
+
+def test_paired_test_agrees_with_a_paired_bootstrap():
+    a, anomalous = scored(300)
+    b = a + 3 * np.random.default_rng(1).normal(size=300)
+    test = metrics.paired_test(a, b, anomalous)
+    rng, values = np.random.default_rng(2), []
+    for _ in range(600):
+        rows = np.concatenate([rng.choice(np.flatnonzero(c), c.sum()) for c in (anomalous, ~anomalous)])
+        values.append(metrics.auroc(a[rows], anomalous[rows]) - metrics.auroc(b[rows], anomalous[rows]))
+    assert test.difference == pytest.approx(metrics.auroc(a, anomalous) - metrics.auroc(b, anomalous))
+    assert (test.high - test.low) / 3.92 == pytest.approx(np.std(values), rel=0.15)
+    assert test.p < 0.01
+
+
+def test_paired_test_of_a_detector_with_itself_finds_nothing():
+    scores, anomalous = scored()
+    assert metrics.paired_test(scores, 2 * scores, anomalous) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_test_of_equal_detectors_is_rarely_significant():
+    anomalous = np.arange(100) < 50
+    noise = np.random.default_rng(0).normal(size=(200, 3, 100))
+    p = [metrics.paired_test(anomalous + n[0] + n[1], anomalous + n[0] + n[2], anomalous).p for n in noise]
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.1
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 100])
+def test_threshold_keeps_the_promised_specificity_and_no_more(n):
+    healthy = np.random.default_rng(n).permutation(n).astype(float)
+    threshold = metrics.threshold_at_specificity(healthy, 0.95)
+    assert (healthy <= threshold).mean() >= 0.95
+    assert (healthy < threshold).mean() < 0.95
+
+
+@pytest.mark.parametrize(
+    ("scores", "anomalous", "error", "says"),
+    [
+        ([1.0, np.nan, 2.0], [0, 1, 1], NumericError, "1 of 3 scores are not finite, the first at position 1"),
+        ([1.0, np.inf], [0, 1], NumericError, "not finite"),
+        ([1.0, 2.0], [0, 0], DataError, "all 2 images are normal"),
+        ([1.0, 2.0], [True, True], DataError, "all 2 images are anomalous"),
+        ([1.0, 2.0], [0, 1, 1], DataError, "do not fit"),
+        ([1.0, 2.0], [0, 2], DataError, "true (anomalous) or false (normal)"),
+        ([], [], DataError, "N ≥ 1"),
+        ([[1.0], [2.0]], [[0], [1]], DataError, "must be (N,)"),
+        (["a", "b"], [0, 1], DataError, "must be numbers"),
+    ],
+)
+def test_refuses_bad_input_in_one_sentence(scores, anomalous, error, says):
+    with pytest.raises(error) as caught:
+        metrics.summary(scores, anomalous)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: metrics.bootstrap_ci([0, 1], [0, 1], "auroq"),
+        lambda: metrics.bootstrap_ci([0, 1], [0, 1], level=95),
+        lambda: metrics.fpr_at_tpr([0, 1], [0, 1], 0),
+        lambda: metrics.threshold_at_specificity([0, 1], 1.5),
+    ],
+)
+def test_refuses_parameters_out_of_range(call):
+    with pytest.raises(UsageError):
+        call()
+
+
+def test_threshold_refuses_scores_that_are_not_finite():
+    with pytest.raises(DiaworkError, match="not finite"):
+        metrics.threshold_at_specificity([0.0, np.nan])
