@@ -1,0 +1,238 @@
+"""The dissolver (Eq. 4), the bridge to its model's size, and the alternatives that fill the same slot.
+
+Every occupant of the slot has one face: ``dissolve(x, *, image, flip, generator) -> (x_hat, t)``
+with ``x`` float32 (B, C, H, W) in [0, 1], ``image`` (B,) the images' indices, ``flip`` (B,) whether a
+row is mirrored, and ``t`` (B,) the dissolving step, -1 where there is none.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import kornia.filters as kf
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diawork.compute import Compute
+from diawork.config import NO_STEP, DissolveConfig
+from diawork.errors import UsageError
+from diawork.seeding import generator as keyed_generator
+
+Dissolve = Callable[..., tuple[Tensor, Tensor]]
+
+
+# --- the bridge between the images' size and the model's -------------------------------------------
+
+
+def to_model(x: Tensor, size: int, bridge: str, *, antialias: bool = False, channels: int | None = None) -> Tensor:
+    """Bring (B, C, H, W) to (B, channels, size, size): zero padding, bilinear resize, or no change."""
+    if channels and channels != x.shape[1]:
+        x = x.expand(-1, channels, -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
+    height, width = x.shape[-2:]
+    if (height, width) == (size, size):
+        return x
+    if bridge == "pad" and max(height, width) <= size and (size - height) % 2 == (size - width) % 2 == 0:
+        vertical, horizontal = (size - height) // 2, (size - width) // 2
+        return F.pad(x, (horizontal, horizontal, vertical, vertical))
+    if bridge == "resize":
+        return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    raise UsageError(
+        f"bridge={bridge!r} cannot bring {height}×{width} px to the model's {size}×{size} px.",
+        hint="Use bridge='resize', or a model of the images' size.",
+    )
+
+
+def from_model(y: Tensor, like: Tensor, bridge: str, *, antialias: bool = False) -> Tensor:
+    """Undo ``to_model``: centre crop or resize (B, ·, S, S) back to the shape of ``like``."""
+    (height, width), size = like.shape[-2:], y.shape[-1]
+    if (height, width) != (size, size):
+        if bridge == "pad":
+            top, left = (size - height) // 2, (size - width) // 2
+            y = y[..., top : top + height, left : left + width]
+        else:
+            y = F.interpolate(y, (height, width), mode="bilinear", align_corners=False, antialias=antialias)
+    if y.shape[1] != like.shape[1]:
+        y = y.mean(1, keepdim=True).expand(-1, like.shape[1], -1, -1)
+    return y
+
+
+# --- Eq. 4 -----------------------------------------------------------------------------------------
+
+
+def check_t(t: int | Tensor, timesteps: int, batch: int) -> Tensor:
+    """Return ``t`` as an int64 tensor (batch,) on the CPU; refuse anything the model was not trained on."""
+    if isinstance(t, Tensor):
+        if t.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+            raise UsageError(f"t has dtype {t.dtype}; the step is an integer.", hint="Use t.long().")
+        if t.shape != (batch,):
+            raise UsageError(f"t has shape {tuple(t.shape)}; wanted one step an image, ({batch},).")
+    elif isinstance(t, bool) or not isinstance(t, int):
+        raise UsageError(f"t={t!r} is a {type(t).__name__}; the step is an integer or one integer an image.")
+    steps = torch.as_tensor(t, dtype=torch.int64).expand(batch).cpu()
+    if batch and not (int(steps.min()) >= 0 and int(steps.max()) < timesteps):
+        outside = int(steps.max()) if int(steps.max()) >= timesteps else int(steps.min())
+        raise UsageError(f"t={outside} outside [0, {timesteps}): this ddpm was trained with timesteps={timesteps}.")
+    return steps
+
+
+@torch.no_grad()
+def dissolve(
+    ddpm: Any,
+    x: Tensor,
+    t: int | Tensor,
+    *,
+    range_mode: str = "normalized",
+    bridge: str = "pad",
+    antialias: bool = False,
+    compute: Compute | None = None,
+) -> Tensor:
+    """Dissolve images: one reverse step to x̂ from a clean image, no noise added (Eq. 4).
+
+    x̂ = √(1/ᾱ_t)·x − √(1/ᾱ_t − 1)·ε_θ(x, t), clamped to the model's range.
+
+    ``x`` (B, C, H, W) in [0, 1]; ``t`` one step or one an image. ``normalized`` feeds 2x−1 and returns
+    [0, 1]; ``released`` feeds x as it is and returns the clamped [-1, 1], as the released code does.
+    """  # fmt: skip
+    compute = compute or Compute()
+    steps = compute.to(check_t(t, ddpm.num_timesteps, len(x)))
+    size, channels = ddpm.image_size[0], ddpm.channels
+    x_t = to_model(compute.to(x), size, bridge, antialias=antialias, channels=channels)
+    if range_mode == "normalized":
+        x_t = x_t * 2 - 1
+    with compute.autocast():
+        noise = ddpm.model(x_t.to(next(ddpm.model.parameters()).dtype), steps)
+    x_0 = ddpm.predict_start_from_noise(x_t, steps, noise.float()).clamp_(-1, 1)
+    if range_mode == "normalized":
+        x_0 = (x_0 + 1) / 2
+    return from_model(x_0, x, bridge, antialias=antialias)
+
+
+class Dissolver:
+    """The paper's occupant of the slot: a pretrained DDPM and a range of steps."""
+
+    def __init__(self, ddpm: Any, cfg: DissolveConfig | None = None, *, compute: Compute | None = None) -> None:
+        self.cfg, self.compute = cfg or DissolveConfig(), compute or Compute()
+        self.t_range = self.cfg.t_range or (30, 130)
+        check_t(self.t_range[1], ddpm.num_timesteps, 1)
+        self.ddpm = copy.deepcopy(ddpm).to(self.compute.device)  # the schedule stays fp32
+        self.ddpm.model = self.compute.freeze(self.ddpm.model)
+
+    def sample_t(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n steps (n,) uniformly over the integers of ``t_range``, both ends included."""
+        low, high = self.t_range
+        draws = n if self.cfg.t_per == "image" else 1
+        return torch.randint(low, high + 1, (draws,), generator=generator).expand(n)
+
+    def at(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Dissolve (B, C, H, W) at given steps with this dissolver's settings."""
+        cfg = self.cfg
+        return dissolve(
+            self.ddpm, x, t, range_mode=cfg.range_mode, bridge=cfg.bridge or "pad", antialias=cfg.antialias,
+            compute=self.compute,
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Dissolve a batch at freshly drawn steps, one an image."""
+        t = self.sample_t(len(x), generator)
+        return self.at(x, t), t
+
+    def stack(self, x: Tensor, ts: Sequence[int], *, batch: int = 64, progress: bool = False) -> Tensor:
+        """Return (T, B, C, H, W): all images at all steps, in batched passes."""
+        steps = torch.as_tensor(list(ts), dtype=torch.int64).repeat_interleave(len(x))
+        rows = x.repeat(len(ts), 1, 1, 1)
+        bar = tqdm(range(0, len(rows), batch), desc="dissolving", unit="batch", disable=not progress)
+        parts = [self.at(rows[i : i + batch], steps[i : i + batch]).cpu() for i in bar]
+        return torch.cat(parts).reshape(len(ts), *x.shape)
+
+
+def preview(operator: Dissolve, x: Tensor, *, seed: int = 0) -> Tensor:
+    """Return what any occupant of the slot makes of (B, C, H, W), with draws that depend on ``seed`` alone."""
+    rows = torch.arange(len(x))
+    draws = keyed_generator(seed, "preview")
+    return operator(x, image=rows, flip=torch.zeros(len(x), dtype=torch.bool), generator=draws)[0]
+
+
+# --- alternatives in the same slot (the paper's heuristic alternatives, and the plainest controls) ---
+
+
+class _Operator:
+    """An occupant that has no step."""
+
+    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.apply(x, generator), torch.full((len(x),), NO_STEP)
+
+    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not say what it does to an image")
+
+
+class GaussianBlur(_Operator):
+    """Blur with a Gaussian of ``kernel_size`` px; ``sigma`` px, by default 0.3((k−1)/2−1)+0.8."""
+
+    def __init__(self, kernel_size: int = 7, sigma: float | None = None) -> None:
+        self.kernel_size, self.sigma = kernel_size, sigma or 0.3 * ((kernel_size - 1) / 2 - 1) + 0.8
+
+    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Blur (B, C, H, W), borders reflected."""
+        return kf.gaussian_blur2d(x, self.kernel_size, (self.sigma, self.sigma))
+
+
+class MedianBlur(_Operator):
+    """Take the median of a window of ``kernel_size`` px."""
+
+    def __init__(self, kernel_size: int = 7) -> None:
+        self.kernel_size = kernel_size
+
+    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Blur (B, C, H, W), borders reflected."""
+        half = self.kernel_size // 2
+        return kf.median_blur(F.pad(x, (half,) * 4, mode="reflect"), self.kernel_size)[..., half:-half, half:-half]
+
+
+class ResizeOnly(_Operator):
+    """Shrink to ``size`` px and enlarge again, bilinear without antialias."""
+
+    def __init__(self, size: int = 14) -> None:
+        self.size = size
+
+    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Resize (B, C, H, W) down and up."""
+        return from_model(to_model(x, self.size, "resize"), x, "resize")
+
+
+class AddNoise(_Operator):
+    """Add white Gaussian noise of standard deviation ``sd`` and clamp to [0, 1]."""
+
+    def __init__(self, sd: float = 0.1) -> None:
+        self.sd = sd
+
+    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Add noise to (B, C, H, W)."""
+        noise = torch.randn(x.shape, generator=generator).to(x.device)
+        return (x + self.sd * noise).clamp(0, 1)
+
+
+class Identity(_Operator):
+    """Leave the image as it is: what is left of the third branch without any dissolving."""
+
+    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return ``x``."""
+        return x
+
+
+def build_operator(cfg: DissolveConfig, ddpm: Any = None, *, compute: Compute | None = None) -> Dissolve:
+    """Return the occupant of the slot that ``cfg.operator`` names; "ddpm" needs a pretrained model."""
+    if cfg.operator == "ddpm":
+        if ddpm is None:
+            raise UsageError("operator='ddpm' needs a pretrained model.", hint="See diawork.pretrain_ddpm.")
+        return Dissolver(ddpm, cfg, compute=compute)
+    return {
+        "gaussian_blur": lambda: GaussianBlur(cfg.kernel_size, cfg.sigma),
+        "median_blur": lambda: MedianBlur(cfg.kernel_size),
+        "resize": lambda: ResizeOnly(cfg.resize_to),
+        "noise": lambda: AddNoise(cfg.noise_sd),
+        "identity": Identity,
+    }[cfg.operator]()

@@ -1,0 +1,184 @@
+"""The feature bank of healthy images and the anomaly score (Eq. 10, over all shifts).
+
+The released score is "higher = more normal"; ``Scores.total`` carries the opposite sign, because in
+this project a higher score is always more anomalous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diawork.compute import Compute
+from diawork.config import K, ScoreConfig, ViewsConfig
+from diawork.encoder import Encoder
+from diawork.errors import NumericError, UsageError
+from diawork.seeding import generator
+from diawork.stopping import raise_if_stopping
+from diawork.views import SHIFTS, augment, draw_augmentation
+
+UNDEFINED = 1e-3  # a mean shift logit nearer to zero than this, or negative, has no usable inverse
+
+
+@dataclass(frozen=True)
+class Features:
+    """Mean features over the augmented samples: z (K, N, D) and shift logits (K, N, K)."""
+
+    z: Tensor
+    shift_logits: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The anomaly score and its parts, a row an image; higher = more anomalous."""
+
+    total: Tensor  # (N,)
+    similarity: Tensor  # (N, K) −λ_k · max_m ⟨f̄_k, axis_{k,m}⟩
+    shift: Tensor  # (N, K) −μ_k · logit_k (or −probability where μ is undefined)
+    nearest: Tensor  # (N, K) healthy image with the largest product
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: Encoder,
+    x: Tensor,
+    *,
+    views: ViewsConfig,
+    score: ScoreConfig,
+    seed: int = 0,
+    purpose: str = "bank",
+    compute: Compute | None = None,
+    batch: int = 1024,
+    progress: bool = False,
+) -> Features:
+    """Embed x (N, C, H, W) in [0, 1] under T′ augmentations and K shifts; average over T′.
+
+    The draws depend on seed, purpose, sample and image alone, so neither the batch size nor a
+    training around the call changes a score, and the call changes nothing in a training.
+    """
+    compute = compute or Compute()
+    was_training = encoder.training
+    compute.prepare(encoder).eval()
+    cfg = views.model_copy(update={"crop_scale": score.crop_scale})
+    sums: list[Tensor] = []
+    for sample in tqdm(range(score.samples), desc=f"features of {purpose}", disable=not progress):
+        drawn = draw_augmentation(K * len(x), cfg, generator(seed, "score", purpose, sample))
+        mirrored = torch.rand(len(x), generator=generator(seed, "score", purpose, sample, "flip")) < 0.5
+        mirrored &= views.hflip
+        rows = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        per_shift = []
+        for k in range(K):
+            shifted, parameters = SHIFTS[views.shift](rows, k), drawn.take(slice(k * len(x), (k + 1) * len(x)))
+            per_shift.append(_embed(encoder, augment(shifted, parameters), compute, batch))
+        sums.append(torch.stack(per_shift))
+    encoder.train(was_training)
+    mean = torch.stack(sums).mean(0)
+    z, logits = mean[..., :-K], mean[..., -K:]
+    return Features(z, logits)
+
+
+def _embed(encoder: Encoder, x: Tensor, compute: Compute, batch: int) -> Tensor:
+    """Return (N, D + K): projection and shift logits, batch by batch."""
+    parts = []
+    for rows in x.split(batch):
+        raise_if_stopping()
+        with compute.autocast():
+            embedding = encoder(compute.to(rows))
+        parts.append(torch.cat([embedding.z.float(), embedding.shift_logits.float()], 1).cpu())
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Directions of the healthy images' features and the weights that balance the parts."""
+
+    axes: Tensor  # (K, M, D), unit length
+    weight_similarity: Tensor  # (K,) λ_k = 1 / mean norm
+    weight_shift: Tensor  # (K,) μ_k = 1 / mean logit of the right shift; NaN where undefined
+
+    @classmethod
+    def fit(cls, features: Features) -> FeatureBank:
+        """Build the bank from the healthy training images' features; ``NumericError`` where they are not finite."""
+        _require_finite(features)
+        right = torch.stack([features.shift_logits[k, :, k].mean() for k in range(len(features.z))])
+        weight_shift = torch.where(right > UNDEFINED, 1 / right, torch.nan)
+        norms = features.z.norm(dim=-1)
+        if not norms.sum(1).all():
+            raise NumericError("all features are zero: the encoder has collapsed.", hint="Lower train.peak_lr.")
+        return cls(F.normalize(features.z, dim=-1), 1 / norms.mean(1), weight_shift)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the bank as named tensors; an undefined μ is stored as 0."""
+        return {
+            "axes": self.axes,
+            "weight_similarity": self.weight_similarity,
+            "weight_shift": self.weight_shift.nan_to_num(0.0),
+        }
+
+    @staticmethod
+    def shapes(n: int, dim: int) -> dict[str, Tensor]:
+        """Return what ``tensors`` returns for n healthy images and features of ``dim``, without content."""
+        sizes = {"axes": (K, n, dim), "weight_similarity": (K,), "weight_shift": (K,)}
+        return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> FeatureBank:
+        """Undo ``tensors``."""
+        weight = tensors["weight_shift"]
+        return cls(tensors["axes"], tensors["weight_similarity"], torch.where(weight > 0, weight, torch.nan))
+
+    @property
+    def undefined_shifts(self) -> list[int]:
+        """Shifts scored by the softmax probability, because their mean logit has no usable inverse."""
+        return torch.nonzero(self.weight_shift.isnan())[:, 0].tolist()
+
+
+def score(features: Features, bank: FeatureBank, *, parts: str = "both", block: int = 4096) -> Scores:
+    """Score features against the bank (Eq. 10): −(1/K) Σ_k [λ_k max_m ⟨f̄_k, axis_{k,m}⟩ + μ_k logit_k].
+
+    ``parts`` leaves one of the two terms out ("similarity", "shift"). Raises ``NumericError`` for
+    features or scores that are not finite.
+    """
+    _require_finite(features)
+    if parts not in ("both", "similarity", "shift"):
+        raise UsageError(f"parts={parts!r}; allowed: both, similarity, shift.")
+    best, nearest = zip(*(_nearest(z, axes, block) for z, axes in zip(features.z, bank.axes, strict=True)), strict=True)
+    similarity = -torch.stack(best, 1) * bank.weight_similarity
+    shift = -torch.stack([_shift_score(features, bank, k) for k in range(len(features.z))], 1)
+    used = {"both": similarity + shift, "similarity": similarity, "shift": shift}[parts]
+    total = used.mean(1)
+    if not torch.isfinite(total).all():
+        raise NumericError(f"the score of image {_first_bad(total)} is not finite.", hint="The encoder has collapsed.")
+    return Scores(total, similarity, shift, torch.stack(nearest, 1))
+
+
+def _require_finite(features: Features) -> None:
+    rows = torch.cat([features.z, features.shift_logits], -1).sum((0, 2))  # NaN and infinity survive a sum
+    if not torch.isfinite(rows).all():
+        count = int((~torch.isfinite(rows)).sum())
+        raise NumericError(
+            f"features are not finite for {count} of {len(rows)} images, first {_first_bad(rows)}: "
+            "the encoder has diverged.",
+            hint="Lower train.peak_lr.",
+        )
+
+
+def _first_bad(values: Tensor) -> int:
+    return int((~torch.isfinite(values)).nonzero()[0, 0])
+
+
+def _nearest(z: Tensor, axes: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Return the largest product of z (N, D) with axes (M, D), and where it is, block by block."""
+    found = [(rows @ axes.T).max(1) for rows in z.split(block)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def _shift_score(features: Features, bank: FeatureBank, k: int) -> Tensor:
+    logits = features.shift_logits[k]
+    if bank.weight_shift[k].isnan():
+        return logits.softmax(1)[:, k]
+    return bank.weight_shift[k] * logits[:, k]

@@ -1,0 +1,221 @@
+"""Shifts, SimCLR augmentations and the branch builder: the 3K views of an image (Eq. 5).
+
+Ordinary branches are T∘S_k, the dissolved one is T∘S_k∘D. Rows carry their indices; nobody infers a
+branch from a row's position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import kornia.color as kc
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diawork.config import NO_STEP, K, ViewsConfig
+from diawork.seeding import generator
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of views and what each of them is."""
+
+    images: Tensor  # (R, C, H, W)
+    image: Tensor  # (R,) position of the source image in the batch
+    shift: Tensor  # (R,) 0 … K−1
+    branch: Tensor  # (R,) 0 and 1 ordinary, 2 dissolved
+    t: Tensor  # (R,) dissolving step, −1 where none
+
+
+# --- shifts ----------------------------------------------------------------------------------------
+
+
+def rotate(x: Tensor, k: int) -> Tensor:
+    """Rotate (B, C, H, W) by k·90° counter-clockwise."""
+    return torch.rot90(x, k, (2, 3))
+
+
+def cutperm(x: Tensor, k: int) -> Tensor:
+    """Swap the halves of (B, C, H, W): k//2 swaps top and bottom, k%2 left and right."""
+    if k // 2:
+        x = torch.roll(x, x.shape[2] - x.shape[2] // 2, 2)
+    if k % 2:
+        x = torch.roll(x, x.shape[3] - x.shape[3] // 2, 3)
+    return x
+
+
+SHIFTS: dict[str, Callable[[Tensor, int], Tensor]] = {"rotation": rotate, "cutperm": cutperm}
+
+
+def all_shifts(x: Tensor, shift: str) -> Tensor:
+    """Return (K·B, C, H, W): S_0(x), …, S_{K−1}(x), shift by shift."""
+    return torch.cat([SHIFTS[shift](x, k) for k in range(K)])
+
+
+# --- SimCLR augmentation T -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Drawn parameters of T, one row an image; ``take`` selects rows."""
+
+    box: Tensor  # (N, 4) crop: centre x, centre y, width, height as shares of the image
+    brightness: Tensor  # (N,) factor, 1 = none
+    contrast: Tensor  # (N,) factor, 1 = none
+    saturation: Tensor  # (N,)
+    hue: Tensor  # (N,) turns
+    grey: Tensor  # (N,) bool
+    contrast_first: Tensor  # (N,) bool, order of contrast and the HSV part
+
+    def take(self, rows: Tensor | slice) -> Augmentation:
+        """Return the parameters of some rows."""
+        return Augmentation(*(value[rows] for value in vars(self).values()))
+
+
+def draw_augmentation(n: int, cfg: ViewsConfig, generator: torch.Generator) -> Augmentation:
+    """Draw T for n images, each on its own (§4 of the method: jitter, grey, resized crop)."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*(shape or (n,)), generator=generator)
+
+    jittered = uniform(0, 1) < cfg.jitter_probability
+
+    def factor(spread: float) -> Tensor:
+        return torch.where(jittered, uniform(1 - spread, 1 + spread), torch.ones(n))
+
+    return Augmentation(
+        box=_crop_boxes(n, cfg, uniform),
+        brightness=factor(cfg.brightness),
+        contrast=factor(cfg.contrast),
+        saturation=factor(cfg.saturation),
+        hue=torch.where(jittered, uniform(-cfg.hue, cfg.hue), torch.zeros(n)),
+        grey=uniform(0, 1) < cfg.grey_probability,
+        contrast_first=uniform(0, 1) < 0.5,
+    )
+
+
+def _crop_boxes(n: int, cfg: ViewsConfig, uniform: Callable[..., Tensor], tries: int = 10) -> Tensor:
+    """Draw boxes by rejection: area and log-aspect uniform, the whole image where no try fits."""
+    area = uniform(*cfg.crop_scale, n, tries)
+    low, high = torch.tensor(cfg.crop_ratio, dtype=torch.float64).log().tolist()
+    aspect = uniform(low, high, n, tries).exp()
+    width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(1, keepdim=True)
+    width, height = (torch.where(fits.any(1), v.gather(1, first)[:, 0], torch.ones(n)) for v in (width, height))
+    centre_x = width / 2 + (1 - width) * uniform(0, 1)
+    centre_y = height / 2 + (1 - height) * uniform(0, 1)
+    return torch.stack([centre_x, centre_y, width, height], 1)
+
+
+def augment(x: Tensor, drawn: Augmentation) -> Tensor:
+    """Apply drawn T to (N, C, H, W); on one channel hue, saturation and grey are identities."""
+    drawn = Augmentation(*(value.to(x.device) for value in vars(drawn).values()))
+    x = _jitter_grey(x, drawn) if x.shape[1] == 1 else _jitter_colour(x, drawn)
+    return _crop(x, drawn.box)
+
+
+def _column(value: Tensor) -> Tensor:
+    return value[:, None, None, None]
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    mean = x.mean((2, 3), keepdim=True)
+    return ((x - mean) * _column(factor) + mean).clamp(0, 1)
+
+
+def _jitter_grey(x: Tensor, drawn: Augmentation) -> Tensor:
+    # untouched rows (factors 1) keep their range, so that a released-range view keeps its negatives
+    touched = _column((drawn.brightness != 1) | (drawn.contrast != 1))
+    first = torch.where(_column(drawn.contrast_first), _contrast(x, drawn.contrast), (x * _column(drawn.brightness)))
+    first = first.clamp(0, 1)
+    second = torch.where(
+        _column(drawn.contrast_first), first * _column(drawn.brightness), _contrast(first, drawn.contrast)
+    )
+    return torch.where(touched, second.clamp(0, 1), x)
+
+
+def _hsv(x: Tensor, drawn: Augmentation) -> Tensor:
+    hue, saturation, value = kc.rgb_to_hsv(x.clamp(0, 1)).unbind(1)
+    hue = (hue + 2 * torch.pi * drawn.hue[:, None, None]) % (2 * torch.pi)
+    saturation = (saturation * drawn.saturation[:, None, None]).clamp(0, 1)
+    value = (value * drawn.brightness[:, None, None]).clamp(0, 1)
+    return kc.hsv_to_rgb(torch.stack([hue, saturation, value], 1)).clamp(0, 1)
+
+
+def _jitter_colour(x: Tensor, drawn: Augmentation) -> Tensor:
+    order = _column(drawn.contrast_first)
+    first = torch.where(order, _contrast(x, drawn.contrast), _hsv(x, drawn))
+    second = torch.where(order, _hsv(first, drawn), _contrast(first, drawn.contrast))
+    touched = _column((drawn.brightness != 1) | (drawn.contrast != 1))
+    x = torch.where(touched, second, x)
+    return torch.where(_column(drawn.grey), kc.rgb_to_grayscale(x).expand_as(x), x)
+
+
+def _crop(x: Tensor, box: Tensor) -> Tensor:
+    """Resample each box (cx, cy, w, h) to the whole image: bilinear, borders reflected."""
+    theta = x.new_zeros(len(x), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = box[:, 2], box[:, 3]
+    theta[:, 0, 2], theta[:, 1, 2] = 2 * box[:, 0] - 1, 2 * box[:, 1] - 1
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+# --- branches --------------------------------------------------------------------------------------
+
+
+class BranchBuilder:
+    """Builds the views of a batch: 3BK with an occupant of the slot, CSI's 2BK without."""
+
+    def __init__(self, cfg: ViewsConfig | None = None, dissolve: Callable[..., tuple[Tensor, Tensor]] | None = None):
+        self.cfg, self.dissolve = cfg or ViewsConfig(), dissolve
+
+    def __call__(self, x: Tensor, *, index: Tensor, seed: int, step: int) -> Views:
+        """Return the views of ``x`` (B, C, H, W) in [0, 1]; ``index`` (B,) says which images they are."""
+        cfg, n = self.cfg, len(x)
+        flips = self._flips(n, seed, step)
+        branches, steps = [], []
+        for branch in (0, 1):
+            source, t = self._mirror(x, flips[branch]), torch.full((n * K,), NO_STEP)
+            if cfg.dissolve_branches == "all" and self.dissolve:
+                source, t = self._dissolved(source, index, flips[branch], (seed, "views", step, f"branch {branch}"))
+                t = t.repeat(K)
+            branches.append(all_shifts(source, cfg.shift))
+            steps.append(t)
+        if self.dissolve:
+            third, t = self._third(x, index, flips, (seed, "views", step))
+            branches.append(third)
+            steps.append(t)
+        images = torch.cat(branches)
+        drawn = draw_augmentation(len(images), cfg, generator(seed, "views", step, "augment"))
+        return Views(augment(images, drawn), *_row_indices(n, len(branches)), torch.cat(steps))
+
+    def _flips(self, n: int, seed: int, step: int) -> Tensor:
+        drawn = torch.rand(2 + K, n, generator=generator(seed, "views", step, "flip")) < 0.5
+        return drawn & self.cfg.hflip
+
+    @staticmethod
+    def _mirror(x: Tensor, flip: Tensor) -> Tensor:
+        return torch.where(_column(flip.to(x.device)), x.flip(-1), x)
+
+    def _dissolved(self, x: Tensor, index: Tensor, flip: Tensor, path: tuple) -> tuple[Tensor, Tensor]:
+        return self.dissolve(x, image=index, flip=flip, generator=generator(*path, "dissolve"))
+
+    def _third(self, x: Tensor, index: Tensor, flips: Tensor, path: tuple) -> tuple[Tensor, Tensor]:
+        """Return T's input S_k(D(x)) for all k, and t (K·B,)."""
+        cfg = self.cfg
+        own = flips[1:2].expand(K, -1) if cfg.third_source == "second_view" else flips[2:]
+        if cfg.dissolve_per == "image":
+            x_hat, t = self._dissolved(self._mirror(x, own[0]), index, own[0], path)
+            return all_shifts(x_hat, cfg.shift), t.repeat(K)
+        parts = [self._dissolved(self._mirror(x, own[k]), index, own[k], (*path, k)) for k in range(K)]
+        shifted = [SHIFTS[cfg.shift](x_hat, k) for k, (x_hat, _) in enumerate(parts)]
+        return torch.cat(shifted), torch.cat([t for _, t in parts])
+
+
+def _row_indices(n: int, branches: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image, shift and branch of rows ordered branch by branch, shift by shift."""
+    branch, shift, image = torch.meshgrid(torch.arange(branches), torch.arange(K), torch.arange(n), indexing="ij")
+    return image.reshape(-1), shift.reshape(-1), branch.reshape(-1)
