@@ -1,0 +1,13 @@
+"""Detectors behind one face: ``fit``, ``anomaly_scores`` (higher = more anomalous), ``save``, ``load``."""
+
+from diawork.detectors.contrastive import CSI, DIA
+from diawork.detectors.controls import OracleStatistic, PixelKNN, StatsKNN, StatsMahalanobis
+
+DETECTORS = {
+    "dia": DIA,
+    "csi": CSI,
+    "stats_knn": StatsKNN,
+    "stats_mahalanobis": StatsMahalanobis,
+    "pixel_knn": PixelKNN,
+    "oracle_statistic": OracleStatistic,
+}

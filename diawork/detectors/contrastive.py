@@ -1,0 +1,178 @@
+"""DIA, and CSI as DIA without a dissolver, by one code path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diawork.checkpoints import (
+    Checkpoint,
+    Keeper,
+    load_checkpoint,
+    load_weights,
+    matching,
+    refuse_differences,
+    save_checkpoint,
+)
+from diawork.compute import Compute
+from diawork.config import ExperimentConfig, validated
+from diawork.diffusion import DDPM
+from diawork.dissolve import Dissolve, build_operator
+from diawork.encoder import build_encoder
+from diawork.errors import CheckpointError, DataError, UsageError
+from diawork.images import ImageSet
+from diawork.scoring import FeatureBank, Scores, extract_features, score
+from diawork.training import History, fit
+from diawork.views import BranchBuilder
+
+WEIGHTS = "detector"
+
+
+class DIA:
+    """Dissolving Is Amplifying: contrastive features of healthy images, amplified by dissolved negatives.
+
+    ``DIA(ddpm, cfg).fit(train).anomaly_scores(test)``: higher = more anomalous.
+    """
+
+    name = "DIA"
+    oracle = False
+    requires_weights = False
+
+    def __init__(
+        self,
+        ddpm: DDPM | None = None,
+        cfg: ExperimentConfig | None = None,
+        *,
+        dissolve: Dissolve | None = None,
+        compute: Compute | None = None,
+    ) -> None:
+        """Take a pretrained DDPM or, as ``dissolve``, any other occupant of the slot (a bank, an operator)."""
+        self.cfg, self.compute = cfg or ExperimentConfig(), compute or Compute.auto()
+        self.dissolve = dissolve or self._slot(ddpm)
+        self.encoder = build_encoder(self.cfg.encoder, seed=self.cfg.seed)
+        self.bank: FeatureBank | None = None
+        self.history = History()
+        self.spec: dict[str, Any] = {}  # what the fitted weights belong to
+        self.healthy = np.empty(0, np.int64)  # source indices of the bank's images
+
+    def _slot(self, ddpm: DDPM | None) -> Dissolve | None:
+        model = ddpm.weights(self.cfg.dissolve.weights) if ddpm else None
+        return build_operator(self.cfg.dissolve, model, compute=self.compute)
+
+    def fit(
+        self,
+        train: ImageSet,
+        *,
+        folder: Path | str | None = None,
+        on_epoch: Callable[[int, DIA], float | None] | None = None,
+        save_every: float = 300.0,
+        progress: bool = True,
+    ) -> Self:
+        """Train on the healthy images of ``train`` and build their feature bank.
+
+        With a ``folder`` the training is saved there as it goes, continued exactly after an
+        interruption, and loaded where it is finished. ``on_epoch(epoch, self)`` may return a validation score.
+        """
+        healthy, folder, cfg = train.normal(), Path(folder) if folder else None, self.cfg
+        self.healthy, x = healthy.index, self._channels(healthy)
+        data = {"name": train.name, "identity": train.identity}
+        self.spec = {"kind": self.name, "config": cfg.model_dump(mode="json"), "data": data, "value_range": [0, 1]}
+        if folder and (folder / f"{WEIGHTS}.json").exists():
+            Keeper(folder, spec={}).clear()  # what a kill just after the last save left
+            return self._restore(load_checkpoint(folder / WEIGHTS, spec=self.spec))
+        keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
+        hook = (lambda epoch, _: self._asked(on_epoch, epoch, x)) if on_epoch else None
+        self.history = fit(
+            self.encoder, x, BranchBuilder(cfg.views, self.dissolve), train=cfg.train, loss=cfg.loss, seed=cfg.seed,
+            compute=self.compute, keeper=keeper, on_epoch=hook, progress=progress,
+        )  # fmt: skip
+        self.bank = FeatureBank.fit(self._features(x, "bank", progress=progress))
+        if folder:
+            self.save(folder)
+            keeper.clear()
+        return self
+
+    def _asked(self, on_epoch: Callable[[int, DIA], float | None], epoch: int, x: Tensor) -> float | None:
+        """Call the hook with a bank of one sample, so that it can score; afterwards there is none again."""
+        try:
+            self.bank = FeatureBank.fit(self._features(x, "bank", samples=1))
+            return on_epoch(epoch, self)
+        finally:
+            self.bank = None
+
+    def _features(self, x: Tensor, purpose: str, *, samples: int | None = None, progress: bool = False) -> Any:
+        cfg = self.cfg.score.model_copy(update={"samples": samples or self.cfg.score.samples})
+        return extract_features(
+            self.encoder, x, views=self.cfg.views, score=cfg, seed=self.cfg.seed, purpose=purpose,
+            compute=self.compute, progress=progress,
+        )  # fmt: skip
+
+    def _channels(self, images: ImageSet) -> Tensor:
+        """Return (N, C, H, W) with the encoder's channels; grey is repeated, colour is never dropped in silence."""
+        wanted, given = self.cfg.encoder.channels, images.images.shape[1]
+        if wanted == given:
+            return images.images
+        if given != 1:
+            raise DataError(f"the images have {given} channels, the encoder {wanted}.", hint="Set encoder.channels=3.")
+        return images.images.expand(-1, wanted, -1, -1)
+
+    def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
+        """Return the scores of ``images`` with their parts; ``samples`` augmented copies an image (T′)."""
+        if self.bank is None:
+            raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
+        features = self._features(self._channels(images), images.split, samples=samples, progress=progress)
+        return score(features, self.bank, parts=self.cfg.score.parts)
+
+    def anomaly_scores(self, images: ImageSet) -> np.ndarray:
+        """Return one score an image (N,); higher = more anomalous."""
+        return self.score(images).total.numpy()
+
+    def save(self, folder: Path | str) -> None:
+        """Save encoder, bank and config (safetensors + JSON)."""
+        tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
+        tensors |= {f"bank.{k}": v for k, v in self.bank.tensors().items()}
+        tensors |= {"healthy": torch.from_numpy(self.healthy)}
+        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history))
+
+    @classmethod
+    def load(cls, folder: Path | str, *, compute: Compute | None = None) -> Self:
+        """Load what ``save`` wrote, ready to score; the dissolver is not needed for that."""
+        checkpoint = load_checkpoint(Path(folder) / WEIGHTS)
+        refuse_differences(checkpoint.path, {"kind": checkpoint.spec.get("kind")}, {"kind": cls.name})
+        try:
+            cfg = validated(ExperimentConfig, checkpoint.spec.get("config"))
+        except UsageError as error:
+            raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
+        detector = cls.__new__(cls)
+        detector.cfg, detector.compute, detector.dissolve = cfg, compute or Compute.auto(), None
+        detector.encoder = build_encoder(cfg.encoder, seed=cfg.seed)
+        return detector._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> Self:
+        tensors, path = checkpoint.tensors, checkpoint.path
+        checkpoint.refuse_others("encoder.", "bank.", "healthy")
+        load_weights(self.encoder, tensors, path=path, prefix="encoder.")
+        n = tensors["healthy"].numel() if "healthy" in tensors else 0
+        self.healthy = matching(tensors, "healthy", {"": torch.empty(n, dtype=torch.int64)}, path=path)[""].numpy()
+        shapes = FeatureBank.shapes(n, self.cfg.encoder.projection_dim)
+        self.bank = FeatureBank.from_tensors(matching(tensors, "bank.", shapes, path=path))
+        rows = {name: checkpoint.value(name, list) for name in ("steps", "epochs")}
+        self.history = History(**rows, selected=checkpoint.value("selected", int))
+        self.spec = checkpoint.spec
+        self.encoder.eval()
+        return self
+
+
+class CSI(DIA):
+    """Contrasting Shifted Instances: the same encoder, loss and score with the two ordinary branches alone."""
+
+    name = "CSI"
+
+    def _slot(self, ddpm: DDPM | None) -> None:
+        return None

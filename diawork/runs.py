@@ -1,0 +1,190 @@
+"""Run folders: config, status, metrics, scores, result; found again by the digest of config and data."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+import re
+import socket
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diawork.config import ExperimentConfig
+from diawork.errors import BusyError, CheckpointError, DiaworkError, Interrupted, ResourceError
+from diawork.files import digest, process_alive, read_json, remove_orphans, write_json, write_text
+
+SCHEMA = 1
+_PACKAGES = ("torch", "torchvision", "denoising-diffusion-pytorch", "ema-pytorch", "kornia", "timm", "numpy")
+
+
+def runs_root(root: Path | str | None = None) -> Path:
+    """Return where runs live: ``root``, else $DIAWORK_HOME, else ./runs."""
+    return Path(root or os.environ.get("DIAWORK_HOME") or "runs")
+
+
+@cache
+def code_version() -> str:
+    """Return the digest of the package's own source: two runs with the same one ran the same code."""
+    here = Path(__file__).parent
+    return digest([(p.name, p.read_text("utf-8")) for p in sorted(here.rglob("*.py"))], 10)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run records."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {"diawork": _own_version(), "code": code_version(), "python": platform.python_version(), **found}
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("diawork")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def slug(text: str) -> str:
+    """Return a harmless, short folder name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "x"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; ``BusyError`` where a living one holds it."""
+    lock, mine = folder / "lock.json", {"pid": os.getpid(), "host": socket.gethostname()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            _refuse_living_holder(lock, mine)
+            descriptor = os.open(lock, os.O_WRONLY | os.O_TRUNC)
+        with os.fdopen(descriptor, "w") as f:
+            json.dump(mine, f)
+    except OSError as error:
+        raise ResourceError(f"cannot be locked ({error.strerror or error}).", path=folder) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _refuse_living_holder(lock: Path, mine: dict[str, Any]) -> None:
+    try:
+        holder = json.loads(lock.read_text() or "{}")
+        pid, host = int(holder.get("pid") or 0), holder.get("host")
+    except (OSError, ValueError, TypeError, AttributeError):
+        return  # torn: its writer was killed
+    alive = bool(pid) and (host != mine["host"] or process_alive(pid))
+    if alive and holder != mine:
+        hint = f"Wait for it; if it is gone, remove {lock}."
+        raise BusyError(f"process {pid} on {host} is working here.", path=lock.parent, hint=hint)
+
+
+class Run:
+    """One run's folder. Its ``result.json`` says that it is done; nothing else does."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def create(cls, root: Path | str, cfg: ExperimentConfig, *, data: dict[str, Any], label: str, compute: dict) -> Run:
+        """Open the run of this config on this data under ``root``, or make it.
+
+        A difference in code or arithmetic since it was made is warned about, not refused.
+        """
+        identity = cfg.digest(data["identity"])
+        run = cls(Path(root) / f"{slug(data['name'])}-{slug(label)}-s{cfg.seed}-{identity}")
+        here = {"versions": versions(), "compute": compute}
+        if (run.folder / "config.json").exists():
+            run._warn_of_differences(here)
+            return run
+        created = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "label": label, "digest": identity}
+        write_json(run.folder / "config.json", {"config": cfg.model_dump(mode="json"), "data": data, **created, **here})
+        return run
+
+    def _warn_of_differences(self, here: dict[str, dict]) -> None:
+        made = self.config()
+        changed = [
+            f"{name} {made.get(part, {}).get(name)} → {value}"
+            for part, values in here.items()
+            for name, value in values.items()
+            if made.get(part, {}).get(name) != value
+        ]
+        if changed:
+            warnings.warn(f"run {self.folder.name} was made with {', '.join(changed)}", stacklevel=3)
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of ``config.json``."""
+        return read_json(self.folder / "config.json")
+
+    def result(self) -> dict[str, Any]:
+        """Return the content of ``result.json``; ``CheckpointError`` where the run is not finished."""
+        result = read_json(self.folder / "result.json")
+        if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+            raise CheckpointError(f"not a result of schema {SCHEMA}.", path=self.folder / "result.json")
+        return result
+
+    @property
+    def done(self) -> bool:
+        """Say whether a valid result was committed."""
+        with contextlib.suppress(DiaworkError):
+            return bool(self.result())
+        return False
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the run's lock and keep ``status.json`` true: running, then done, interrupted or failed."""
+        with locked(self.folder):
+            remove_orphans(self.folder)
+            self._status("running")
+            try:
+                yield
+            except (Interrupted, KeyboardInterrupt):
+                self._status("interrupted")
+                raise
+            except BaseException as error:
+                with contextlib.suppress(DiaworkError):
+                    self._status("failed", error=f"{type(error).__name__}: {error}")
+                raise
+            self._status("done" if self.done else "failed")
+
+    def _status(self, state: str, **more: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = {"state": state, "updated": now, "pid": os.getpid(), "host": socket.gethostname(), **more}
+        write_json(self.folder / "status.json", row)
+
+    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write ``metrics.jsonl``, one row a line."""
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of ``metrics.jsonl``."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+    def evidence(self) -> dict[str, np.ndarray]:
+        """Return the pictures saved with the run, by name (``evidence.npz``)."""
+        with np.load(self.folder / "evidence.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def write_scores(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write ``scores.csv``, one image a row."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.folder / "scores.csv", text.getvalue())
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Commit the result; from here on the run is done."""
+        write_json(self.folder / "result.json", {"schema": SCHEMA, **result})

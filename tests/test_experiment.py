@@ -1,0 +1,112 @@
+"""Experiment: one run from config to result on the phantom, reuse, selection, identities."""
+
+import json
+
+import pytest
+
+from diawork.errors import UsageError
+from diawork.experiment import CONTROLS, METHODS, label_of, method_config, resolve, run_experiment, run_suite, select_on
+from diawork.images import load
+from diawork.presets import preset
+
+SMOKE = preset("smoke")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(root):
+    return run_experiment(SMOKE, root=root, progress=False)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load("phantom")
+
+
+def test_a_run_leaves_everything_a_report_reads(run):
+    names = {p.name for p in run.folder.iterdir()}
+    assert names == {
+        "config.json", "detector.json", "detector.safetensors", "evidence.npz", "metrics.jsonl", "result.json",
+        "scores.csv", "status.json",
+    }  # fmt: skip
+    result = run.result()
+    assert result["detector"] == "DIA" and result["selection"] == "fixed epoch 2"
+    assert set(result["metrics"]) == {"val", "test"} and "f1" in result["metrics"]["test"]
+    assert len(run.metrics()) == 6 and run.evidence()["strip"].shape[1] == 13
+
+
+def test_a_finished_run_is_reused(run, root, monkeypatch):
+    monkeypatch.setattr("diawork.experiment.build_detector", None)
+    assert run_experiment(SMOKE, root=root, progress=False).folder == run.folder
+
+
+def test_the_same_run_elsewhere_gives_the_same_scores(run, tmp_path):
+    again = run_experiment(SMOKE, root=tmp_path, progress=False)
+    assert (again.folder / "scores.csv").read_bytes() == (run.folder / "scores.csv").read_bytes()
+
+
+def test_saved_detector_scores_as_before(run, splits):
+    from diawork.detectors import DIA
+
+    detector = DIA.load(run.folder)
+    rows = [line.split(",") for line in (run.folder / "scores.csv").read_text().splitlines() if line.startswith("test")]
+    assert detector.anomaly_scores(splits.test)[:5] == pytest.approx([float(r[4]) for r in rows[:5]], rel=1e-3)
+    assert len(detector.healthy) == len(splits.train.normal())
+
+
+def test_suite_runs_controls_once_and_reuses_what_is_there(run, root):
+    seen = []
+    runs = run_suite(SMOKE, ["dia", "stats_knn"], [0, 1], root=root, progress=False, on_run=seen.append)
+    assert len(runs) == 3 and runs[0].folder == run.folder and seen == runs
+    assert [r.result()["detector"] for r in runs[:2]] == ["DIA", "DIA"]
+    ddpms = [p for p in root.iterdir() if p.name.startswith("ddpm-")]
+    assert len(ddpms) == 1  # shared by the seeds
+
+
+def test_a_bank_is_shared_by_the_seeds(run, root):
+    cfg = SMOKE.override({"dissolve.bank_steps": 2})
+    first, second = (run_experiment(cfg.override({"seed": s}), root=root, progress=False) for s in (0, 1))
+    assert first.done and second.done and len(list((root / "banks").glob("*.npy"))) == 1
+
+
+def test_selection_on_validation_is_recorded(root):
+    cfg = SMOKE.override({"detector": "csi", "train.select": "val"})
+    selection = run_experiment(cfg, root=root, progress=False).result()["selection"]
+    assert selection.startswith("best validation AUROC, epoch ")
+
+
+def test_selection_on_test_is_not_offered(splits):
+    with pytest.raises(UsageError, match="selection on 'test' is not offered"):
+        select_on("test", splits)
+
+
+def test_what_a_method_does_not_use_is_not_its_identity(splits):
+    other = SMOKE.override({"diffusion.steps": 99, "dissolve.noise_sd": 0.3})
+    assert resolve(method_config(SMOKE, "csi"), splits) == resolve(method_config(other, "csi"), splits)
+    assert resolve(method_config(SMOKE, "pixel_knn"), splits) == resolve(method_config(other, "pixel_knn"), splits)
+    assert resolve(SMOKE, splits) != resolve(other, splits)
+
+
+def test_manifest_fills_in_what_the_config_leaves_open(splits):
+    assert resolve(SMOKE, splits).dissolve.t_range == tuple(splits.manifest.t_range)
+    own = SMOKE.override({"dissolve.t_range": [5, 9]})
+    assert resolve(own, splits).dissolve.t_range == (5, 9)
+
+
+def test_methods_have_names_of_their_own():
+    labels = [label_of(method_config(SMOKE, m)) for m in METHODS]
+    assert len(set(labels)) == len(METHODS) and set(CONTROLS) < set(METHODS)
+    with pytest.raises(UsageError, match="Did you mean 'gaussian_blur'"):
+        method_config(SMOKE, "gausian_blur")
+
+
+def test_failure_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("diawork.experiment._evaluate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_experiment(SMOKE.override({"detector": "csi"}), root=tmp_path, progress=False)
+    state = json.loads(next(tmp_path.glob("*/status.json")).read_text())
+    assert state["state"] == "failed" and "ZeroDivisionError" in state["error"]

@@ -1,0 +1,96 @@
+"""Run folders: identity, lock, status, result, warnings."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from diawork.config import ExperimentConfig
+from diawork.errors import BusyError, CheckpointError, Interrupted
+from diawork.runs import Run, runs_root, slug
+
+DATA = {"name": "noise", "identity": "abc", "notes": []}
+
+
+def create(root, cfg=None, **compute):
+    return Run.create(root, cfg or ExperimentConfig(), data=DATA, label="DIA", compute=compute)
+
+
+def status(run):
+    return json.loads((run.folder / "status.json").read_text())
+
+
+def test_equal_config_and_data_share_a_folder(tmp_path):
+    a, b = create(tmp_path), create(tmp_path)
+    other = create(tmp_path, ExperimentConfig(seed=1))
+    assert a.folder == b.folder != other.folder
+    assert a.config()["data"] == DATA and a.config()["versions"]["torch"]
+
+
+def test_other_arithmetic_is_warned_about(tmp_path):
+    create(tmp_path, precision="fp32")
+    with pytest.warns(UserWarning, match="precision fp32 → bf16"):
+        create(tmp_path, precision="bf16")
+
+
+def test_a_run_is_done_only_with_a_valid_result(tmp_path):
+    run = create(tmp_path)
+    assert not run.done
+    (run.folder / "result.json").write_text('{"schema": 99}')
+    assert not run.done
+    with pytest.raises(CheckpointError, match="schema 1"):
+        run.result()
+    with run.working():
+        run.finish({"seed": 0})
+    assert run.done and status(run)["state"] == "done" and not (run.folder / "lock.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(ValueError("boom"), "failed"), (Interrupted("stop"), "interrupted"), (None, "failed")]
+)
+def test_status_tells_how_it_ended(tmp_path, error, state):
+    run = create(tmp_path)
+
+    def work():
+        with run.working():
+            assert status(run)["state"] == "running"
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(type(error)):
+            work()
+    else:
+        work()
+    assert status(run)["state"] == state and not (run.folder / "lock.json").exists()
+
+
+@pytest.mark.parametrize("holder", [{"pid": 1, "host": socket.gethostname()}, {"pid": 7, "host": "elsewhere"}])
+def test_a_living_holder_keeps_the_run(tmp_path, holder):
+    run = create(tmp_path)
+    (run.folder / "lock.json").write_text(json.dumps(holder))
+    with pytest.raises(BusyError, match=f"process {holder['pid']} on"), run.working():
+        pass
+
+
+@pytest.mark.parametrize("holder", ["", "{", json.dumps({"pid": 4194305, "host": socket.gethostname()})])
+def test_a_dead_holder_does_not(tmp_path, holder):
+    run = create(tmp_path)
+    (run.folder / "lock.json").write_text(holder)
+    with run.working():
+        assert json.loads((run.folder / "lock.json").read_text())["pid"] == os.getpid()
+
+
+def test_metrics_and_scores_round_trip(tmp_path):
+    run = create(tmp_path)
+    run.write_metrics([{"step": 0, "loss": 1.5}])
+    run.write_scores([{"split": "test", "class_name": 'a,"b"\n', "score": 1}])
+    assert run.metrics() == [{"step": 0, "loss": 1.5}]
+    assert (run.folder / "scores.csv").read_text() == 'split,class_name,score\ntest,"a,""b""\n",1\n'
+
+
+def test_names_become_harmless(monkeypatch, tmp_path):
+    assert slug("../../étc/<b>x</b> ; rm") == "tc-b-x-b-rm" and slug("…") == "x"
+    monkeypatch.setenv("DIAWORK_HOME", str(tmp_path))
+    assert runs_root() == tmp_path and str(runs_root("there")) == "there"
