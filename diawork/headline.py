@@ -1,0 +1,108 @@
+"""What the numbers say, in sentences: who is ahead, by how much, and what cannot be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+COARSE = 0.05  # half an interval: above, a test set is called too small to tell detectors apart
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a difference with its sign: +0.012 or −0.012."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def reading(test: Any) -> str:
+    """Return what a paired difference a − b with interval says."""
+    if test["low"] > 0:
+        return f"{test['a']} is ahead"
+    return f"{test['b']} is ahead" if test["high"] < 0 else "not told apart by these images"
+
+
+def focus_of(table: pd.DataFrame) -> pd.Series:
+    """Return the row that a page is about: of DIA, else of the trained detectors, else of all, the best on val.
+
+    On val, because a variant picked by its test score would be compared with a head start.
+    """
+    fair = table[~table["oracle"]]
+    candidates = (fair[fair["detector"] == "DIA"], fair[~fair["control"]], fair, table)
+    chosen = next(rows for rows in candidates if len(rows))
+    return chosen.sort_values("val_auroc", ascending=False, kind="stable").iloc[0]
+
+
+def rivals_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows worth comparing with the focus on the same images: all but itself and oracles."""
+    return table[~table["oracle"] & (table["label"] != focus_of(table)["label"])]
+
+
+def _number(row: pd.Series) -> str:
+    spread = f" ± {row['auroc_sd']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
+    return f"{row['auroc']:.3f}{spread} (95 % interval {row['auroc_low']:.3f} to {row['auroc_high']:.3f})"
+
+
+def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
+    """Return the findings on one data set from its summary rows and the paired tests of its focus."""
+    focus, fair = focus_of(table), table[~table["oracle"]]
+    images = f"{focus['n_normal']} healthy and {focus['n_anomalous']} anomalous test images"
+    if fair.empty:
+        return [f"Only oracles were run on these {images}; none of them is a detector."]
+    best = fair.iloc[0]
+    said = [f"On {images}, {best['label']} has the highest AUROC, {_number(best)}."]
+    if best["control"]:
+        said.append("It is a trivial control: no trained detector here ranks better than simple image statistics.")
+    if best["label"] != focus["label"]:
+        said.append(f"{focus['label']} reaches {_number(focus)}.")
+    said += _comparisons(table, tests, focus)
+    said += _oracle(table, fair)
+    said += _cautions(focus)
+    return said
+
+
+def _comparisons(table: pd.DataFrame, tests: pd.DataFrame, focus: pd.Series) -> list[str]:
+    """Compare the focus with the best trained rival and the best control on the same images."""
+    said, rivals = [], rivals_of(table)
+    for is_control, prefix in ((False, ""), (True, "the best label-free control, ")):
+        group = rivals[rivals["control"] == is_control]
+        test = tests[tests["b"] == group.iloc[0]["label"]] if len(group) and len(tests) else ()
+        if len(test):
+            row = test.iloc[0]
+            gap = f"{signed(row['difference'])} (95 % interval {signed(row['low'])} to {signed(row['high'])})"
+            verdict = _verdict(row, is_control)
+            said.append(f"{focus['label']} minus {prefix}{row['b']}, on the same images: {gap}. {verdict}")
+    return said
+
+
+def _verdict(test: pd.Series, is_control: bool) -> str:
+    a, b = test["a"], test["b"]
+    if test["low"] > 0:
+        return f"{a} clears this control." if is_control else f"{a} is ahead."
+    known = f"{b} is ahead" if test["high"] < 0 else "The interval holds 0, so these images do not tell the two apart"
+    return f"{known}; {a} has not shown that it sees more than such statistics do." if is_control else f"{known}."
+
+
+def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
+    oracles = table[table["oracle"]]
+    if oracles.empty:
+        return []
+    top = oracles.iloc[0]
+    passed = [row["label"] for _, row in fair.iterrows() if row["auroc"] > top["auroc"]]
+    verdict = "no label-free detector here reaches it"
+    if passed:
+        verdict = f"{' and '.join(passed[:3])} {'lies' if len(passed) == 1 else 'lie'} above it"
+    return [f"A bar, not a detector: {top['label']}, chosen with the test labels, has {top['auroc']:.3f}; {verdict}."]
+
+
+def _cautions(focus: pd.Series) -> list[str]:
+    said = []
+    half = (focus["auroc_high"] - focus["auroc_low"]) / 2
+    if focus["auroc_high"] < 0.5:
+        said.append(f"{focus['label']} is below chance: it scores anomalous images lower than healthy ones.")
+    if focus["auroc_low"] == focus["auroc_high"] == 0.5:
+        said.append(f"All scores of {focus['label']} are equal: the model collapsed.")
+    elif half > COARSE:
+        said.append(f"The test set is small: a single AUROC is known to about ±{half:.2f} only.")
+    if focus["seeds"] == 1 and not focus["control"]:
+        said.append("One seed was run, so how much training alone moves these numbers is unknown.")
+    return said

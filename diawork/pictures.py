@@ -1,0 +1,257 @@
+"""Figures made of images: strips, grids and frames, and the style that all figures share.
+
+Every function returns a ``Figure`` of its own and leaves pyplot's global state alone. Grey images are
+shown from 0 to 1, pixel for pixel, without axes; differences diverge around 0 with a colour bar.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from diawork.errors import UsageError
+
+INK, SOFT, ACCENT = "#1d2227", "#5b6470", "#0072B2"
+STEP_LABEL = "dissolving step t"
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": SOFT,
+    "ytick.color": SOFT, "text.color": INK, "legend.frameon": False, "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.6, "figure.facecolor": "white",
+}  # fmt: skip
+styled = matplotlib.rc_context(STYLE)  # as a decorator it is entered anew at every call
+
+
+class Picture(Figure):
+    """A figure that shows itself in a notebook even where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(self, dpi=110)
+
+
+def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
+    """Return the figure as PNG bytes on a white ground."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def word(text: object) -> str:
+    """Return text that a figure shows as it is: no formulas between dollars, no unprintable characters."""
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+    return shown.replace("$", r"\$")
+
+
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of its own and its axes (rows, columns)."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **layout)
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """Return (H, W), (1, H, W), (3, H, W) or (H, W, 3) as (H, W) or (H, W, 3)."""
+    image = np.asarray(image, np.float32)
+    if image.ndim == 3 and image.shape[-1] != 3:
+        image = np.moveaxis(image, 0, -1)
+    return image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    image = _pixels(image)
+    return image if image.ndim == 2 else image.mean(-1)
+
+
+def show(ax: Any, image: np.ndarray, **kw: Any) -> Any:
+    """Draw an array pixel for pixel, no axis (its label stays); grey from 0 to 1 unless told otherwise."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"} | kw))
+
+
+def _show_image(ax: Any, image: np.ndarray) -> Any:
+    return show(ax, np.clip(_pixels(image), 0, 1))
+
+
+def _show_change(ax: Any, change: np.ndarray, limit: float) -> Any:
+    return show(ax, _grey(change), cmap="RdBu_r", vmin=-limit, vmax=limit)
+
+
+def _limit(change: np.ndarray) -> float:
+    """Return a symmetric colour limit that a few extreme pixels do not stretch."""
+    return max(float(np.quantile(np.abs(change), 0.995)), 0.02)
+
+
+@styled
+def image_grid(images: Sequence, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
+    """Return images (N, H, W) or (N, C, H, W) in rows of ``columns``, each under its title."""
+    n = len(images)
+    if n == 0:
+        raise UsageError("there is no image to show.")
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    figure, axes = new_figure(1.25 * columns, (1.5 if titles is not None else 1.25) * rows, rows, columns)
+    for i, ax in enumerate(axes.flat):
+        if i >= n:
+            ax.axis("off")
+            continue
+        _show_image(ax, images[i])
+        ax.set_title("" if titles is None else word(titles[i]), fontsize=8)
+    return figure
+
+
+@styled
+def dissolve_strip(
+    strip: np.ndarray, ts: Sequence[int], row_labels: Sequence[str] | None = None, *, difference: bool = False
+) -> Figure:
+    """Return the paper's Fig. 1: ``strip`` (n, T+1, H, W), a row an image: the input, then one a step.
+
+    With ``difference`` every row is followed by what changed, dissolved minus input, centred at 0.
+    """
+    strip = np.asarray(strip, np.float32)
+    if strip.ndim < 4 or strip.shape[1] != len(ts) + 1 or strip.size == 0:
+        raise UsageError(f"strip {strip.shape} does not hold the input and {len(ts)} steps in each row.")
+    n, per = len(strip), 2 if difference else 1
+    limit = _limit(strip[:, 1:] - strip[:, :1])
+    width = 1.3 * (len(ts) + 1) + (1.3 if difference else 0.4)
+    figure, axes = new_figure(width, 1.3 * n * per + 0.45, n * per, len(ts) + 1)
+    for r, c in np.ndindex(n, len(ts) + 1):
+        _show_image(axes[r * per, c], strip[r, c])
+        if difference:
+            drawn = _show_change(axes[r * per + 1, c], strip[r, c] - strip[r, 0], limit)
+    for ax, title in zip(axes[0], ["input", *(f"t = {t}" for t in ts)], strict=True):
+        ax.set_title(title)
+    figure.suptitle(f"{STEP_LABEL} →", fontsize=9.5, x=0.5 + 0.5 / (len(ts) + 1))
+    for r, label in enumerate(row_labels if row_labels is not None else ()):
+        axes[r * per, 0].set_ylabel(word(label), fontsize=8.5)
+    if difference:
+        figure.colorbar(drawn, ax=list(axes.flat), shrink=0.6, pad=0.01, aspect=30, label="dissolved − input")
+    return figure
+
+
+def _energy_curve(ax: Any, ts: Sequence[int], energy: Sequence[float]) -> Any:
+    ax.plot(ts, 100 * np.asarray(energy), color=SOFT)
+    ax.set(xlabel=STEP_LABEL, ylim=(0, max(1.05 * 100 * max(energy), 1)))
+    ax.set_title("change, % of variance")
+    return ax.plot([ts[-1]], [100 * energy[-1]], "o", color=ACCENT, markersize=7)[0]
+
+
+Frame = tuple[Figure, list, Callable[[int], None]]
+
+
+def _frame(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], energy: Any) -> Frame:
+    """Lay out input, dissolved, difference of n images; return figure, moving artists and ``update(i)``."""
+    n, more = len(inputs), energy is not None and len(inputs) == 1
+    # beyond the steps that the paper shows, nearly everything changes, and its scale would hide the rest
+    shown = [i for i, t in enumerate(ts) if t <= 400] or list(range(len(ts)))
+    limit = _limit((stacks - inputs[:, None])[:, shown])
+    size = (1.35 * n + 1.2, 4.5) if n > 1 else (7.2 + 3.1 * more, 2.45)
+    widths = {} if n > 1 else {"width_ratios": [1, 1, 1, 1.25][: 3 + more]}
+    figure, grid = new_figure(*size, *((3, n) if n > 1 else (1, 3 + more)), **widths)
+    axes = grid if n > 1 else grid[:, :3].T
+    for i in range(n):
+        _show_image(axes[0, i], inputs[i])
+    after = [_show_image(axes[1, i], inputs[i]) for i in range(n)]
+    change = [_show_change(axes[2, i], inputs[i] * 0, limit) for i in range(n)]
+    figure.colorbar(change[-1], ax=list(axes[2] if n > 1 else axes.flat), shrink=0.9)
+    for ax, word in zip(axes[:, 0], ("input", "dissolved", "dissolved − input"), strict=True):
+        (ax.set_ylabel if n > 1 else ax.set_title)(word)
+    title = figure.suptitle(f"{STEP_LABEL} = {ts[-1]}", fontweight="bold", fontsize=10)
+    dots = [_energy_curve(grid[0, 3], ts, energy)] if more else []
+
+    def update(i: int) -> None:
+        for j in range(n):
+            after[j].set_data(np.clip(_pixels(stacks[j, i]), 0, 1))
+            change[j].set_data(_grey(stacks[j, i] - inputs[j]))
+        title.set_text(f"{STEP_LABEL} = {ts[i]}")
+        for dot in dots:
+            dot.set_data([ts[i]], [100 * energy[i]])
+
+    return figure, [*after, *change, title, *dots], update
+
+
+def _checked(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    inputs, stacks = np.asarray(inputs, np.float32), np.asarray(stacks, np.float32)
+    if stacks.shape != (len(inputs), len(ts), *inputs.shape[1:]) or stacks.size == 0:
+        raise UsageError(f"stacks {stacks.shape} do not hold {len(ts)} steps of each input {inputs.shape}.")
+    return inputs, stacks
+
+
+@styled
+def dissolve_frame(
+    inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, at: int = -1, energy: Any = None
+) -> Figure:
+    """Return input, dissolved image and signed difference of ``inputs`` (n, H, W) at step ``ts[at]``.
+
+    ``stacks`` (n, T, H, W) holds every step, so that a colour means the same at each; ``energy`` (T,)
+    adds the curve of the change where there is one image.
+    """
+    figure, _, update = _frame(*_checked(inputs, stacks, ts), ts, energy)
+    update(at)
+    return figure
+
+
+@styled
+def dissolve_frames(
+    inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, energy: Any = None, dpi: int = 100
+) -> list[bytes]:
+    """Return ``dissolve_frame`` at every step as PNG bytes; only what moves is drawn again."""
+    figure, moving, update = _frame(*_checked(inputs, stacks, ts), ts, energy)
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    for artist in moving:
+        artist.set_animated(True)
+    canvas.draw()
+    ground, frames = canvas.copy_from_bbox(figure.bbox), []
+    for i in range(len(ts)):
+        canvas.restore_region(ground)
+        update(i)
+        for artist in moving:
+            figure.draw_artist(artist)
+        buffer = io.BytesIO()
+        imsave(buffer, np.asarray(canvas.buffer_rgba())[..., :3], format="png")
+        frames.append(buffer.getvalue())
+    return frames
+
+
+@styled
+def views_grid(views: Sequence, row_labels: Sequence[str] = ("O", "O′", "A"), *, title: str = "") -> Figure:
+    """Return the views of one image as they enter the loss: (branches, K, H, W), branch by shift (Eq. 5)."""
+    branches, shifts = len(views), len(views[0])
+    figure, axes = new_figure(1.4 * shifts + 0.4, 1.4 * branches + 0.5, branches, shifts)
+    for b, k in np.ndindex(branches, shifts):
+        _show_image(axes[b, k], views[b][k])
+        axes[0, k].set_title(f"shift {k}")
+    for ax, label in zip(axes[:, 0], row_labels, strict=False):
+        ax.set_ylabel(label, rotation=0, labelpad=10, fontsize=10, va="center")
+    figure.suptitle(title or "views of one image: branch × shift", fontsize=9.5)
+    return figure
+
+
+@styled
+def nearest_neighbours(errors_images: Sequence, errors_nearest: Sequence, scores: Sequence, labels: Sequence) -> Figure:
+    """Return wrongly ranked images (e, H, W) above the healthy training image nearest to each.
+
+    ``labels`` are words, or booleans that say which images are anomalous.
+    """
+    e = len(errors_images)
+    if not e or len({e, len(errors_nearest), len(scores), len(labels)}) > 1:
+        raise UsageError("errors need as many images as neighbours, scores and labels, and at least one.")
+    words = [label if isinstance(label, str) else ("healthy", "anomalous")[int(label)] for label in labels]
+    figure, axes = new_figure(1.35 * e + 0.5, 3.5, 2, e)
+    for i in range(e):
+        _show_image(axes[0, i], errors_images[i])
+        _show_image(axes[1, i], errors_nearest[i])
+        axes[0, i].set_title(f"{word(words[i])}\nscore {float(scores[i]):.3g}", fontsize=8.5)
+    axes[0, 0].set_ylabel("test image")
+    axes[1, 0].set_ylabel("nearest healthy\ntraining image")
+    figure.suptitle("worst errors (score: higher = more anomalous)", fontsize=9.5)
+    return figure

@@ -1,0 +1,267 @@
+"""Charts of losses, scores and tables; with ``pictures`` the only door to matplotlib and seaborn.
+
+Every function takes arrays or frames and returns a ``Figure`` of its own. A detector has one colour
+everywhere, controls are grey and hatched, and scores are "higher = more anomalous" on every axis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from diawork.errors import NumericError, UsageError
+from diawork.pictures import (
+    INK,
+    SOFT,
+    STEP_LABEL,
+    dissolve_frame,
+    dissolve_frames,
+    dissolve_strip,
+    image_grid,
+    nearest_neighbours,
+    new_figure,
+    png_bytes,
+    show,
+    styled,
+    views_grid,
+    word,
+)
+
+__all__ = [
+    "DETECTOR_COLORS", "EXCLUDED", "NEGATIVE", "POSITIVE", "STEP_LABEL", "ablation_bars", "detector_style",
+    "dissolve_frame", "dissolve_frames", "dissolve_strip", "image_grid", "is_control", "loss_curve",
+    "nearest_neighbours", "png_bytes", "roc", "score_histogram", "similarity_matrix", "views_grid",
+]  # fmt: skip
+
+# Okabe-Ito and Tol colours: told apart with any common colour blindness.
+DETECTOR_COLORS = {
+    "DIA": "#0072B2", "CSI": "#E69F00", "Gaussian blur": "#009E73", "Median blur": "#CC79A7",
+    "Resize": "#56B4E9", "Noise": "#882255", "Identity": "#999933", "RD4AD": "#332288", "SCRD4AD": "#AA4499",
+    "SimSID": "#117733",
+}  # fmt: skip
+_CONTROL_LOOKS = {  # first word that fits; grey, line, hatch
+    "oracle": ("#3d3d3d", ":", "xxx"), "pixel": ("#a3a3a3", "--", "..."), "mahalanobis": ("#7f7f7f", "-.", "\\\\\\"),
+    "statistic": ("#5c5c5c", (0, (5, 1, 1, 1)), "///"), "control": ("#8f8f8f", "-.", "++"),
+    "nn": ("#8f8f8f", "--", "++"), "neighbour": ("#8f8f8f", "--", "++"),
+}  # fmt: skip
+_SPARE = ("#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#661100", "#6699CC")
+HEALTHY, ANOMALOUS = "#8a94a3", "#C1440E"
+EXCLUDED, POSITIVE, NEGATIVE = 0, 1, 2  # codes of ``similarity_matrix``
+_PAIRS = {"excluded": "#e9ecef", "positive": "#0072B2", "negative": "#F2B77C"}
+SCORE_AXIS = "score (higher = more anomalous)"
+
+
+def _stable(name: str, n: int) -> int:
+    # Python's own hash changes with the process
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % n
+
+
+def _control_look(name: str) -> tuple | None:
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((look for key, look in _CONTROL_LOOKS.items() if any(w.startswith(key) for w in words)), None)
+
+
+def is_control(name: str) -> bool:
+    """Say whether a detector's name is that of a trivial control."""
+    return _control_look(name) is not None
+
+
+def detector_style(name: str) -> dict[str, Any]:
+    """Return ``color``, ``linestyle`` and ``hatch`` of a detector, the same in every figure.
+
+    A variant ("DIA (loss.mask naive)", "gaussian blur in the slot") has its family's colour and a dashed line.
+    """
+    if look := _control_look(name):
+        return dict(zip(("color", "linestyle", "hatch"), look, strict=True))
+    family = next((k for k in DETECTOR_COLORS if re.match(rf"{k}\b", name, re.IGNORECASE)), "")
+    color = DETECTOR_COLORS[family] if family else _SPARE[_stable(name, len(_SPARE))]
+    return {"color": color, "linestyle": "-" if name == family else (0, (6, 1.5)), "hatch": ""}
+
+
+def _finite(scores: Any) -> np.ndarray:
+    scores = np.asarray(scores, float)
+    if not np.isfinite(scores).all():
+        raise NumericError(f"{np.sum(~np.isfinite(scores))} of {scores.size} scores are not finite.")
+    return scores
+
+
+@styled
+def similarity_matrix(matrix: np.ndarray, labels: Sequence[str] | None = None, *, block: int | None = None) -> Figure:
+    """Return the paper's Fig. 3: pairs (3BK, 3BK) coloured by their part in the loss, or by similarity.
+
+    Integer codes are ``EXCLUDED``, ``POSITIVE``, ``NEGATIVE``; floating values are cosine similarities.
+    ``block`` rules a line after every branch of that many rows.
+    """
+    matrix = np.asarray(matrix)
+    n, coded = len(matrix), not np.issubdtype(matrix.dtype, np.floating)
+    side = 2.4 + min(0.2 * n, 4.5)
+    figure, axes = new_figure(side + 1.1, side)
+    ax = axes[0, 0]
+    if coded:
+        show(ax, matrix, cmap=ListedColormap([*_PAIRS.values()]), vmin=-0.5, vmax=2.5)
+        handles = [Patch(color=c, label=k) for k, c in _PAIRS.items()]
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        drawn = show(ax, matrix, cmap="RdBu_r", vmin=-1)
+        figure.colorbar(drawn, ax=ax, shrink=0.7, label="cosine similarity")
+    fine = [(e, "white", 0.6) for e in np.arange(1, n) - 0.5 if n <= 48]
+    for edge, color, width in fine + [(e, INK, 1.2) for e in np.arange(block or n, n, block or n) - 0.5]:
+        ax.axhline(edge, color=color, lw=width)
+        ax.axvline(edge, color=color, lw=width)
+    if labels is not None:
+        ax.set_xticks(range(n), labels, rotation=90, fontsize=7)
+        ax.set_yticks(range(n), labels, fontsize=7)
+        ax.tick_params(length=0)
+    return figure
+
+
+def _loss_line(ax: Any, rows: pd.DataFrame, name: str, *, smooth: float, first: bool) -> None:
+    color = detector_style(name)["color"] if name else INK
+    ax.plot(rows["step"], rows["loss"], color=color, alpha=0.2, lw=0.8)
+    mean = rows["loss"].ewm(alpha=1 - smooth).mean()
+    ax.plot(rows["step"], mean, color=color, lw=1.3, label=word(name) if name and first else None)
+
+
+@styled
+def loss_curve(metrics: Any, *, smooth: float = 0.9) -> Figure:
+    """Return the loss against the step, a panel a stage: raw values faint, their running mean on top.
+
+    ``metrics`` is the rows of one run's metrics (a frame or a list of dicts), or a dict of detector name
+    to a list of such runs (one a seed), coloured by detector.
+    """
+    runs = metrics if isinstance(metrics, Mapping) else {"": [metrics]}
+    frames = [(name, pd.DataFrame(rows)) for name, group in runs.items() for rows in group]
+    frames = [(name, f[f["loss"].notna()]) for name, f in frames if {"loss", "step", "stage"} <= set(f.columns)]
+    stages = sorted({stage for _, f in frames for stage in f["stage"].unique()})
+    if not stages:
+        raise UsageError("no row of these metrics holds stage, step and loss.")
+    figure, axes = new_figure(4.4 * len(stages), 2.9, 1, len(stages))
+    for ax, stage in zip(axes[0], stages, strict=True):
+        seen: set[str] = set()
+        for name, f in frames:
+            rows = f[f["stage"] == stage]
+            if len(rows):
+                _loss_line(ax, rows, name, smooth=smooth, first=name not in seen)
+                seen.add(name)
+        ax.set(xlabel="step", ylabel="loss", title=word(stage))
+        if seen - {""}:
+            ax.legend()
+    return figure
+
+
+def _histogram(ax: Any, scores: np.ndarray, anomalous: np.ndarray, threshold: float | None) -> None:
+    scores, anomalous = _finite(scores), np.asarray(anomalous, bool)
+    low, high = np.quantile(scores, [0.005, 0.995])
+    pad = 0.5 if high == low else 0.0
+    shown = pd.DataFrame({"score": np.clip(scores, low, high), "is": np.where(anomalous, "anomalous", "healthy")})
+    palette = {"healthy": HEALTHY, "anomalous": ANOMALOUS}
+    look = {"palette": palette, "hue_order": list(palette), "element": "step", "alpha": 0.35, "legend": False}
+    bins = np.linspace(low - pad, high + pad, 31)
+    sns.histplot(shown, x="score", hue="is", bins=bins, stat="density", common_norm=False, ax=ax, **look)
+    if threshold is not None:
+        ax.axvline(np.clip(threshold, low, high), color=INK, lw=1, ls="--")
+    ax.set(xlabel=SCORE_AXIS, ylabel="density", yticks=[])
+
+
+@styled
+def score_histogram(scores: Any, anomalous: Any = None, *, threshold: Any = None, columns: int = 3) -> Figure:
+    """Return the scores of healthy and anomalous images, each group's area 1; the end bins hold what lies beyond.
+
+    Either ``scores`` and ``anomalous`` (N,), or a dict of detector name to that pair, a panel each
+    (``threshold`` then is a dict too).
+    """
+    groups = scores if isinstance(scores, Mapping) else {"": (scores, anomalous)}
+    limits = threshold if isinstance(threshold, Mapping) else {"": threshold}
+    columns = min(columns, max(len(groups), 1))
+    rows = max(-(-len(groups) // columns), 1)
+    figure, axes = new_figure(3.3 * columns + 0.4, 2.2 * rows + 0.35, rows, columns)
+    for ax in axes.flat[len(groups) :]:
+        ax.axis("off")
+    for ax, (name, (values, truth)) in zip(axes.flat, groups.items(), strict=False):
+        _histogram(ax, values, truth, limits.get(name))
+        ax.set_title(word(name))
+    handles = [Patch(color=c, alpha=0.5, label=k) for k, c in (("healthy", HEALTHY), ("anomalous", ANOMALOUS))]
+    if any(limit is not None for limit in limits.values()):
+        handles.append(Line2D([], [], color=INK, ls="--", lw=1, label="threshold from healthy validation images"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _roc_points(scores: Any, anomalous: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return false and true positive rates at every threshold, ties taken together: (M,), (M,)."""
+    scores, anomalous = _finite(scores), np.asarray(anomalous, bool)
+    if anomalous.all() or not anomalous.any():
+        raise NumericError("a ROC curve needs healthy and anomalous images.")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(anomalous[order])[ends]
+    misses = 1 + ends - hits
+    return np.append(0, misses / (~anomalous).sum()), np.append(0, hits / anomalous.sum())
+
+
+def _area(fpr: np.ndarray, tpr: np.ndarray) -> float:
+    return float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
+
+
+@styled
+def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
+    """Return mean ROC curves with a band of one sd over seeds; ``curves`` is name -> [(scores, anomalous), …]."""
+    figure, axes = new_figure(7.6, 3.9)
+    ax, grid = axes[0, 0], np.linspace(0, 1, 401)
+    ax.plot([0, 1], [0, 1], color="#c9ced6", lw=1, zorder=0)
+    lines = []
+    for name, seeds in curves.items():
+        points = [_roc_points(*seed) for seed in seeds]
+        areas = np.array([_area(fpr, tpr) for fpr, tpr in points])
+        heights = np.array([np.interp(grid, fpr, tpr) for fpr, tpr in points])
+        heights[:, 0] = 0
+        lines.append((areas.mean(), areas.std(ddof=1) if len(areas) > 1 else None, name, heights))
+    for area, spread, name, heights in sorted(lines, key=lambda line: -line[0]):
+        style = {k: v for k, v in detector_style(name).items() if k != "hatch"}
+        mean, half = heights.mean(0), heights.std(0, ddof=min(1, len(heights) - 1))
+        number = f"{area:.3f}" if spread is None else f"{area:.3f} ± {spread:.3f}"
+        ax.plot(grid, mean, lw=1.7, label=f"{number}  {word(name)}", **style)
+        band = {"color": style["color"], "alpha": 0.15, "lw": 0}
+        ax.fill_between(grid, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1), **band)
+    ax.set(xlabel="healthy called anomalous (FPR)", ylabel="anomalous found (TPR)", aspect="equal")
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title=word(title))
+    figure.legend(title="AUROC (score: higher = more anomalous)", loc="outside right center")
+    return figure
+
+
+@styled
+def ablation_bars(table: pd.DataFrame, *, label: str = "", value: str = "auroc") -> Figure:
+    """Return a bar a row from chance (0.5) to its value, with the interval ``value_low`` to ``value_high``.
+
+    Rows are named by the column ``label`` (by default that of this name, else the detector). A column
+    ``published`` adds a diamond at the paper's number.
+    """
+    table = pd.DataFrame(table).reset_index(drop=True)
+    label = label or ("label" if "label" in table else "detector")
+    figure, axes = new_figure(7.0, 0.34 * len(table) + 1.0)
+    ax = axes[0, 0]
+    for i, row in table.iterrows():
+        style = detector_style(str(row.get("detector", row[label])))
+        ax.barh(i, row[value] - 0.5, left=0.5, height=0.62, color=style["color"], alpha=0.85,
+                hatch=style["hatch"] or None, edgecolor="white" if style["hatch"] else "none")  # fmt: skip
+        low, high = row.get(f"{value}_low", np.nan), row.get(f"{value}_high", np.nan)
+        ax.plot([low, high], [i, i], color=INK, lw=1.4)
+        ax.text(1.005, i, f"{row[value]:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=8.5)
+    if "published" in table and table["published"].notna().any():
+        ax.plot(table["published"], table.index, "D", color="white", mec=INK, ms=5.5, label="published")
+        figure.legend(loc="outside upper right")
+    ax.axvline(0.5, color=SOFT, lw=1)
+    ax.set_yticks(range(len(table)), [word(v) for v in table[label]])
+    ax.set(xlabel=f"{value.upper()} on images never seen (0.5 = chance; line: 95 % interval)")
+    ax.invert_yaxis()
+    return figure

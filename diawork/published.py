@@ -1,0 +1,89 @@
+"""Published numbers, machine-readable, and ours beside them: two columns, never one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from diawork.errors import UsageError, did_you_mean
+from diawork.strictyaml import parse_yaml
+from diawork.tables import summary_table
+
+SAME_METHOD = {"gaussian blur in the slot": "Gaussian blur", "median blur in the slot": "Median blur"}
+_OURS = [
+    "dataset", "section", "label", "auroc", "auroc_sd", "auroc_low", "auroc_high", "seeds", "pretrained", "oracle",
+    "control",
+]  # fmt: skip
+_THEIRS = [
+    "dataset", "method", "setting", "published", "published_sd", "extra_data", "marks", "remarks", "source", "place",
+]  # fmt: skip
+
+
+def _published_path() -> Path:
+    package = Path(__file__).resolve().parent
+    installed = package / "_manifests" / "published.yaml"
+    return installed if installed.exists() else package.parent / "data_manifests" / "published.yaml"
+
+
+@cache
+def _published_yaml() -> dict[str, Any]:
+    return parse_yaml(_published_path().read_bytes(), "published.yaml")[0]
+
+
+def published(table: str | None = None) -> pd.DataFrame:
+    """Return published numbers, one a row: table, method, setting, dataset, metric, value, sd, marks, remarks, source.
+
+    Shares are fractions, whatever the source printed; ``marks`` and ``remarks`` are spelt out.
+    """
+    book = _published_yaml()
+    if table is not None and table not in book["tables"]:
+        raise UsageError(f"{table!r} is not a published table.", hint=did_you_mean(table, book["tables"]))
+    chosen = [table] if table else list(book["tables"])
+    return pd.DataFrame([cell for key in chosen for cell in _cells(book, key)])
+
+
+def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
+    table = book["tables"][key]
+    scale = 100 if table.get("unit") == "percent" else 1
+    for row in table["rows"]:
+        for i, column in enumerate(table["columns"]):
+            value, sd = row["value"][i], (row.get("sd") or [None] * len(row["value"]))[i]
+            at = {"method": row["method"], "column": column}
+            own = [c["remark"] for c in table.get("cell_remarks", ()) if {k: c[k] for k in at} == at]
+            dataset, metric = (table["dataset"], column) if "dataset" in table else (column, table["metric"])
+            dataset, metric = (None, column) if metric == "cost" else (dataset, metric)
+            if value is not None:
+                yield {
+                    "table": key, "title": table["title"], "source": book["sources"][table["source"]],
+                    "place": table["place"], "method": row["method"], "setting": row.get("setting", ""),
+                    "dataset": dataset, "metric": metric, "value": value / scale,
+                    "sd": math.nan if sd is None else sd / scale, "extra_data": row.get("extra_data"),
+                    "marks": {mark: book["marks"][mark] for mark in row.get("marks", ())},
+                    "remarks": [book["remarks"][r] for r in (*table.get("remarks", ()), *own)],
+                }  # fmt: skip
+
+
+def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
+    """Return ours and the published AUROC side by side, in columns of their own, for the data sets we ran.
+
+    ``difference`` is ours minus published; its interval moves ours alone (test images), as if the published
+    number were exact. Methods that were not run here, and ours that nobody published, have gaps.
+    """
+    ours = summary_table(frame)
+    if ours.empty:
+        return ours
+    ours = ours.assign(method=ours["detector"].map(lambda d: SAME_METHOD.get(d, d)))
+    theirs = published(table)
+    theirs = theirs[(theirs["metric"] == "auroc") & theirs["dataset"].isin(set(ours["dataset"]))]
+    theirs = theirs.rename(columns={"value": "published", "sd": "published_sd"})
+    ours = ours[[*_OURS, "method"]]
+    both = theirs[_THEIRS].merge(ours[ours["dataset"].isin(set(theirs["dataset"]))], "outer", ["dataset", "method"])
+    both["label"] = both["label"].fillna(both["method"])
+    for end in ("", "_low", "_high"):
+        both[f"difference{end}"] = both[f"auroc{end}"] - both["published"]
+    return both.sort_values(["dataset", "published"], ascending=[True, False], ignore_index=True)

@@ -1,0 +1,106 @@
+"""Command line: every mistake is one sentence and an exit code, never a traceback."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from diawork.cli import main, parse_overrides
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*argv):
+        code = main(list(argv))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["run", "--dataset", "pneumoniamnits"], 2, "Did you mean 'pneumoniamnist'"),
+        (["run", "--preset", "papper"], 2, "Did you mean 'paper'"),
+        (["run", "--methods", "dia,cis"], 2, "Did you mean 'csi'"),
+        (["run", "--set", "loss.temprature=0.1"], 2, "Did you mean 'loss.temperature'"),
+        (["run", "--set", "dissolve.t_range=[30,1200]"], 2, r"must lie in [0, 1000)"),
+        (["run", "--set", "loss.temperature"], 2, "KEY=VALUE"),
+        (["run", "--precision", "fp16"], 2, "known not to converge"),
+        (["run", "--device", "cuda:77"], 5, "not available"),
+        (["run", "--seeds", "0"], 2, "Invalid value"),
+        (["run", "--nonsense"], 2, "No such option"),
+        (["data", "show", "nothing"], 2, "nothing"),
+        (["notebook", "99"], 2, "is not a notebook"),
+        (["report", "not-there"], 2, "does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(call, argv, code, message):
+    got, out, err = call(*argv)
+    assert got == code and message in err and "Traceback" not in out + err
+
+
+def test_a_missing_file_says_where_it_was_looked_for(call, tmp_path):
+    code, _, err = call("data", "show", "pneumoniamnist", "--data-root", str(tmp_path))
+    assert code == 3 and str(tmp_path) in err and "DIAWORK_DATA" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 half"])
+def test_a_damaged_file_is_named(call, tmp_path, content):
+    (tmp_path / "pneumoniamnist.npz").write_bytes(content)
+    code, _, err = call("data", "show", "pneumoniamnist", "--data-root", str(tmp_path))
+    assert code == 3 and "pneumoniamnist.npz" in err and "Traceback" not in err
+
+
+def test_no_normal_images_is_a_data_error(call, tmp_path):
+    arrays = {}
+    for split, n in {"train": 4708, "val": 524, "test": 624}.items():
+        arrays |= {f"{split}_images": np.zeros((n, 28, 28), np.uint8), f"{split}_labels": np.ones((n, 1), np.uint8)}
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
+    code, _, err = call("run", "--dataset", "pneumoniamnist", "--data-root", str(tmp_path))
+    assert code == 3 and "normal" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders of this kind are a Unix matter")
+def test_an_unwritable_folder_is_a_resource_error(call, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = call("run", "--preset", "smoke", "--methods", "pixel_knn", "--out", str(tmp_path / "file" / "runs"))
+    assert code == 5 and "cannot write" in err and "--out" in err
+
+
+def test_a_bug_of_ours_leaves_its_traceback_in_a_file(call, monkeypatch, tmp_path):
+    monkeypatch.setattr("diawork.manifests.list_manifests", lambda: 1 / 0)
+    code, _, err = call("data", "list")
+    assert code == 1 and "a bug of ours" in err and "ZeroDivisionError" in next(tmp_path.glob("crash-*")).read_text()
+
+
+def test_doctor_and_data(call):
+    code, out, _ = call("doctor")
+    assert code == 0 and out.count("OK") >= 6 and "Python" in out and "kernel" in out
+    assert "breastmnist" in call("data", "list")[1]
+    assert "healthy" in call("data", "show", "phantom")[1]
+
+
+def test_print_config_is_the_validated_config(call):
+    out = call("run", "--print-config", "--set", "loss.temperature=0.2", "--preset", "smoke")[1]
+    assert json.loads(out)["loss"]["temperature"] == 0.2
+
+
+def test_run_and_report(call, tmp_path):
+    code, out, _ = call("run", "--preset", "smoke", "--methods", "csi,pixel_knn", "--out", "runs", "--device", "cpu")
+    assert code == 0 and "CSI" in out and "AUROC" in out
+    page = tmp_path / "runs" / "report-phantom-smoke.html"
+    assert page.exists() and "://" not in page.read_text().split("<body")[0]
+    code, out, _ = call("report", "runs", "--out", "again.html")
+    assert code == 0 and (tmp_path / "again.html").exists()
+
+
+def test_overrides_are_json_or_text():
+    assert parse_overrides(("a=1e-4", "b=[1,2]", "c=naive", "d=true")) == {
+        "a": 1e-4,
+        "b": [1, 2],
+        "c": "naive",
+        "d": True,
+    }

@@ -1,0 +1,187 @@
+"""Figures: what they show and refuse; looks are judged by eye, meaning here."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diawork import pictures, plots
+from diawork.errors import NumericError, UsageError
+
+RNG = np.random.default_rng(0)
+X = RNG.random((4, 8, 8), np.float32)
+TS = [50, 100, 200]
+STACKS = np.stack([X * f for f in (0.9, 0.6, 0.2)], 1)
+STRIP = np.concatenate([X[:, None], STACKS], 1)
+TRUTH = np.arange(40) >= 15
+SCORES = RNG.standard_normal(40) + TRUTH
+
+
+def images_of(figure):
+    return [im for ax in figure.axes for im in ax.get_images()]
+
+
+def texts_of(figure):
+    found = [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text"))]
+    return " | ".join(t for t in found if t)
+
+
+def pixels(png):
+    return pictures.matplotlib.image.imread(pictures.io.BytesIO(png))
+
+
+FIGURES = {
+    "grid": lambda: plots.image_grid(X, ["a"] * 4, columns=3),
+    "strip": lambda: plots.dissolve_strip(STRIP, TS, ["one"] * 4, difference=True),
+    "frame": lambda: plots.dissolve_frame(X, STACKS, TS),
+    "one frame": lambda: plots.dissolve_frame(X[:1], STACKS[:1], TS, energy=[0.1, 0.2, 0.3]),
+    "views": lambda: plots.views_grid(X[:, None].repeat(4, 1)[:3]),
+    "neighbours": lambda: plots.nearest_neighbours(X, X[::-1], range(4), [True, False, "odd", True]),
+    "pairs": lambda: plots.similarity_matrix(np.eye(6, dtype=int), list("abcdef"), block=2),
+    "similarity": lambda: plots.similarity_matrix(np.eye(6)),
+    "loss": lambda: plots.loss_curve([{"stage": "train", "step": i, "loss": 1 / (i + 1)} for i in range(5)]),
+    "histogram": lambda: plots.score_histogram(SCORES, TRUTH, threshold=0.5),
+    "roc": lambda: plots.roc({"DIA": [(SCORES, TRUTH)]}),
+    "bars": lambda: plots.ablation_bars(pd.DataFrame({"detector": ["DIA"], "auroc": [0.9], "published": [0.8]})),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_draws_and_shows_itself(name):
+    png = FIGURES[name]()._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    assert pixels(png).std() > 0.01
+
+
+def test_no_pyplot_figure_is_left_open_and_style_is_untouched():
+    before = dict(pictures.matplotlib.rcParams)
+    for make in FIGURES.values():
+        make()
+    assert pictures.matplotlib._pylab_helpers.Gcf.get_num_fig_managers() == 0
+    assert dict(pictures.matplotlib.rcParams) == before
+
+
+def test_plots_never_import_torch():
+    code = "import sys, diawork.plots; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=pictures.__file__.rsplit("/", 2)[0]).returncode == 0
+
+
+def test_grey_is_pinned_and_nearest():
+    for image in images_of(plots.image_grid(X * 0.5)):
+        assert image.get_clim() == (0, 1)
+        assert (image.get_interpolation(), image.get_cmap().name) == ("nearest", "gray")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (3, 8, 8), (8, 8, 3)])
+def test_image_layouts(shape):
+    drawn = images_of(plots.image_grid([RNG.random(shape)]))[0]
+    assert drawn.get_array().shape[:2] == (8, 8)
+
+
+def test_differences_diverge_around_zero_with_a_bar():
+    figure = plots.dissolve_strip(STRIP, TS, difference=True)
+    changes = [im for im in images_of(figure) if im.get_cmap().name == "RdBu_r"]
+    assert len(changes) == 16
+    assert {im.get_clim()[0] + im.get_clim()[1] for im in changes} == {0}
+    assert "dissolved − input" in texts_of(figure)
+
+
+def test_strip_headers_name_input_and_steps():
+    said = texts_of(plots.dissolve_strip(STRIP, TS, ["r0", "r1", "r2", "r3"]))
+    assert all(word in said for word in ("input", "t = 50", "t = 200", "dissolving step t", "r3"))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: plots.image_grid([]), "no image"),
+        (lambda: plots.dissolve_strip(STRIP, [1]), "does not hold"),
+        (lambda: plots.dissolve_frame(X, STACKS[:2], TS), "do not hold 3 steps"),
+        (lambda: plots.nearest_neighbours(X, X[:2], [1], ["a"]), "as many"),
+        (lambda: plots.loss_curve([{"step": 1}]), "no row"),
+        (lambda: plots.roc({"DIA": [(SCORES, np.ones(40, bool))]}), "healthy and anomalous"),
+        (lambda: plots.roc({"DIA": [(SCORES * np.nan, TRUTH)]}), "40 of 40 scores are not finite"),
+        (lambda: plots.score_histogram(SCORES * np.inf, TRUTH), "not finite"),
+    ],
+)
+def test_refuses(call, says):
+    with pytest.raises((UsageError, NumericError), match=says):
+        call()
+
+
+def test_frames_equal_the_figure_at_each_step():
+    energy = [0.1, 0.2, 0.3]
+    frames = plots.dissolve_frames(X[:1], STACKS[:1], TS, energy=energy, dpi=100)
+    for i, frame in enumerate(frames):
+        still = plots.png_bytes(plots.dissolve_frame(X[:1], STACKS[:1], TS, at=i, energy=energy), dpi=100)
+        assert np.abs(pixels(frame)[..., :3] - pixels(still)[..., :3]).mean() < 0.02
+    assert len(set(frames)) == 3
+
+
+def test_a_detector_has_one_colour_and_controls_are_grey():
+    assert plots.detector_style("DIA")["color"] == plots.DETECTOR_COLORS["DIA"]
+    assert plots.detector_style("DIA (loss.mask naive)")["color"] == plots.DETECTOR_COLORS["DIA"]
+    assert plots.detector_style("gaussian blur in the slot")["color"] == plots.DETECTOR_COLORS["Gaussian blur"]
+    for name in ("image statistics, 5-NN", "pixel 5-NN", "best statistic (oracle)", "Mahalanobis"):
+        red, green, blue = (plots.detector_style(name)["color"][i : i + 2] for i in (1, 3, 5))
+        assert red == green == blue
+    assert not plots.is_control("SimSID")
+
+
+def test_unknown_names_keep_their_colour_from_one_process_to_the_next():
+    assert plots.detector_style("Novel")["color"] == "#6699CC"
+    assert plots.detector_style("Other one")["color"] == "#44AA99"
+
+
+@pytest.mark.parametrize("figure", ["histogram", "roc", "neighbours"])
+def test_score_plots_say_the_direction(figure):
+    assert "higher = more anomalous" in texts_of(FIGURES[figure]())
+
+
+def test_roc_legend_holds_the_exact_area_and_its_spread():
+    curves = {
+        "DIA": [([0, 1, 2, 3], [0, 0, 1, 1]), ([0, 2, 1, 3], [0, 0, 1, 1])],
+        "CSI": [([1, 1, 1, 1], [0, 0, 1, 1])],
+    }
+    said = texts_of(plots.roc(curves))
+    assert "0.875 ± 0.177  DIA" in said
+    assert "0.500  CSI" in said
+
+
+def test_roc_agrees_with_sklearn_on_ties():
+    from sklearn.metrics import roc_auc_score
+
+    scores = np.round(SCORES)
+    assert plots._area(*plots._roc_points(scores, TRUTH)) == pytest.approx(roc_auc_score(TRUTH, scores))
+
+
+def test_pairs_are_coloured_by_code():
+    image = images_of(plots.similarity_matrix(np.array([[0, 1], [2, 0]])))[0]
+    shown = [tuple(np.round(image.cmap(image.norm(code))[:3], 2)) for code in (0, 1, 2)]
+    assert len(set(shown)) == 3
+    assert all(word in texts_of(FIGURES["pairs"]()) for word in ("excluded", "positive", "negative"))
+
+
+def test_loss_panels_per_stage_and_one_legend_entry_a_detector():
+    rows = [{"stage": s, "step": i, "loss": 1.0} for s in ("ddpm", "train") for i in range(3)]
+    figure = plots.loss_curve({"DIA": [rows, rows], "CSI": [rows[3:]]})
+    assert [ax.get_title() for ax in figure.axes] == ["ddpm", "train"]
+    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["DIA", "CSI"]
+
+
+def test_constant_scores_still_draw():
+    assert plots.png_bytes(plots.score_histogram(np.zeros(40), TRUTH))
+    assert "0.500" in texts_of(plots.roc({"DIA": [(np.zeros(40), TRUTH)]}))
+
+
+def test_bars_start_at_chance():
+    bar = plots.ablation_bars([{"detector": "DIA", "auroc": 0.4}]).axes[0].patches[0]
+    assert (bar.get_x(), bar.get_width()) == (0.5, pytest.approx(-0.1))
+
+
+@pytest.mark.parametrize("text", [r"$\frac{", "a\x1b[31m", "\u202egnp"])
+def test_hostile_names_are_drawn_as_text(text):
+    assert plots.png_bytes(plots.roc({text: [(SCORES, TRUTH)]}, title=text))
+    assert plots.png_bytes(plots.image_grid(X, [text] * 4))

@@ -1,0 +1,513 @@
+"""Tables, sentences and the page, from made-up run folders."""
+
+import json
+import re
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diawork import plots, report
+from diawork.errors import DataError, UsageError
+from diawork.headline import focus_of, headline
+from diawork.metrics import auroc
+from diawork.player import player_html
+from diawork.published import paper_comparison, published
+from diawork.report import write_html
+from diawork.tables import _joined, collect, curves, paired, summary_table
+
+CONTROL, ORACLE = "image statistics, 5-NN", "best single statistic (oracle)"
+PNG = b"\x89PNG not really"
+
+
+def numbers(scores, anomalous):
+    """What ``metrics.summary`` writes, with cheap intervals."""
+    area = auroc(scores, anomalous)
+    row = {"auroc": area, "auprc": area, "fpr95": 1 - area}
+    row |= {f"{m}{end}": v + d for m, v in list(row.items()) for end, d in (("_low", -0.03), ("_high", 0.03))}
+    row |= {"n_normal": int((~anomalous).sum()), "n_anomalous": int(anomalous.sum()), "threshold": 1.6}
+    return row | {"f1": 0.5, "accuracy": 0.6, "sensitivity": 0.4, "specificity": 0.95}
+
+
+def make_run(
+    root,
+    detector="DIA",
+    seed=0,
+    *,
+    strength=1.4,
+    dataset="pneumoniamnist",
+    data="abc123",
+    evidence=False,
+    settings=None,
+    n=60,
+    summary=numbers,
+    **result,
+):
+    """Write one finished run as ``experiment`` does; ``strength`` separates the two groups."""
+    folder = root / f"{dataset}-{zlib.crc32(repr((detector, data, settings)).encode())}-s{seed}"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng([seed, zlib.crc32(detector.encode())])
+    anomalous = np.arange(n) >= n // 3
+    shared = np.random.default_rng(7).standard_normal(n)  # images are hard or easy for every detector
+    scores = 0.7 * shared + 0.7 * rng.standard_normal(n) + strength * anomalous
+    rows = {
+        "split": "test",
+        "index": np.arange(n),
+        "class_name": "x",
+        "anomalous": anomalous.astype(int),
+        "score": scores,
+    }
+    pd.DataFrame(rows).to_csv(folder / "scores.csv", index=False)
+    config = {
+        "config": {},
+        "digest": f"d{seed}",
+        "data": {"name": dataset, "identity": data, "notes": ["val has labels"]},
+    }
+    config |= {"versions": {"torch": "2.6", "python": "3.12"}, "created": f"2026-01-0{seed + 1}T00:00:00+00:00"}
+    trained = detector in ("DIA", "CSI")
+    whole = {"schema": 1, "dataset": dataset, "detector": detector, "oracle": "oracle" in detector, "seed": seed}
+    whole |= {
+        "digest": f"d{seed}",
+        "selection": "fixed epoch 10" if trained else "no training",
+        "pretrained_weights": False,
+    }
+    whole |= {"metrics": {s: summary(scores, anomalous) for s in ("val", "test")}, "cost": {"fit_seconds": 300.0}}
+    whole |= {"settings": {"loss.mask": "naive", "seed": seed, **(settings or {})}, **result}
+    for name, content in (("config", config), ("status", {"state": "done"}), ("result", whole)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    if trained:
+        lines = [{"stage": "train", "step": i, "loss": 3 + np.exp(-i / 30) + 0.1 * rng.random()} for i in range(120)]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"stage": "tr')
+    if evidence:
+        write_evidence(folder)
+    return folder
+
+
+def write_evidence(folder, ts=(50, 100, 200, 400)):
+    x = np.random.default_rng(0).random((4, 1, 12, 12), np.float32)
+    fade = np.linspace(1, 0.3, len(ts) + 1, dtype=np.float32)[None, :, None, None]
+    errors = {"errors_images": x[:, 0], "errors_nearest": x[::-1, 0], "errors_score": np.arange(4.0)}
+    np.savez(folder / "evidence.npz", strip=x * fade, strip_ts=ts, errors_label=np.arange(4) > 1, **errors)
+
+
+def make_suite(root):
+    """DIA and CSI with three seeds, a control and an oracle with one, on the same 60 images."""
+    for seed in range(3):
+        make_run(root, "DIA", seed, strength=1.6, evidence=seed == 0)
+        make_run(root, "CSI", seed, strength=1.3)
+    make_run(root, CONTROL, strength=1.0)
+    make_run(root, ORACLE, strength=2.5)
+    return root
+
+
+@pytest.fixture
+def suite(tmp_path):
+    return make_suite(tmp_path / "runs")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out the drawing where a test reads the words alone."""
+    monkeypatch.setattr(plots, "png_bytes", lambda figure, dpi=0: PNG)
+    monkeypatch.setattr(plots, "dissolve_frames", lambda inputs, stacks, ts, dpi: [PNG] * len(ts))
+    for name in ("roc", "score_histogram", "loss_curve", "nearest_neighbours"):
+        monkeypatch.setattr(plots, name, lambda *arrays, **options: None)
+
+
+class Page(HTMLParser):
+    """Everything on a page that could load, run or lead somewhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.urls, self.handlers, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.urls += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "data", "xlink:href")]
+        self.handlers += [key for key, _ in attrs if key.startswith("on")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+
+def test_one_row_a_finished_run(suite):
+    frame = collect(suite)
+    assert len(frame) == frame.attrs["found"] == 8
+    assert set(frame["detector"]) == {"DIA", "CSI", CONTROL, ORACLE}
+
+
+def test_only_finished_runs_give_numbers(suite):
+    for name, status in (
+        ("a", {"state": "failed", "error": "NaN"}),
+        ("b", {"state": "running"}),
+        ("c", {"state": "done"}),
+    ):
+        (suite / name).mkdir()
+        (suite / name / "status.json").write_text(json.dumps(status))
+    frame = collect(suite)
+    assert frame.attrs["unfinished"] == [("a", "failed: NaN"), ("b", "running"), ("c", "no result")]
+    assert (len(frame), frame.attrs["found"]) == (8, 11)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 9}', '{"schema": 1}', '{"schema": 1, "dataset": {}}'])
+def test_an_unreadable_run_is_listed_with_its_reason(suite, content):
+    folder = make_run(suite, "DIA", 9)
+    (folder / "result.json").write_text(content)
+    frame = collect(suite)
+    assert [name for name, reason in frame.attrs["unreadable"] if reason] == [folder.name]
+    assert len(frame) == 8
+
+
+def test_numbers_that_are_not_finite_do_not_count(tmp_path):
+    bad = lambda scores, anomalous: numbers(scores, anomalous) | {"auroc": float("nan")}  # noqa: E731
+    make_run(tmp_path, summary=bad)
+    assert "not finite" in collect(tmp_path).attrs["unreadable"][0][1]
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        collect(tmp_path / "nowhere")
+
+
+def test_means_and_spread_over_seeds(suite):
+    frame = collect(suite)
+    row = summary_table(frame).set_index("detector").loc["DIA"]
+    values = frame.loc[frame["detector"] == "DIA", "test.auroc"]
+    assert row["auroc"] == pytest.approx(values.mean())
+    assert row["auroc_sd"] == pytest.approx(np.std(values, ddof=1))
+    assert row["auroc_low"] == pytest.approx(values.mean() - 0.03)
+    assert (row["seeds"], row["n_normal"], row["n_anomalous"]) == (3, 20, 40)
+
+
+def test_best_first_and_oracles_last(suite):
+    table = summary_table(collect(suite))
+    assert table["detector"].iloc[-1] == ORACLE
+    assert table["auroc"].iloc[-1] == table["auroc"].max()
+    assert table["auroc"].iloc[:-1].is_monotonic_decreasing
+
+
+def test_different_settings_are_never_averaged(suite):
+    make_run(suite, "DIA", 0, settings={"loss.mask": "shifted_removed"})
+    table = summary_table(collect(suite))
+    assert {"DIA (loss.mask naive)", "DIA (loss.mask shifted_removed)"} <= set(table["label"])
+    assert list(table.loc[table["detector"] == "CSI", "label"]) == ["CSI"]
+
+
+def test_different_data_under_one_name_are_kept_apart(suite):
+    make_run(suite, "DIA", 0, data="other!")
+    assert summary_table(collect(suite))["section"].nunique() == 2
+
+
+def test_of_equal_runs_the_newest_counts(suite, tmp_path):
+    again = make_run(tmp_path / "again", "DIA", 0, strength=0.0)
+    config = json.loads((again / "config.json").read_text()) | {"created": "2027-01-01"}
+    (again / "config.json").write_text(json.dumps(config))
+    frame = collect([suite, tmp_path / "again"])
+    assert len(frame) == 9
+    row = summary_table(frame).set_index("detector").loc["DIA"]
+    assert (row["seeds"], row["auroc_sd"] > 0.1) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (["fixed epoch 10"] * 3, "fixed epoch 10"),
+        (["best validation AUROC, epoch 9", "best validation AUROC, epoch 10"], "best validation AUROC, epoch 9, 10"),
+        (["fixed epoch 10", "no training"], "fixed epoch 10; no training"),
+    ],
+)
+def test_selection_rules_are_joined(rules, said):
+    assert _joined(rules) == said
+
+
+def test_paired_difference_is_that_of_the_means(suite):
+    frame = collect(suite)
+    row, means = paired(frame, "DIA", "CSI").iloc[0], summary_table(frame).set_index("label")["auroc"]
+    assert row["difference"] == pytest.approx(means["DIA"] - means["CSI"])
+    assert row["low"] < row["difference"] < row["high"]
+    assert (row["n"], row["seeds_a"], row["seeds_b"]) == (60, 3, 3)
+
+
+def test_paired_against_itself_is_zero(suite):
+    row = paired(collect(suite), CONTROL, CONTROL).iloc[0]
+    assert (row["difference"], row["p"]) == (0, 1)
+
+
+def test_paired_refuses_unknown_names_and_other_images(suite):
+    with pytest.raises(UsageError, match="Did you mean"):
+        paired(collect(suite), "DIA", "CS")
+    make_run(suite, "RD4AD", n=30)
+    with pytest.raises(DataError, match="same images"):
+        paired(collect(suite), "DIA", "RD4AD")
+
+
+def test_curves_hold_one_pair_a_seed(suite):
+    found = curves(collect(suite))
+    assert {label: len(pairs) for label, pairs in found.items()} == {"DIA": 3, "CSI": 3, CONTROL: 1, ORACLE: 1}
+
+
+# --- the paper --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "method", "dataset", "setting", "metric", "value"),
+    [
+        ("t1", "DIA", "pneumoniamnist", "", "auroc", 0.903),
+        ("t1", "CFA", "kvasir_polyp", "", "auroc", 0.354),
+        ("t2", "DIA", "retinal_oct", "shift cutperm", "auroc", 0.890),
+        ("t3", "DIA", "aptos2019", "dissolving size 64 px", "auroc", 0.937),
+        ("ratio", "DIA", "cifar100", "data ratio 0.1", "auroc", 0.832),
+        ("heuristics", "Gaussian blur", "aptos2019", "shift cutperm", "auroc", 0.942),
+        ("simsid_zhanglab", "SimSID", "zhanglab", "", "f1", 0.880),
+        ("simsid_covidx", "CutPaste", "covidx", "", "accuracy", 0.831),
+    ],
+)
+def test_published_numbers(table, method, dataset, setting, metric, value):
+    rows = published(table)
+    key = {"method": method, "dataset": dataset, "setting": setting, "metric": metric}
+    found = rows[np.logical_and.reduce([rows[k] == v for k, v in key.items()])]
+    assert list(found["value"]) == [pytest.approx(value)]
+
+
+def test_the_headline_gain_follows_from_the_readme_value():
+    rows = published("t1").pivot(index="method", columns="dataset", values="value")
+    ratio = (rows.loc["DIA"] / rows.loc["CSI"]).drop("retinal_oct")
+    assert (ratio.sum() + 0.919 / rows.loc["CSI", "retinal_oct"]) / 6 - 1 == pytest.approx(0.184, abs=5e-4)
+
+
+def test_every_published_number_has_a_source_and_its_footnotes():
+    rows = published()
+    assert rows["source"].str.len().min() > 10
+    assert rows["value"].between(0, 1)[rows["metric"] != "cost"].where(rows["dataset"].notna(), True).all()
+    dia = rows[(rows["table"] == "t1") & (rows["method"] == "DIA") & (rows["dataset"] == "retinal_oct")].iloc[0]
+    assert any("0.919" in remark for remark in dia["remarks"])
+    assert rows[(rows["table"] == "t1") & (rows["method"] == "UniAD")].iloc[0]["marks"] == {
+        "‡": "does not support 32 x 32 images; the MNIST sets were run at 128 px"
+    }
+
+
+def test_an_unknown_published_table_is_refused():
+    with pytest.raises(UsageError, match="Did you mean 't1'"):
+        published("t11")
+
+
+def test_ours_and_theirs_stay_in_columns_of_their_own(suite):
+    both = paper_comparison(collect(suite)).set_index("label")
+    assert both.loc["DIA", "published"] == 0.903
+    assert both.loc["DIA", "difference"] == pytest.approx(both.loc["DIA", "auroc"] - 0.903)
+    assert both.loc["DIA", "difference_low"] < both.loc["DIA", "difference"]
+    assert np.isnan(both.loc["RD4AD", "auroc"])
+    assert np.isnan(both.loc[CONTROL, "published"])
+
+
+def test_a_data_set_without_published_numbers_compares_nothing(tmp_path):
+    make_run(tmp_path, dataset="phantom")
+    assert paper_comparison(collect(tmp_path)).empty
+
+
+# --- sentences --------------------------------------------------------------------------------------
+
+
+def told(rows, **test):
+    """The headline for rows (detector, auroc, control, oracle) and a test of the first against the second."""
+    names = ["detector", "auroc", "control", "oracle"]
+    table = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
+    table = table.assign(label=table["detector"], auroc_low=table["auroc"] - 0.02, auroc_high=table["auroc"] + 0.02,
+                         auroc_sd=0.01, seeds=3, val_auroc=0.9, n_normal=234, n_anomalous=390)  # fmt: skip
+    table = table.sort_values(["oracle", "auroc"], ascending=[True, False], ignore_index=True)
+    tests = pd.DataFrame([{"a": rows[0][0], "b": rows[1][0]} | test]) if test else pd.DataFrame()
+    return " ".join(headline(table, tests))
+
+
+DIA_ROW, CSI_ROW = ("DIA", 0.85, False, False), ("CSI", 0.83, False, False)
+
+
+@pytest.mark.parametrize(
+    ("other", "test", "says"),
+    [
+        (
+            CSI_ROW,
+            {"difference": 0.02, "low": 0.01, "high": 0.03},
+            "+0.020 (95 % interval +0.010 to +0.030). DIA is ahead.",
+        ),
+        (CSI_ROW, {"difference": 0.02, "low": -0.01, "high": 0.05}, "these images do not tell the two apart"),
+        (CSI_ROW, {"difference": -0.03, "low": -0.05, "high": -0.01}, "CSI is ahead"),
+        (("stats", 0.8, True, False), {"difference": 0.05, "low": 0.01, "high": 0.09}, "DIA clears this control"),
+        (("stats", 0.84, True, False), {"difference": 0.01, "low": -0.01, "high": 0.03}, "DIA has not shown"),
+        (("stats", 0.9, True, False), {"difference": -0.05, "low": -0.09, "high": -0.01}, "It is a trivial control"),
+    ],
+)
+def test_headline_says_who_is_ahead_and_what_cannot_be_told(other, test, says):
+    assert says in told([DIA_ROW, other], **test)
+
+
+@pytest.mark.parametrize(
+    ("area", "says"), [(0.3, "below chance"), (0.5, "small"), (0.9, "how much training alone moves")]
+)
+def test_headline_is_cautious(area, says):
+    row = {"detector": "DIA", "label": "DIA", "auroc": area, "auroc_low": area - 0.08, "auroc_high": area + 0.08}
+    row |= {
+        "auroc_sd": float("nan"),
+        "seeds": 1,
+        "n_normal": 9,
+        "n_anomalous": 9,
+        "control": False,
+        "oracle": False,
+        "val_auroc": 0.9,
+    }
+    assert says in " ".join(headline(pd.DataFrame([row]), pd.DataFrame()))
+
+
+def test_the_focus_is_chosen_on_val_not_on_test():
+    table = pd.DataFrame({"detector": "DIA", "label": ["a", "b"], "auroc": [0.9, 0.8], "val_auroc": [0.7, 0.8],
+                          "oracle": False, "control": False})  # fmt: skip
+    assert focus_of(table)["label"] == "b"
+
+
+def test_headline_of_oracles_alone_names_no_winner():
+    assert "none of them is a detector" in told([("looked", 0.9, True, True)])
+
+
+def test_headline_calls_an_oracle_a_bar():
+    said = told([DIA_ROW, ("looked", 0.91, True, True)])
+    assert "not a detector: looked" in said
+    assert "no label-free detector here reaches it" in said
+    assert "DIA lies above it" in told([DIA_ROW, ("looked", 0.80, True, True)])
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("page")
+    asked = "diawork run --seeds 3"
+    return write_html(make_suite(root / "runs"), root / "r" / "page.html", title="DIA on X", asked=asked).read_text()
+
+
+def test_the_page_holds_what_it_must(page):
+    text = Page(page).text
+    for said in (
+        "DIA on X", "diawork run --seeds 3", "8 of 8 runs finished", "val is used for selection with its labels",
+        "test is scored once", "not for clinical use", "CC BY 4.0", "val has labels", "Beside the paper", "oracle",
+        "Where it fails", "What the model dissolves", "Training", "torch",
+    ):  # fmt: skip
+        assert said in text, said
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page):
+    found = Page(page)
+    assert all(url.startswith(("data:image/png;base64,", "#", "./")) for url in found.urls)
+    assert not {"script", "link", "iframe", "object", "form", "base"} & set(found.tags)
+    assert not found.handlers
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_the_page_is_small(page):
+    assert len(page.encode()) < 5_000_000
+
+
+HOSTILE = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg/onload=alert(1)>', "{{ 7*7 }}",
+    "javascript:x", "\u202egnp.exe", "a\x1b[31mb\x00",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_stays_text(quick, tmp_path, text):
+    make_run(tmp_path, text, dataset=text.replace("/", "_").replace("\x00", ""), settings={text: text}, selection=text,
+             data=text)  # fmt: skip
+    out = write_html(tmp_path, tmp_path / "r.html", title=text, asked=text)
+    found = Page(out.read_text("utf-8"))
+    assert not {"script", "svg"} & set(found.tags) and not found.handlers
+    assert all(url.startswith(("data:image/png;base64,", "./")) for url in found.urls)
+    assert "49" not in found.text.partition("What was asked")[2][:40]
+    assert "\u202e" not in found.text and "\x1b" not in found.text
+
+
+def test_a_partial_suite_says_n_of_all(quick, suite, tmp_path):
+    (suite / "killed").mkdir()
+    (suite / "killed" / "config.json").write_text("{}")
+    text = Page(write_html(suite, tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "8 of 9 runs finished" in text
+    assert "killed: never started. It contributes no number." in text
+
+
+def test_no_finished_run_still_gives_a_page(tmp_path):
+    (tmp_path / "runs").mkdir()
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "No run has finished" in text
+
+
+def test_a_damaged_picture_is_named_and_the_rest_stays(quick, suite, tmp_path):
+    for path in suite.rglob("evidence.npz"):
+        path.write_bytes(b"PK\x03\x04 torn")
+    text = Page(write_html(suite, tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "A picture is missing" in text
+    assert "ROC curves" in text
+
+
+def test_a_page_too_large_gives_up_its_pictures_first(quick, suite, tmp_path, monkeypatch):
+    full = write_html(suite, tmp_path / "full.html", title="t", asked="a").stat().st_size
+    monkeypatch.setattr(report, "MAX_BYTES", full - 1)
+    page = write_html(suite, tmp_path / "r.html", title="t", asked="a").read_text()
+    assert len(page) < full
+    assert 'class="player"' not in page
+    assert "Pictures were left out" in page
+
+
+def test_runs_below_the_page_are_linked_and_others_are_not(quick, suite, tmp_path):
+    below = write_html(suite, suite / "r.html", title="t", asked="a").read_text()
+    assert re.search(r'href="\./pneumoniamnist-\d+-s0/config.json"', below)
+    (tmp_path / "elsewhere").mkdir()
+    beside = write_html(suite, tmp_path / "elsewhere" / "r.html", title="t", asked="a").read_text()
+    assert "href=" not in beside
+    assert str(tmp_path) not in beside
+
+
+def test_mixed_versions_are_said(quick, suite, tmp_path):
+    path = next(suite.rglob("config.json"))
+    path.write_text(path.read_text().replace('"2.6"', '"9.9"'))
+    text = Page(write_html(suite, tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "not all made with the same versions: torch" in text
+
+
+def test_a_folder_is_no_report(suite, tmp_path):
+    with pytest.raises(UsageError, match="file name"):
+        write_html(suite, tmp_path, title="t", asked="a")
+
+
+def test_a_long_strip_is_thinned_but_the_slider_has_all(quick, suite, tmp_path):
+    folder = next(suite.rglob("evidence.npz")).parent
+    write_evidence(folder, ts=tuple(range(50, 650, 50)))
+    page = write_html(suite, tmp_path / "r.html", title="t", asked="a").read_text()
+    assert page.count('type="radio"') == 12
+
+
+# --- the player -------------------------------------------------------------------------------------
+
+
+def test_the_player_is_one_radio_group_with_a_rule_a_frame():
+    html = str(player_html([PNG, PNG + b"2"], ["t = 1", "t = 2"], "step", start=1))
+    name = re.search(r'name="(p\w+)"', html)[1]
+    assert html.count('type="radio"') == html.count("<label for=") == html.count("<img ") == 2
+    assert f'id="{name}-1" aria-label="t = 2" checked' in html
+    assert f"#{name}-1:checked~.frames img:nth-child(2)" in html
+
+
+def test_two_players_do_not_share_their_names():
+    first, second = (str(player_html([PNG], ["1"], caption)) for caption in "ab")
+    assert re.search(r'name="(\w+)"', first)[1] != re.search(r'name="(\w+)"', second)[1]
+
+
+def test_the_player_escapes_and_refuses():
+    assert "<b>" not in str(player_html([PNG], ["<b>"], "<b>"))
+    with pytest.raises(UsageError, match="as many labels"):
+        player_html([PNG], [], "step")
