@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -43,6 +43,9 @@ class BenchConfig:
     score_samples: int = 10
     fast_samples: int = 3  # of the fast protocol
     stems: tuple[str, ...] = ("imagenet", "cifar")
+
+
+QUICK = BenchConfig(batch=2, dim=8, pairs=1, score_images=4, score_samples=2, fast_samples=1, stems=("imagenet",))
 
 
 @dataclass
@@ -275,3 +278,46 @@ def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:
             live += event.nbytes()
             peak = max(peak, live)
     return {"views": rows, "peak_mib": peak / 2**20}
+
+
+def step_shares(
+    cfg: BenchConfig | None = None, *, compute: Compute | None = None, stem: str = "imagenet"
+) -> list[dict]:
+    """Return what each part of one training step costs: dissolving, views, forward and backward, optimiser."""
+    cfg, compute = cfg or BenchConfig(), compute or Compute.auto()
+    ddpm = build_ddpm(DiffusionConfig(dim=cfg.dim, image_size=cfg.model_size))
+    bridge = "pad" if cfg.size <= cfg.model_size else "resize"
+    dissolver = Dissolver(ddpm, DissolveConfig(bridge=bridge), compute=compute)
+    x, index = torch.rand(cfg.batch, 1, cfg.size, cfg.size), torch.arange(cfg.batch)
+    encoder = compute.prepare(build_encoder(EncoderConfig(stem=stem))).train()
+    optimizer = sgd(encoder)
+    builder = BranchBuilder(ViewsConfig(), FromMemory((x * 255).byte()))
+    views = builder(x, index=index, seed=0, step=0)
+    parts = {
+        "dissolving": lambda: dissolver.at(x, 80),
+        "views": lambda: builder(x, index=index, seed=0, step=0),
+        "encoder and loss": lambda: train_step(encoder, views, LossConfig(), compute=compute),
+        "optimiser": optimizer.step,
+    }
+    rows = []
+    for name, work in parts.items():
+        work()
+        spent = median(seconds(work, compute.device) for _ in range(cfg.pairs))
+        rows.append({"part": name, "seconds": spent, "images_per_s": cfg.batch / spent})
+    return rows
+
+
+def scaling(
+    batches: tuple[int, ...] = (8, 16, 32), sizes: tuple[int, ...] = (28, 32, 64), *,
+    cfg: BenchConfig | None = None, compute: Compute | None = None,
+) -> list[dict]:  # fmt: skip
+    """Return seconds an image of a training step against batch size (at 28 px) and resolution (at the last batch)."""
+    cfg, compute = cfg or BenchConfig(dim=32, pairs=3), compute or Compute.auto()
+    cells = [(batch, sizes[0]) for batch in batches] + [(batches[-1], size) for size in sizes[1:]]
+    rows = []
+    for batch, size in cells:
+        cell = replace(cfg, batch=batch, size=size)
+        parts = step_shares(cell, compute=compute)
+        total = sum(row["seconds"] for row in parts)
+        rows.append({"batch": batch, "size": size, "ms_per_image": 1000 * total / batch, "images_per_s": batch / total})
+    return rows

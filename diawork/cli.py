@@ -155,6 +155,27 @@ def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
 
 
 @cli.command()
+@click.option("--quick", is_flag=True, help="Small sizes: does it run?")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the modules first.")
+@_device
+@_precision
+@click.option("--out", "page", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
+def bench(quick: bool, compiled: bool, device: str, precision: str, page: Path) -> None:
+    """Time every stage against the machine's measured ceiling and the released scheme, in one run."""
+    from diawork.bench import QUICK, BenchConfig, loss_memory
+    from diawork.bench import bench as measure
+    from diawork.compute import Compute
+    from diawork.files import write_json
+
+    compute = Compute.auto(device, precision, compile=compiled)
+    found = measure(QUICK if quick else BenchConfig(), compute=compute, say=click.echo)
+    found["loss_memory"] = loss_memory(8 if quick else 1024)
+    click.echo(f"loss of {found['loss_memory']['views']:,} views: peak {found['loss_memory']['peak_mib']:.0f} MiB")
+    write_json(page, found)
+    click.echo(f"written: {page}")
+
+
+@cli.command()
 @click.argument("name")
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="e.g. preset=smoke")
 @click.option("--out", type=click.Path(path_type=Path), help="The executed copy [default: ./NAME.executed.ipynb].")

@@ -96,7 +96,7 @@ def dissolve(
 
     ``x`` (B, C, H, W) in [0, 1]; ``t`` one step or one an image. ``normalized`` feeds 2x−1 and returns
     [0, 1]; ``released`` feeds x as it is and returns the clamped [-1, 1], as the released code does.
-    """  # fmt: skip
+    """
     compute = compute or Compute()
     steps = compute.to(check_t(t, ddpm.num_timesteps, len(x)))
     size, channels = ddpm.image_size[0], ddpm.channels

@@ -81,7 +81,7 @@ def shared_ddpm(
     compute: Compute | None = None,
     progress: bool = True,
 ) -> DDPM:
-    """Return the DDPM of this config on this data: found by digest, continued, or pretrained."""  # fmt: skip
+    """Return the DDPM of this config on this data: found by digest, continued, or pretrained."""
     cfg = resolve(cfg, splits)
     bridge = cfg.dissolve.bridge
     identity = digest([cfg.diffusion.model_dump(mode="json"), bridge, splits.train.identity])
@@ -250,7 +250,7 @@ def _result(run: Run, detector: Any, cfg: ExperimentConfig, metrics: dict, cost:
 def _write_evidence(
     run: Run, detector: Any, ddpm: DDPM | None, cfg: ExperimentConfig, splits: Splits, rows: list[dict]
 ) -> None:
-    """Save the pictures a report shows: a dissolving strip and the worst errors with their neighbours."""  # fmt: skip
+    """Save the pictures a report shows: a dissolving strip and the worst errors with their neighbours."""
     if not isinstance(detector, DIA):
         return
     arrays = _worst_errors(detector, splits, [row for row in rows if row["split"] == "test"])
@@ -300,7 +300,7 @@ def run_suite(
     on_run: Callable[[Run], None] | None = None,
     **where: Any,
 ) -> list[Run]:
-    """Run every method for every seed (controls, which have none, once) and return the runs."""  # fmt: skip
+    """Run every method for every seed (controls, which have none, once) and return the runs."""
     configs = [method_config(cfg, method) for method in methods]
     runs = []
     for one in configs:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diawork.errors import DataError
+from diawork.errors import DataError, printable
 from diawork.files import digest
 from diawork.manifests import Manifest, load_manifest
 from diawork.npz import Arrays, decoded_bytes, read_npz, refuse_beyond_memory
@@ -227,7 +227,7 @@ def _find(manifest: Manifest, root: Path | str | None, *, download: bool) -> Pat
         return _download(manifest, roots[0])
     how = f"`diawork data download {manifest.name}` gets it from {''.join(manifest.url[:1])} ({manifest.licence}), or"
     raise DataError(
-        f"{manifest.file} was not found; looked in {', '.join(map(str, roots))}.",
+        f"{manifest.file} was not found; looked in {', '.join(map(printable, roots))}.",
         path=manifest.name,
         hint=f"{how if manifest.url else 'Please'} set DIAWORK_DATA to the folder that holds it.",
     )

@@ -84,7 +84,7 @@ def nt_xent(
 
     The sum over the 2N ordered positive pairs is divided by 2N (``mean``), by the number of views
     (``repo``: 3N with a dissolved branch, 2N without, as in CSI) or by both (``paper``).
-    """  # fmt: skip
+    """
     cfg = cfg or LossConfig()
     z = F.normalize(z.float() if z.dtype in (torch.bfloat16, torch.float16) else z, dim=1, eps=1e-8)
     key = view_key(image, shift).to(z.device)
@@ -108,7 +108,7 @@ def shift_cross_entropy(shift_logits: Tensor, shift: Tensor) -> Tensor:
 def dia_loss(
     z: Tensor, shift_logits: Tensor, *, image: Tensor, shift: Tensor, branch: Tensor, cfg: LossConfig | None = None
 ) -> LossParts:
-    """Return L = L_con + γ·L_cls (Eq. 9); without dissolved rows it is CSI's loss."""  # fmt: skip
+    """Return L = L_con + γ·L_cls (Eq. 9); without dissolved rows it is CSI's loss."""
     cfg = cfg or LossConfig()
     contrastive = nt_xent(z, image, shift, branch, cfg=cfg)
     classifier = shift_cross_entropy(shift_logits, shift)

@@ -128,7 +128,7 @@ def bootstrap_ci(
     """Confidence interval by the bootstrap within each class: BCa, or percentile above ``BCA_MAX_IMAGES``.
 
     Where BCa is undefined (constant scores, perfect separation) the percentiles are returned.
-    """  # fmt: skip
+    """
     if metric not in METRICS:
         raise UsageError(f"{metric!r} is not a metric.", hint=did_you_mean(metric, METRICS))
     if not 0 < level < 1 or n < 2:
@@ -178,7 +178,7 @@ def threshold_at_specificity(normal_scores: np.ndarray, specificity: float = 0.9
 def summary(
     scores: np.ndarray, anomalous: np.ndarray, *, threshold: float | None = None, seed: int = 0
 ) -> dict[str, float | int]:
-    """Return AUROC, AUPRC and FPR@95TPR with 95 % intervals; with ``threshold`` also what it achieves."""  # fmt: skip
+    """Return AUROC, AUPRC and FPR@95TPR with 95 % intervals; with ``threshold`` also what it achieves."""
     abnormal, normal = _split(scores, anomalous)
     row: dict[str, float | int] = {}
     for name, statistic in METRICS.items():

@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 
 from diawork.errors import NumericError, UsageError
 from diawork.pictures import (
+    ACCENT,
     INK,
     SOFT,
     STEP_LABEL,
@@ -264,4 +265,18 @@ def ablation_bars(table: pd.DataFrame, *, label: str = "", value: str = "auroc")
     ax.set_yticks(range(len(table)), [word(v) for v in table[label]])
     ax.set(xlabel=f"{value.upper()} on images never seen (0.5 = chance; line: 95 % interval)")
     ax.invert_yaxis()
+    return figure
+
+
+@styled
+def cost_bars(rows: Sequence[Mapping[str, Any]], *, value: str, label: str, title: str = "") -> Figure:
+    """Return one bar a row, e.g. ``value="ratio"`` over ``label="stage"``; the number stands at the bar's end."""
+    figure, axes = new_figure(7.2, 0.34 * len(rows) + 0.8)
+    ax = axes[0, 0]
+    values = [float(row[value] or 0) for row in rows]
+    ax.barh([str(row[label]) for row in rows], values, color=ACCENT, height=0.7)
+    ax.invert_yaxis()
+    for y, v in enumerate(values):
+        ax.text(v, y, f" {v:.3g}", va="center", fontsize=8)
+    ax.set(xlabel=value.replace("_", " "), title=title)
     return figure

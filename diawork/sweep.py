@@ -87,7 +87,7 @@ def run_notebook(
 
     The kernel is this interpreter's, over IPC where the system has it (no ports); widget state is
     not stored. Raises ``NotebookError`` naming the cell and the error; the copy shows both.
-    """  # fmt: skip
+    """
     source, out = find_notebook(name), Path(out)
     typed = typed_parameters(source, parameters or {})
     partial = out.with_name(f".{out.name}")

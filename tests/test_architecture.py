@@ -58,11 +58,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sections": {"errors", "headline", "manifests", "plots", "player", "published", "tables"},
     "report": {"errors", "files", "headline", "player", "plots", "published", "sections", "tables"},
     "widgets": {"errors", "plots"},
+    "bench": {
+        "compute", "config", "diffusion", "dissolve", "encoder", "loss", "scoring", "seeding", "training", "views",
+    },
     "sweep": {"errors"},
     "machine": {"compute", "images", "runs"},
     "cli": {
-        "compute", "datachecks", "errors", "experiment", "images", "machine", "manifests", "presets", "report", "runs",
-        "stopping", "sweep",
+        "bench", "compute", "datachecks", "errors", "experiment", "files", "images", "machine", "manifests", "presets",
+        "report", "runs", "stopping", "sweep",
     },
 }  # fmt: skip
 ONE_DOOR = {

@@ -11,7 +11,7 @@ from diawork.sweep import find_notebook, notebook_folder, notebook_parameters, r
 
 NOTEBOOKS = sorted(notebook_folder().glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-LAST_CELL = {"01": "model:", "02": "model:", "03": "run:", "04": "runs:"}
+LAST_CELL = {"01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:"}
 
 
 def code_cells(path):

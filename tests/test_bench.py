@@ -1,0 +1,64 @@
+"""Bench: its baseline does the same work, its ratios are honest; no figure is a test."""
+
+import json
+
+import pytest
+import torch
+
+from diawork.bench import (
+    QUICK,
+    Pair,
+    ceilings,
+    loss_memory,
+    plain_encoder,
+    released_dissolve,
+    released_step,
+    scaling,
+    sgd,
+    step_shares,
+)
+from diawork.cli import main
+from diawork.compute import Compute
+from diawork.config import DiffusionConfig, EncoderConfig
+from diawork.diffusion import build_ddpm
+from diawork.encoder import build_encoder
+
+
+def test_ratio_is_taken_pair_by_pair():
+    row = Pair("x", baseline=[2.0, 4.0, 9.0], ours=[1.0, 2.0, 3.0], flops=4.0, ceiling=4.0).row()
+    assert (row["ratio"], row["ratio_min"], row["ratio_max"]) == (2.0, 2.0, 3.0)
+    assert row["share_of_ceiling"] == pytest.approx(0.5)
+
+
+def test_plain_encoder_gives_the_same_numbers():
+    cfg, x = EncoderConfig(), torch.rand(2, 1, 28, 28)
+    plain, ours = plain_encoder(cfg, Compute()).eval(), build_encoder(cfg).eval()
+    assert torch.allclose(plain(x).z, ours(x).z, atol=1e-5)
+
+
+def test_the_baseline_dissolves_once_a_shift_and_takes_a_step():
+    ddpm = build_ddpm(DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16))
+    x, encoder = torch.rand(2, 1, 16, 16), plain_encoder(EncoderConfig(), Compute()).train()
+    assert released_dissolve(ddpm, x).shape == (8, 1, 16, 16)
+    before = encoder.shift.weight.clone()
+    released_step(encoder, ddpm, x, sgd(encoder))
+    assert not torch.equal(encoder.shift.weight, before)
+
+
+def test_every_stage_is_timed(tmp_path):
+    assert main(["bench", "--quick", "--device", "cpu", "--out", str(tmp_path / "bench.json")]) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert len(found["rows"]) == 6 and all(row["ratio"] > 0 for row in found["rows"])
+    assert found["ceilings"]["conv_fp32"] > 1e9
+
+
+def test_loss_memory_grows_with_the_batch_and_not_with_its_square():
+    small, large = (loss_memory(batch)["peak_mib"] for batch in (128, 256))
+    assert large < 3 * small
+
+
+def test_shares_and_scaling():
+    assert [row["part"] for row in step_shares(QUICK)] == ["dissolving", "views", "encoder and loss", "optimiser"]
+    rows = scaling((2, 4), (28, 32), cfg=QUICK)
+    assert [(row["batch"], row["size"]) for row in rows] == [(2, 28), (4, 28), (4, 32)]
+    assert ceilings(Compute(), repeats=1).keys() == {"conv_fp32", "matmul_fp32"}
