@@ -135,6 +135,16 @@ class DataReport:
         return cls(texts[0], texts[1], pairs, problems, texts[2])
 
 
+def contact_sheet(splits: Splits, each: int = 8) -> tuple[list[Tensor], list[str]]:
+    """Return ``each`` images of every split, evenly spaced, and a title for each."""
+    images, titles = [], []
+    for part in splits.all():
+        for row in torch.linspace(0, max(0, len(part) - 1), min(each, len(part))).round().long().tolist():
+            images.append(part.images[row])
+            titles.append(f"{part.split} · {part.class_names[row]}")
+    return images, titles
+
+
 def pair_images(report: DataReport, splits: Splits, most: int = 16) -> tuple[list[Tensor], list[str]]:
     """Return the images of the first ``most`` pairs, the two of a pair side by side, and a title for each."""
     sets = {images.split: images for images in splits.all()}

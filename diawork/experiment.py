@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import resource
 import sys
 import time
@@ -22,7 +21,8 @@ from diawork.detectors import DETECTORS, DIA
 from diawork.diffusion import DDPM, pretrain_ddpm
 from diawork.dissolve import Dissolve, Dissolver
 from diawork.errors import UsageError, did_you_mean
-from diawork.files import digest, sha256_file, write_bytes
+from diawork.evidence import evidence
+from diawork.files import digest, sha256_file
 from diawork.images import ImageSet, Splits, load
 from diawork.metrics import auroc, summary, threshold_at_specificity
 from diawork.runs import Run, locked, runs_root, slug
@@ -39,7 +39,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CONTROLS = ("stats_knn", "stats_mahalanobis", "pixel_knn", "oracle_statistic")
 METHODS |= {name: {"detector": name} for name in CONTROLS}
-STRIP_STEPS = (10, 30, 50, 75, 100, 130, 160, 200, 250, 300, 400, 600)  # among them the paper's Fig. 1
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
 
 
@@ -134,7 +133,8 @@ def run_experiment(
         cost = {"fit_seconds": time.perf_counter() - start}
         metrics, rows = _evaluate(detector, splits, cost)
         run.write_scores(rows)
-        _write_evidence(run, detector, ddpm, cfg, splits, rows)
+        if isinstance(detector, DIA):
+            run.write_evidence(evidence(splits, rows, ddpm, cfg))
         run.finish(_result(run, detector, cfg, metrics, cost))
     return run
 
@@ -244,51 +244,6 @@ def _result(run: Run, detector: Any, cfg: ExperimentConfig, metrics: dict, cost:
         "metrics": metrics,
         "cost": cost,
         "settings": cfg.flat(),
-    }
-
-
-def _write_evidence(
-    run: Run, detector: Any, ddpm: DDPM | None, cfg: ExperimentConfig, splits: Splits, rows: list[dict]
-) -> None:
-    """Save the pictures a report shows: a dissolving strip and the worst errors with their neighbours."""
-    if not isinstance(detector, DIA):
-        return
-    arrays = _worst_errors(detector, splits, [row for row in rows if row["split"] == "test"])
-    if ddpm:
-        ts = [t for t in STRIP_STEPS if t < cfg.diffusion.timesteps]
-        arrays |= {"strip_ts": np.array(ts), "strip": dissolving_strip(ddpm, cfg, splits.test, ts)}
-        arrays["strip_label"] = splits.test.class_names[strip_rows(splits.test)]
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_bytes(run.folder / "evidence.npz", buffer.getvalue())
-
-
-def strip_rows(images: ImageSet, n: int = 2) -> np.ndarray:
-    """Return the positions of the first n healthy and the first n anomalous images."""
-    return np.concatenate([np.flatnonzero(images.anomalous == anomalous)[:n] for anomalous in (False, True)])
-
-
-def dissolving_strip(ddpm: DDPM, cfg: ExperimentConfig, images: ImageSet, ts: Sequence[int], n: int = 2) -> np.ndarray:
-    """Return (2n, 1 + T, H, W): n healthy and n anomalous images, first as they are, then dissolved at ``ts``."""
-    x = images.take(strip_rows(images, n)).images
-    dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve)
-    stack = dissolver.stack(x, ts)
-    return np.concatenate([x[None].numpy(), stack.numpy()])[:, :, 0].swapaxes(0, 1).clip(0, 1).astype(np.float32)
-
-
-def _worst_errors(detector: DIA, splits: Splits, rows: list[dict], n: int = 4) -> dict[str, np.ndarray]:
-    """Return the healthy images scored highest and the anomalous scored lowest, beside their nearest healthy one."""
-    total = np.array([float(row["score"]) for row in rows])
-    anomalous = splits.test.anomalous
-    worst_healthy = sorted(np.flatnonzero(~anomalous), key=lambda i: -total[i])[:n]
-    worst = np.array([*worst_healthy, *sorted(np.flatnonzero(anomalous), key=lambda i: total[i])[:n]])
-    nearest = np.array([int(rows[i]["nearest_0"]) for i in worst])
-    healthy = splits.train.normal().images
-    return {
-        "errors_images": splits.test.images[worst].mean(1).numpy(),
-        "errors_nearest": healthy[nearest].mean(1).numpy(),
-        "errors_score": total[worst],
-        "errors_label": anomalous[worst],
     }
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from diawork.config import ExperimentConfig
 from diawork.errors import BusyError, CheckpointError, DiaworkError, Interrupted, ResourceError
-from diawork.files import digest, process_alive, read_json, remove_orphans, write_json, write_text
+from diawork.files import digest, process_alive, read_json, remove_orphans, write_bytes, write_json, write_text
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchvision", "denoising-diffusion-pytorch", "ema-pytorch", "kornia", "timm", "numpy")
@@ -176,6 +176,12 @@ class Run:
         """Return the pictures saved with the run, by name (``evidence.npz``)."""
         with np.load(self.folder / "evidence.npz", allow_pickle=False) as arrays:
             return dict(arrays)
+
+    def write_evidence(self, arrays: dict[str, np.ndarray]) -> None:
+        """Write ``evidence.npz``."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(self.folder / "evidence.npz", buffer.getvalue())
 
     def write_scores(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write ``scores.csv``, one image a row."""

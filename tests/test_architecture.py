@@ -42,11 +42,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training", "views",
     },
     "detectors.controls": {"errors", "files", "images"},
+    "evidence": {"config", "diffusion", "dissolve", "images"},
     "detectors": {"detectors.contrastive", "detectors.controls"},
     "experiment": {
-        "bank",
-        "compute", "config", "datachecks", "detectors", "diffusion", "dissolve", "errors", "files", "images", "metrics",
-        "runs", "stopping",
+        "bank", "compute", "config", "datachecks", "detectors", "diffusion", "dissolve", "errors", "evidence", "files",
+        "images", "metrics", "runs", "stopping",
     },
     # surfaces
     "pictures": {"errors"},

@@ -1,5 +1,6 @@
 """Checkpoints: round trip, refusal of damage and of foreign content, pruning, fallback."""
 
+import itertools
 import json
 import random
 import warnings
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from diawork import checkpoints
 from diawork.checkpoints import (
     Keeper,
     load_checkpoint,
@@ -160,6 +162,39 @@ def test_keeper_saves_before_it_stops(tmp_path):
     finally:
         _asked.clear()
     assert keeper.restore().state["step"] == 3
+
+
+@pytest.mark.parametrize(("cost", "after"), [(0.0, 300), (2.0, 300), (10.0, 500)])
+def test_keeper_saves_by_wall_clock_and_spends_two_percent_at_most(tmp_path, monkeypatch, cost, after):
+    clock = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    keeper, saves = Keeper(tmp_path, spec=SPEC), []
+
+    def slow():
+        saves.append(clock[0])
+        clock[0] += cost
+        return {"w": torch.zeros(1)}, {}
+
+    keeper.save(0, slow)
+    while len(saves) < 3:
+        clock[0] += 1
+        keeper.after_step(int(clock[0]), slow)
+    assert [b - a - cost for a, b in itertools.pairwise(saves)] == [after, after]
+
+
+def test_keeper_says_that_other_versions_made_the_checkpoint(tmp_path, monkeypatch):
+    Keeper(tmp_path, spec=SPEC).save(1, snapshot(1))
+    monkeypatch.setattr(checkpoints, "_versions", lambda: {"torch": "99"})
+    with pytest.warns(UserWarning, match=r"torch .* → 99.*goes on, but not bit for bit"):
+        assert Keeper(tmp_path, spec=SPEC).restore().state["step"] == 1
+
+
+def test_keeper_removes_what_a_killed_save_left(tmp_path):
+    Keeper(tmp_path, spec=SPEC).save(1, snapshot(1))
+    (tmp_path / "step-000000002.safetensors").write_bytes(b"half")
+    (tmp_path / "mine.safetensors").write_bytes(b"not a checkpoint of the keeper's")
+    Keeper(tmp_path, spec=SPEC)
+    assert {p.name for p in tmp_path.glob("*.safetensors")} == {"step-000000001.safetensors", "mine.safetensors"}
 
 
 def test_keeper_without_a_folder_saves_nothing(tmp_path):

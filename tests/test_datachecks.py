@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,13 @@ import torch
 from PIL import Image
 
 from diawork import datachecks
-from diawork.datachecks import DataReport, check_splits
+from diawork.cli import main
+from diawork.datachecks import DataReport, check_splits, contact_sheet, pair_images
 from diawork.errors import CheckpointError, DataError
+from diawork.experiment import run_experiment
 from diawork.images import ImageSet, Splits, _phantom, load
 from diawork.manifests import Manifest, load_manifest
+from diawork.presets import preset
 
 REAL = Path(os.environ.get("DIAWORK_DATA", "/nowhere")) / "pneumoniamnist.npz"
 
@@ -193,6 +197,70 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
     next(tmp_path.iterdir()).write_text("{}")
     with pytest.warns(UserWarning, match="checked anew"):
         assert check_splits(leaky(), cache=tmp_path) == first
+
+
+OWN = """
+name: own
+title: Own images
+kind: npz
+file: own.npz
+licence: none
+citation: none
+classes: {0: healthy, 1: lesion}
+roles: {healthy: normal, lesion: anomalous}
+counts: {train: {healthy: 30, lesion: 5}, val: {healthy: 9, lesion: 9}, test: {healthy: 9, lesion: 9}}
+image: {size: 16, channels: 1}
+t_range: [30, 130]
+bridge: pad
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The command for a user's data, a test image of which is a healthy training image."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split, healthy, ill in (("train", 30, 5), ("val", 9, 9), ("test", 9, 9)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (healthy + ill, 16, 16), np.uint8)
+        arrays[f"{split}_labels"] = np.repeat([0, 1], [healthy, ill])
+    arrays["test_images"][2] = arrays["train_images"][4]
+    np.savez(tmp_path / "own.npz", **arrays)
+    (tmp_path / "own.yaml").write_text(OWN)
+    argv = ["--dataset", str(tmp_path / "own.yaml"), "--data-root", str(tmp_path), "--out", "runs", "--device", "cpu"]
+    return ["run", "--preset", "smoke", "--methods", "pixel_knn", *argv]
+
+
+def test_a_leak_stops_the_command_and_an_acknowledged_one_is_told_in_the_report(own, capsys):
+    assert main(own) == 3
+    said = capsys.readouterr().err
+    digest = re.search(r"--acknowledge-leak (\w{12})", said)[1]
+    assert "1 exact duplicate between train and test" in said and not list(Path("runs").glob("own-*"))
+    assert main([*own, "--acknowledge-leak", "0" * 12]) == 3
+    assert main([*own, "--acknowledge-leak", digest]) == 0
+    data = json.loads(next(Path("runs").glob("own-*/config.json")).read_text())["data"]
+    assert data["acknowledged"] == digest and data["notes"][0].startswith(f"Leak, acknowledged as {digest}: 1 exact")
+    assert f"Leak, acknowledged as {digest}" in Path("runs/report-own-smoke.html").read_text()
+
+
+def test_pairs_are_shown_side_by_side():
+    report = check_splits(leaky())
+    images, titles = pair_images(report, leaky())
+    assert torch.equal(images[0], images[1]) and titles == ["exact · train 3", "exact · test 4"]
+    assert pair_images(check_splits(clean()), clean()) == ([], [])
+
+
+def test_a_contact_sheet_shows_every_split_from_end_to_end():
+    images, titles = contact_sheet(clean(), each=4)
+    assert len(images) == 12 and titles[0] == "train · healthy" and titles[3] == "train · lesion"
+    assert torch.equal(images[7], clean().val.images[-1])
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs DIAWORK_DATA")
+@pytest.mark.filterwarnings("ignore:pneumoniamnist.npz is not")
+def test_pneumoniamnist_runs_without_acknowledgement_and_says_what_it_found(tmp_path):
+    cfg = preset("cpu", dataset="pneumoniamnist").override({"detector": "stats_knn"})
+    notes = run_experiment(cfg, root=tmp_path, data_root=REAL.parent, progress=False).config()["data"]["notes"]
+    assert notes[0].startswith("8 exact duplicates between train and val; no fitted image is concerned")
+    assert any("18 exact duplicates within train" in note for note in notes) and "not the published file" in notes[-1]
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs DIAWORK_DATA")

@@ -119,6 +119,19 @@ def test_divergence_stops_the_training_and_keeps_the_checkpoint(tmp_path):
     assert load_checkpoint(newest.with_suffix("")).state["step"] >= 1
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_image_that_is_not_finite_stops_the_training_and_is_named(tmp_path, monkeypatch, value):
+    """The data set refuses such images; one that comes about on the way must not reach the model."""
+    images = make_images()
+    broken = images.images.clone()
+    broken[5, 0, 0, 0] = value
+    monkeypatch.setattr("diawork.diffusion.to_model", lambda *_, **__: broken)
+    with pytest.raises(NumericError, match=r"images hold NaN or infinite values; healthy images \[.*\b5\b"):
+        pretrain_ddpm(images, TINY, folder=tmp_path, save_every=0)
+    for path in tmp_path.glob("step-*.json"):
+        assert load_checkpoint(path.with_suffix("")).state["step"] >= 1
+
+
 def test_samples_are_images_and_leave_the_model_as_it_was(trained):
     before = trained.raw.sampling_timesteps
     x = sample_ddpm(trained.raw, 2, steps=3, seed=1)

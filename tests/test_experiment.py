@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
+from diawork.detectors import CSI
 from diawork.errors import UsageError
 from diawork.experiment import CONTROLS, METHODS, label_of, method_config, resolve, run_experiment, run_suite, select_on
 from diawork.images import load
@@ -102,6 +105,18 @@ def test_methods_have_names_of_their_own():
     assert len(set(labels)) == len(METHODS) and set(CONTROLS) < set(METHODS)
     with pytest.raises(UsageError, match="Did you mean 'gaussian_blur'"):
         method_config(SMOKE, "gausian_blur")
+
+
+def test_validation_scores_between_epochs_change_nothing(splits):
+    """The detector's own hook, feature bank and scores included, against a training that was left alone."""
+    cfg = SMOKE.override({"detector": "csi"})
+    alone, asked = CSI(None, cfg).fit(splits.train, progress=False), CSI(None, cfg)
+    torch.rand(7)
+    asked.fit(splits.train, on_epoch=select_on("val", splits), progress=False)
+    assert len(asked.history.epochs) == 2 and not alone.history.epochs
+    weights = alone.encoder.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in asked.encoder.state_dict().items())
+    assert np.array_equal(alone.anomaly_scores(splits.test), asked.anomaly_scores(splits.test))
 
 
 def test_failure_is_recorded(tmp_path, monkeypatch):

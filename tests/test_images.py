@@ -213,6 +213,13 @@ def test_sixteen_bit_data_keep_their_levels_in_an_explicit_window(tmp_path):
     assert torch.allclose(splits.train.images, opened(tmp_path).train.images) and not splits.notes
 
 
+def test_a_sixteen_bit_ramp_keeps_every_level(tmp_path):
+    ramp = np.arange(8 * 64, dtype=np.uint16).reshape(8, 8, 8) * 8
+    splits = opened(tmp_path, toy(intensity=[0, 4095]), **images_as(np.uint16, 1) | {"train_images": ramp})
+    values = splits.train.images.flatten() * 4095
+    assert len(values.unique()) == 512 and torch.allclose(values, torch.from_numpy(ramp.flatten().astype(np.float32)))
+
+
 def test_values_outside_the_window_are_counted_and_noted(tmp_path):
     splits = opened(tmp_path, toy(intensity=[0, 100]), **images_as(np.float32))
     outside = int((arrays()["train_images"] > 100).sum())

@@ -1,5 +1,7 @@
 """Scoring: golden values, parts, invariances, and that it changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,9 +71,16 @@ def test_bank_survives_its_tensors(bank):
 
 def test_refuses_features_that_are_not_finite(bank):
     broken = golden(3, 6, 0.8)
-    broken[0, 0, 0] = torch.nan
-    with pytest.raises(NumericError, match="not finite"):
-        score(Features(broken, golden(3, 4, 1.1)), bank)
+    broken[1, 2, 0] = torch.nan
+    for use in (lambda features: score(features, bank), FeatureBank.fit):
+        with pytest.raises(NumericError, match="not finite for 1 of 3 images, first 2"):
+            use(Features(broken, golden(3, 4, 1.1)))
+    with pytest.raises(NumericError, match="collapsed"):
+        FeatureBank.fit(Features(torch.zeros(4, 3, 6), torch.ones(4, 3, 4)))
+    with pytest.raises(NumericError, match="score of image 0 is not finite"):
+        score(
+            Features(golden(3, 6, 0.8), golden(3, 4, 1.1)), replace(bank, weight_similarity=torch.full((4,), torch.inf))
+        )
     with pytest.raises(UsageError, match="parts='norm'"):
         score(Features(golden(3, 6, 0.8), golden(3, 4, 1.1)), bank, parts="norm")
 

@@ -147,6 +147,36 @@ def test_divergence_names_the_batch():
         run(x=broken)
 
 
+def test_a_numeric_stop_leaves_a_sound_checkpoint(tmp_path, monkeypatch):
+    """BatchNorm statistics included: nothing that is not finite was ever forwarded, or saved."""
+    broken, encoder = X.clone(), build_encoder(seed=0)
+    broken[epoch_batches(8, QUICK, seed=0, epoch=0)[1][2]] = torch.inf  # in the second batch
+    with pytest.raises(NumericError, match="at step 1: the views of these images hold NaN or infinite values"):
+        run(encoder, x=broken, keeper=Keeper(tmp_path, spec={}, every_seconds=0))
+    found = Keeper(tmp_path, spec={}).restore()
+    statistics = {k: v for k, v in found.tensors.items() if "running" in k}
+    assert found.state["step"] == 1 and len(statistics) == 40
+    assert all(torch.isfinite(v).all() for v in statistics.values())
+    assert all(torch.isfinite(v).all() for v in encoder.state_dict().values())
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "lars"}, {"optimizer": "adamw"}, {"momentum": 0.0}])
+def test_every_optimiser_resumes_exactly(tmp_path, change):
+    train = QUICK.model_copy(update=change | {"peak_lr": 1e-2, "select": "val"})
+    loss = LossConfig(shift_weight=0.0)  # a head without a loss has a state, too
+
+    def go(epochs, folder, encoder=None):
+        encoder, keeper = build_encoder(seed=0), Keeper(folder, spec={})
+        builder, cut = BranchBuilder(ViewsConfig()), train.model_copy(update={"epochs": epochs})
+        fit(encoder, X, builder, train=cut, loss=loss, keeper=keeper, on_epoch=lambda e, _: e, progress=False)
+        return encoder
+
+    constant = {"warmup_epochs": 0.0, "decay_epochs": 10**6}  # so that two epochs begin as one does
+    train = train.model_copy(update=constant)
+    go(1, tmp_path / "a")
+    assert same_weights(go(2, tmp_path / "a"), go(2, tmp_path / "b"))
+
+
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
 def test_other_optimisers_train(optimizer):
     encoder, history = run(train=QUICK.model_copy(update={"optimizer": optimizer, "peak_lr": 1e-3, "epochs": 1}))
