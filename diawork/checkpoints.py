@@ -22,9 +22,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import nn
 
-from diawork.errors import CheckpointError, Interrupted, ResourceError
+from diawork.errors import CheckpointError, ResourceError
 from diawork.files import read_json, remove_orphans, write_bytes, write_json
-from diawork.stopping import raise_if_stopping
+from diawork.stopping import raise_if_stopping, stop_requested
 
 Tensors = dict[str, torch.Tensor]
 FORMAT = 1
@@ -45,10 +45,10 @@ class Checkpoint(NamedTuple):
     def value(self, name: str, kind: type[_T]) -> _T:
         """Return ``state[name]``; ``CheckpointError`` where it is missing or of another type."""
         found = self.state.get(name)
-        if not isinstance(found, kind) or isinstance(found, bool):
-            what = f"the record's {name!r} is {type(found).__name__}, wanted {kind.__name__}."
-            raise CheckpointError(what, path=self.path)
-        return found
+        if isinstance(found, kind):
+            return found
+        what = f"the record's {name!r} is {type(found).__name__}, wanted {kind.__name__}."
+        raise CheckpointError(what, path=self.path)
 
     def refuse_others(self, *prefixes: str) -> None:
         """Raise ``CheckpointError`` for a tensor whose name starts with none of the prefixes."""
@@ -60,8 +60,7 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(path: Path, tensors: Tensors, *, spec: dict, state: dict) -> None:
     """Write ``path.safetensors`` and then, as the commit, ``path.json``.
 
-    ``spec`` says what the tensors belong to and is compared on loading; ``state`` is anything
-    else that JSON holds (step, losses, versions).
+    ``spec`` says what the tensors belong to and is compared on loading; ``state`` is anything else.
     """
     data = serialize_safetensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     record = {"format": FORMAT, "bytes": len(data), "spec": spec, "state": state, "versions": _versions()}
@@ -191,8 +190,7 @@ _SLOTS = {"Adam": _ADAM, "AdamW": _ADAM, "SGD": _MOMENTUM, "Lars": _MOMENTUM}
 def expected_state(optimizer: torch.optim.Optimizer) -> Tensors:
     """Return what ``optimizer_state`` returns after a step: names, shapes and dtypes, no content."""
     slots, expected = _SLOTS[type(optimizer).__name__], {}
-    groups = optimizer.param_groups
-    parameters = [(p, group.get("momentum", 1)) for group in groups for p in group["params"]]
+    parameters = [(p, group.get("momentum", 1)) for group in optimizer.param_groups for p in group["params"]]
     for index, (p, momentum) in enumerate(parameters):
         for slot in slots if momentum else ():
             shape, dtype = ((), torch.float32) if slot == "step" else (p.shape, p.dtype)
@@ -239,19 +237,15 @@ class Keeper:
         held = sum(path.stat().st_size for path in self.folder.glob("step-*.safetensors"))
         free = shutil.disk_usage(self.folder).free
         if free + held < need:
-            raise ResourceError(
-                f"{free / 2**20:,.0f} MB are free; three checkpoints take {need / 2**20:,.0f} MB.",
-                path=self.folder,
-                hint="Choose another folder with --out or $DIAWORK_HOME, or free some space.",
-            )
+            what = f"{free / 2**20:,.0f} MB are free; three checkpoints take {need / 2**20:,.0f} MB."
+            hint = "Choose another folder with --out or $DIAWORK_HOME, or free some space."
+            raise ResourceError(what, path=self.folder, hint=hint)
 
     def restore(self) -> Checkpoint | None:
         """Return the newest checkpoint that verifies; damaged ones are named in a warning and passed over."""
         for path in self._newest_first():
             try:
-                found = load_checkpoint(path, spec=self.spec)
-                _warn_of_versions(found)
-                return found
+                return _warn_of_versions(load_checkpoint(path, spec=self.spec))
             except CheckpointError as error:
                 if "belongs to something else" in error.what:
                     raise
@@ -263,27 +257,22 @@ class Keeper:
 
         Raises ``Interrupted`` after saving where a stop was asked for.
         """
-        due = time.monotonic() - self._last >= max(self.every_seconds, 50 * self._cost)
-        try:
+        due, stopping = time.monotonic() - self._last >= max(self.every_seconds, 50 * self._cost), stop_requested()
+        if due or stopping:
+            self.save(step, snapshot)
+        if stopping:
             raise_if_stopping()
-        except Interrupted:
-            self.save(step, snapshot)
-            raise
-        if due:
-            self.save(step, snapshot)
 
     def save(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
         """Save now; older checkpoints are pruned only after the new pair is committed."""
         if not self.folder:
             return
-        start = time.monotonic()
-        path = self.folder / f"step-{step:09d}"
+        start, path = time.monotonic(), self.folder / f"step-{step:09d}"
         tensors, state = snapshot()
         save_checkpoint(path, tensors, spec=self.spec, state=state | {"step": step})
         for old in list(self._newest_first())[2:]:
             _remove(old)
-        self._last = time.monotonic()
-        self._cost = self._last - start
+        self._last, self._cost = time.monotonic(), time.monotonic() - start
 
     def clear(self) -> None:
         """Remove all checkpoints, once the final weights are safe."""
@@ -295,12 +284,13 @@ class Keeper:
         yield from (p.with_suffix("") for p in sorted(records, reverse=True))
 
 
-def _warn_of_versions(checkpoint: Checkpoint) -> None:
+def _warn_of_versions(checkpoint: Checkpoint) -> Checkpoint:
     here = _versions()
     changed = [f"{k} {checkpoint.versions.get(k)} → {v}" for k, v in here.items() if checkpoint.versions.get(k) != v]
     if changed:
         text = f"this training began with other versions ({', '.join(changed)}): it goes on, but not bit for bit."
         warnings.warn(text, stacklevel=3)
+    return checkpoint
 
 
 def _remove(path: Path) -> None:

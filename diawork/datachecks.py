@@ -137,23 +137,17 @@ class DataReport:
 
 def contact_sheet(splits: Splits, each: int = 8) -> tuple[list[Tensor], list[str]]:
     """Return ``each`` images of every split, evenly spaced, and a title for each."""
-    images, titles = [], []
-    for part in splits.all():
-        for row in torch.linspace(0, max(0, len(part) - 1), min(each, len(part))).round().long().tolist():
-            images.append(part.images[row])
-            titles.append(f"{part.split} · {part.class_names[row]}")
-    return images, titles
+    spread = {s.split: torch.linspace(0, max(0, len(s) - 1), min(each, len(s))).round().int() for s in splits.all()}
+    shown = [(s, row) for s in splits.all() for row in spread[s.split].tolist()]
+    return [s.images[row] for s, row in shown], [f"{s.split} · {s.class_names[row]}" for s, row in shown]
 
 
 def pair_images(report: DataReport, splits: Splits, most: int = 16) -> tuple[list[Tensor], list[str]]:
     """Return the images of the first ``most`` pairs, the two of a pair side by side, and a title for each."""
-    sets = {images.split: images for images in splits.all()}
-    images, titles = [], []
-    for pair in report.pairs[:most]:
-        for split, index in (pair[1:3], pair[4:6]):
-            images.append(sets[split].images[sets[split].index == index][0])
-            titles.append(f"{pair.kind} · {split} {index}")
-    return images, titles
+    sets = {s.split: s for s in splits.all()}
+    shown = [(pair.kind, *place) for pair in report.pairs[:most] for place in (pair[1:3], pair[4:6])]
+    images = [sets[split].images[sets[split].index == index][0] for _, split, index in shown]
+    return images, [f"{kind} · {split} {index}" for kind, split, index in shown]
 
 
 def check_splits(splits: Splits, *, acknowledged: str = "", cache: Path | str | None = None) -> DataReport:
