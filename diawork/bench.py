@@ -221,9 +221,8 @@ def _stages(cfg: BenchConfig, compute: Compute, top: float) -> Any:
         for name, source, extra in (("live", dissolver, flops), ("from the bank", bank, 0.0)):
             pair = Pair(f"training step, {stem} stem, {name}", ceiling=top)
             yield _step_pair(pair, cfg, compute, stem, (ddpm, source, x, extra), timing)
-    for stem in cfg.stems:
-        for samples in (cfg.score_samples, cfg.fast_samples):
-            yield _score_pair(cfg, compute, stem, samples, top, timing)
+    for samples in (cfg.score_samples, cfg.fast_samples):
+        yield _score_pair(cfg, compute, samples, top, timing)
 
 
 def _encoder_macs(cfg: EncoderConfig, size: int) -> int:
@@ -246,12 +245,12 @@ def _step_pair(pair: Pair, cfg: BenchConfig, compute: Compute, stem: str, parts:
     )
 
 
-def _score_pair(cfg: BenchConfig, compute: Compute, stem: str, samples: int, top: float, timing: dict) -> Pair:
-    encoder_cfg = EncoderConfig(stem=stem)
+def _score_pair(cfg: BenchConfig, compute: Compute, samples: int, top: float, timing: dict) -> Pair:
+    encoder_cfg = EncoderConfig(stem=cfg.stems[0])
     slow, fast = plain_encoder(encoder_cfg, compute).eval(), compute.prepare(build_encoder(encoder_cfg)).eval()
     x = torch.rand(cfg.score_images, 1, cfg.size, cfg.size, generator=generator(0, "bench", "score"))
     settings = {"views": ViewsConfig()}
-    pair = Pair(f"features of {cfg.score_images} images, {stem} stem, {samples} samples", ceiling=top)
+    pair = Pair(f"features of {cfg.score_images} images, {cfg.stems[0]} stem, {samples} samples", ceiling=top)
     pair.flops = 2 * _encoder_macs(encoder_cfg, cfg.size) * cfg.score_images * samples * K
     released = ScoreConfig(samples=cfg.score_samples)
     slow_compute = Compute(compute.device)
@@ -259,7 +258,7 @@ def _score_pair(cfg: BenchConfig, compute: Compute, stem: str, samples: int, top
         pair,
         lambda: extract_features(slow, x, **settings, score=released, compute=slow_compute, batch=cfg.batch * K),
         lambda: extract_features(fast, x, **settings, score=ScoreConfig(samples=samples), compute=compute),
-        **{**timing, "pairs": max(1, timing["pairs"] if stem == "imagenet" else min(3, timing["pairs"]))},
+        **timing,
     )
 
 

@@ -161,7 +161,9 @@ def _assemble(sets: dict[str, ImageSet], manifest: Manifest, source: str, notes:
     """Put the splits together; an absent val is empty. The protocol's roles must be there."""
     shape = (0, manifest.image.channels, manifest.image.size, manifest.image.size)
     empty = _image_set(torch.zeros(shape), np.array([], dtype=str), "val", manifest)
-    splits = Splits(sets["train"], sets.get("val", empty), sets["test"], manifest, notes=notes, source=source)
+    splits = Splits(
+        sets["train"], sets.get("val", empty), sets["test"], manifest, notes=[*manifest.notes, *notes], source=source
+    )
     if not (~splits.train.anomalous).any():
         raise DataError("no normal image to train on.", path=manifest.name, field="train",
                         hint="Check the manifest: at least one class of train must be normal.")  # fmt: skip
@@ -192,10 +194,7 @@ def _phantom(manifest_json: str) -> Splits:
         pixels, masks = make_phantom(spec, len(names), anomalous=anomalous, seed=key(facts.seed, "phantom", split))
         images = torch.from_numpy(np.divide(pixels[:, None], 255, dtype=np.float32))
         sets[split] = _image_set(images, names, split, manifest, torch.from_numpy(masks[:, None]))
-    source = (
-        f"made by diawork: {facts.kind} phantom, {facts.lesion} lesions of {facts.lesion_size:g} px "
-        f"and contrast {facts.lesion_contrast:g}, seed {facts.seed}"
-    )
+    source = f"made by diawork: {facts.kind} phantom, seed {facts.seed}; lesions: {facts.describe()}"
     return _assemble(sets, manifest, source, [])
 
 

@@ -59,8 +59,13 @@ class PhantomFacts(_Frozen):
     kind: Literal["lung", "fundus", "oct"]
     lesion: Literal["spot", "ring", "twist"]
     lesion_size: float  # px
-    lesion_contrast: float  # of the grey range
+    lesion_contrast: float  # of the grey range; for a twist, of half a turn
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+
+    def describe(self) -> str:
+        """Return type, size and contrast of the lesions in words."""
+        unit = "half a turn" if self.lesion == "twist" else "the grey range"
+        return f"{self.lesion}, {self.lesion_size:g} px wide, contrast {self.lesion_contrast:g} of {unit}"
 
     def spec(self, size: int) -> PhantomSpec:
         """Return what to draw for images of ``size`` px."""
@@ -87,6 +92,7 @@ class Manifest(_Frozen):
     # npz: stored values shown as black and white; needed for anything but 8-bit images
     intensity: Annotated[tuple[float, float], Field(strict=False)] | None = None
     phantom: PhantomFacts | None = None
+    notes: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what a reader of results must know
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

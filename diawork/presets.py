@@ -30,7 +30,11 @@ def smoke() -> dict[str, Any]:
 
 
 def demo() -> dict[str, Any]:
-    """The phantom in minutes: `diawork demo`."""
+    """The phantom in minutes: `diawork demo`, 5 to 8 minutes on 2 cores for DIA and CSI together.
+
+    Measured, seed 0, 120 + 120 test images: DIA 0.891 [0.845, 0.926], CSI 0.887 [0.838, 0.921], best
+    label-free control 0.622. The phantom was tuned to be visible to such a detector: no evidence for either.
+    """
     return {
         "diffusion.dim": 16,
         "diffusion.dim_mults": (1, 2, 4),
@@ -44,7 +48,14 @@ def demo() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Real data at 28-32 px: `diawork run --dataset pneumoniamnist --preset cpu`."""
+    """Real data at 28-32 px: `diawork run --dataset pneumoniamnist --preset cpu`, CPU_TIME.
+
+    Measured on PneumoniaMNIST's test split, 3 seeds, epoch fixed in advance: DIA 0.844 ± 0.009, CSI
+    0.842 ± 0.009, Gaussian blur in the slot 0.856 ± 0.007; 5-NN on image statistics 0.833, the best
+    single statistic chosen with the test labels 0.910. So at this size dissolving does not yet pay. The
+    recipe is one sensible choice, not the result of a search: a UNet of half the paper's width for 700
+    steps (L1 0.146), ResNet18 with the ImageNet stem, SGD (LARS needs the paper's many epochs).
+    """
     return {
         "diffusion.dim": 32,
         "diffusion.steps": 700,

@@ -102,7 +102,7 @@ def _facts(dataset: str) -> tuple[str, list[tuple[str, str]]]:
     for split, counts in facts.counts.items():
         rows.append((split, ", ".join(f"{n:,} {cls}{_role(cls, facts.roles[cls])}" for cls, n in counts.items())))
     if facts.phantom:
-        lesion = f"{facts.phantom.lesion_size:g} px wide, contrast {facts.phantom.lesion_contrast:+g} of the grey range"
+        lesion = facts.phantom.describe()
         rows.append(("lesions", f"{lesion}, in synthetic {facts.phantom.kind} images"))
     return facts.title.partition(",")[0], rows
 
