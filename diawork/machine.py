@@ -13,6 +13,9 @@ from diawork.images import data_roots
 from diawork.runs import runs_root, versions
 
 
+_BARE = {"python", f"python{sys.version_info[0]}", "python" + ".".join(map(str, sys.version_info[:2]))}
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the doctor's report."""
@@ -70,8 +73,11 @@ def _kernel() -> Check:
         interpreter = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
         return Check("kernel", "no 'python3' kernel", False, fix)
-    same = shutil.which(interpreter) and Path(shutil.which(interpreter)).samefile(sys.executable)
-    return Check("kernel", f"python3 runs {interpreter}", bool(same), "" if same else fix)
+    if interpreter in _BARE:  # the launcher puts its own interpreter in their place
+        return Check("kernel", f"python3 runs this interpreter, {sys.executable}")
+    found = shutil.which(interpreter)
+    same = bool(found) and Path(found).samefile(sys.executable)
+    return Check("kernel", f"python3 runs {interpreter}", same, "" if same else fix)
 
 
 def _data(root: Path | str | None) -> Check:

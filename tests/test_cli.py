@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +83,14 @@ def test_doctor_and_data(call):
     assert code == 0 and out.count("OK") >= 6 and "Python" in out and "kernel" in out
     assert "breastmnist" in call("data", "list")[1]
     assert "healthy" in call("data", "show", "phantom")[1]
+
+
+@pytest.mark.parametrize(("argv0", "code"), [("python", 0), (sys.executable, 0), ("/nowhere/python", 5)])
+def test_doctor_knows_which_interpreter_a_kernel_runs(call, monkeypatch, argv0, code):
+    spec = SimpleNamespace(argv=[argv0])
+    monkeypatch.setattr("jupyter_client.kernelspec.KernelSpecManager.get_kernel_spec", lambda *_: spec)
+    got, out, _ = call("doctor")
+    assert got == code and ("ipykernel install" in out) == bool(code)
 
 
 def test_print_config_is_the_validated_config(call):
