@@ -97,11 +97,14 @@ def _verified_bytes(weights: Path, record: dict[str, Any]) -> bytes:
         data = weights.read_bytes() if size == record["bytes"] else b""
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"cannot be read ({getattr(error, 'strerror', None) or error}).", path=weights) from None
-    if size != record["bytes"]:
-        raise CheckpointError(f"the file is damaged: {size:,} bytes, recorded {record['bytes']:,}.", path=weights)
-    if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise CheckpointError("the file is damaged: its SHA-256 is not the recorded one.", path=weights)
+    if size != record["bytes"] or hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise _damaged(weights, "its size or SHA-256 is not the recorded one")
     return data
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    hint = "Remove both files of this name, and it is made anew."
+    return CheckpointError(f"the file is damaged: {what}.", path=path, hint=hint)
 
 
 def _parsed(weights: Path, data: bytes) -> Tensors:
@@ -123,7 +126,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"not a checkpoint record of format {FORMAT}.", path=where)
     seal = record.pop("seal", None)
     if seal != _seal(record):
-        raise CheckpointError("the record is damaged: its seal does not fit its content.", path=where)
+        raise _damaged(where, "its seal does not fit its content")
     wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
     if wrong or set(record) != set(RECORD):
         raise CheckpointError(f"the record's keys are not the known ones ({wrong or sorted(record)}).", path=where)
@@ -200,8 +203,7 @@ def expected_state(optimizer: torch.optim.Optimizer) -> Tensors:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix: str, path: object = None) -> None:
     """Put back what ``optimizer_state`` returned, after comparing it with the parameters."""
-    whole = optimizer.state_dict()
-    whole["state"] = {}
+    whole = optimizer.state_dict() | {"state": {}}
     for name, value in matching(tensors, prefix, expected_state(optimizer), path=path).items():
         index, slot = name.split(".", 1)
         whole["state"].setdefault(int(index), {})[slot] = value

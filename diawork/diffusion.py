@@ -106,8 +106,9 @@ def pretrain_ddpm(
     if folder and (folder / f"{WEIGHTS}.json").exists():
         if progress:
             tqdm.write(f"reused {folder}")
+        ddpm = load_ddpm(folder, cfg, data=data)
         Keeper(folder, spec={}).clear()  # what a kill just after the last save left
-        return load_ddpm(folder, cfg, data=data)
+        return ddpm
     x = to_model(images.images, cfg.image_size, bridge, channels=cfg.channels) * 2 - 1
     trainer = _Trainer(cfg, compute, data)
     keeper = Keeper(folder, spec=trainer.spec, every_seconds=save_every)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,19 @@ def read_json(path: Path | str) -> Any:
         raise CheckpointError("this file is missing.", path=path) from None
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"not readable as JSON ({error}).", path=path) from None
+
+
+def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
+    """Read the arrays of an ``.npz`` artefact, checksums included; a damaged one is a ``CheckpointError``."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+        read = functools.partial(np.lib.format.read_array, allow_pickle=False)
+        return {name: read(io.BytesIO(data)) for name, data in members.items()}
+    except FileNotFoundError:
+        raise CheckpointError("this file is missing.", path=path) from None
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen types on damaged input
+        raise CheckpointError(f"not readable as arrays ({error}).", path=path) from None
 
 
 def sha256_file(path: Path | str) -> str:

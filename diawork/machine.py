@@ -12,7 +12,6 @@ from diawork.compute import Compute
 from diawork.images import data_roots
 from diawork.runs import runs_root, versions
 
-
 _BARE = {"python", f"python{sys.version_info[0]}", "python" + ".".join(map(str, sys.version_info[:2]))}
 
 

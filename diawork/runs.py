@@ -22,7 +22,16 @@ import numpy as np
 
 from diawork.config import ExperimentConfig
 from diawork.errors import BusyError, CheckpointError, DiaworkError, Interrupted, ResourceError
-from diawork.files import digest, process_alive, read_json, remove_orphans, write_bytes, write_json, write_text
+from diawork.files import (
+    digest,
+    process_alive,
+    read_arrays,
+    read_json,
+    remove_orphans,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchvision", "denoising-diffusion-pytorch", "ema-pytorch", "kornia", "timm", "numpy")
@@ -170,12 +179,15 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of ``metrics.jsonl``."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+        path = self.folder / "metrics.jsonl"
+        try:
+            return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"not readable as metrics ({error}).", path=path) from None
 
     def evidence(self) -> dict[str, np.ndarray]:
         """Return the pictures saved with the run, by name (``evidence.npz``)."""
-        with np.load(self.folder / "evidence.npz", allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_arrays(self.folder / "evidence.npz")
 
     def write_evidence(self, arrays: dict[str, np.ndarray]) -> None:
         """Write ``evidence.npz``."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from diawork import plots
-from diawork.errors import DataError, DiaworkError
+from diawork.errors import DiaworkError
+from diawork.files import read_arrays
 from diawork.headline import focus_of, headline, reading, rivals_of
 from diawork.manifests import load_manifest
 from diawork.player import player_html
@@ -155,12 +155,9 @@ def _evidence(order: list[str], runs: Runs, wanted: str) -> tuple[str, dict[str,
             path = Path(folder) / "evidence.npz"
             if not path.exists():
                 continue
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    if wanted in arrays:
-                        return label, dict(arrays)
-            except (OSError, ValueError, EOFError, BadZipFile) as error:
-                raise DataError(f"evidence.npz cannot be read ({error}).", path=path.parent.name) from None
+            arrays = read_arrays(path)
+            if wanted in arrays:
+                return label, arrays
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,7 @@ class History:
     steps: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
     selected: int = 0  # epoch whose weights the encoder carries
+    seconds: float = 0.0  # of training, what an interruption undid not counted
 
 
 def fit(
@@ -124,6 +126,7 @@ class _Loop:
         self.optimizer = build_optimizer(encoder, train)
         self.step, self.epochs, self.history = 0, 0, History()  # done so far
         self.best: Tensors | None = None
+        self.started = time.perf_counter()
 
     def one_step(self, x: Tensor, index: Tensor, builder: BranchBuilder, *, epoch: float) -> dict[str, float]:
         """Take one optimiser step on images x (B, C, H, W)."""
@@ -173,7 +176,9 @@ class _Loop:
         tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
         tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
-        return tensors, {"steps": self.history.steps, "epochs": self.history.epochs, "epochs_done": self.epochs}
+        self.history.seconds = time.perf_counter() - self.started
+        state = {name: getattr(self.history, name) for name in ("steps", "epochs", "seconds")}
+        return tensors, state | {"epochs_done": self.epochs}
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from a checkpoint, where there is one."""
@@ -187,11 +192,12 @@ class _Loop:
             self.best = matching(tensors, "best.", self.encoder.state_dict(), path=path)
         self.step, self.epochs = checkpoint.value("step", int), checkpoint.value("epochs_done", int)
         self.history = History(checkpoint.value("steps", list), checkpoint.value("epochs", list))
+        self.started -= checkpoint.value("seconds", float)
 
     def finish(self) -> History:
         """Leave the selected weights in the encoder, in eval mode."""
         history, select = self.history, self.train.select
-        history.selected = self.train.epochs
+        history.selected, history.seconds = self.train.epochs, time.perf_counter() - self.started
         if select == "val":
             if not self.best:
                 raise UsageError("train.select='val' needs a validation score after each epoch.")

@@ -29,3 +29,34 @@ def make_images(n=12, size=16, *, split="train", anomalous=0, seed=0):
 @pytest.fixture
 def images():
     return make_images()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A tiny encoder in the detectors' place, reports without pictures, and one thread."""
+    from tests.toys import small_encoder
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    monkeypatch.setattr("diawork.detectors.contrastive.build_encoder", small_encoder)
+    monkeypatch.setattr("diawork.sections._pictures", lambda *_, **__: {})
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Save after every step."""
+    from tests.toys import Eager
+
+    monkeypatch.setattr("diawork.diffusion.Keeper", Eager)
+    monkeypatch.setattr("diawork.detectors.contrastive.Keeper", Eager)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """The manifest of a tiny phantom."""
+    from tests.toys import TOY
+
+    (tmp_path / "toy.yaml").write_text(TOY)
+    return tmp_path / "toy.yaml"

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "published": {"errors", "strictyaml", "tables"},
     "tables": {"errors", "files", "metrics", "plots", "runs"},
     "headline": {"errors", "tables"},
-    "sections": {"errors", "headline", "manifests", "plots", "player", "published", "tables"},
+    "sections": {"errors", "files", "headline", "manifests", "plots", "player", "published", "tables"},
     "report": {"errors", "files", "headline", "player", "plots", "published", "sections", "tables"},
     "widgets": {"errors", "plots"},
     "bench": {

@@ -51,17 +51,20 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def refused(path, suffix, n):
-    rng, file = random.Random(0), path.with_suffix(suffix)
+    """Damage a file n times; return how often it was refused. What is accepted is whole (a line's end is missing)."""
+    rng, file, wanted = random.Random(0), path.with_suffix(suffix), load_checkpoint(path, spec=SPEC)
     whole, bad = file.read_bytes(), 0
     for _ in range(n):
         broken = damage(whole, rng)
         if broken == whole:
             continue
         file.write_bytes(broken)
-        with pytest.raises(CheckpointError) as error:
-            load_checkpoint(path, spec=SPEC)
-        assert path.name in str(error.value)
-        bad += 1
+        try:
+            found = load_checkpoint(path, spec=SPEC)
+        except CheckpointError as error:
+            bad += path.name in str(error)
+        else:
+            assert broken.strip() == whole.strip() and torch.equal(found.tensors["w"], wanted.tensors["w"])
     return bad
 
 

@@ -1,14 +1,25 @@
 """Experiment: one run from config to result on the phantom, reuse, selection, identities."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
 import torch
 
 from diawork.detectors import CSI
-from diawork.errors import UsageError
-from diawork.experiment import CONTROLS, METHODS, label_of, method_config, resolve, run_experiment, run_suite, select_on
+from diawork.errors import BusyError, UsageError
+from diawork.experiment import (
+    CONTROLS,
+    METHODS,
+    label_of,
+    method_config,
+    resolve,
+    run_experiment,
+    run_suite,
+    select_on,
+    shared_ddpm,
+)
 from diawork.images import load
 from diawork.presets import preset
 
@@ -117,6 +128,14 @@ def test_validation_scores_between_epochs_change_nothing(splits):
     weights = alone.encoder.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in asked.encoder.state_dict().items())
     assert np.array_equal(alone.anomaly_scores(splits.test), asked.anomaly_scores(splits.test))
+
+
+def test_a_model_that_another_process_pretrains_is_left_alone(splits, tmp_path):
+    folder = shared_ddpm(SMOKE, splits, root=tmp_path, progress=False).folder
+    (folder / "ddpm.json").unlink()
+    (folder / "lock.json").write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
+    with pytest.raises(BusyError, match="process 1 on"):
+        shared_ddpm(SMOKE, splits, root=tmp_path, progress=False)
 
 
 def test_failure_is_recorded(tmp_path, monkeypatch):

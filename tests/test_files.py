@@ -1,12 +1,14 @@
 """Durable files: whole or not there, errors in one sentence, orphans removed."""
 
 import os
+import random
 
+import numpy as np
 import pytest
 
 from diawork import files
 from diawork.errors import CheckpointError, ResourceError
-from diawork.files import digest, read_json, remove_orphans, sha256_file, write_bytes, write_json
+from diawork.files import digest, read_arrays, read_json, remove_orphans, sha256_file, write_bytes, write_json
 
 
 def test_returns_the_hash_of_what_it_wrote(tmp_path):
@@ -35,6 +37,27 @@ def test_damaged_json_is_a_checkpoint_error(tmp_path):
     for name in ("a.json", "missing.json"):
         with pytest.raises(CheckpointError, match=name):
             read_json(tmp_path / name)
+
+
+def test_damaged_arrays_are_a_checkpoint_error_or_unharmed(tmp_path):
+    path, rng = tmp_path / "a.npz", random.Random(0)
+    wanted = {"x": np.arange(300.0).reshape(10, 30), "name": np.array("µ")}
+    np.savez_compressed(path, **wanted)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        at = rng.randrange(len(whole))
+        flipped = bytes([whole[at] ^ (1 << rng.randrange(8))])
+        path.write_bytes(rng.choice([whole[:at], whole[:at] + flipped + whole[at + 1 :]]))
+        try:
+            found = read_arrays(path)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert all(np.array_equal(found[name], wanted[name]) for name in found)
+    assert refused > 200
+    path.unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        read_arrays(path)
 
 
 def test_json_never_holds_nan(tmp_path):

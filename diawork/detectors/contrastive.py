@@ -84,8 +84,10 @@ class DIA:
         data = {"name": train.name, "identity": train.identity}
         self.spec = {"kind": self.name, "config": cfg.model_dump(mode="json"), "data": data, "value_range": [0, 1]}
         if folder and (folder / f"{WEIGHTS}.json").exists():
+            finished = load_checkpoint(folder / WEIGHTS, spec=self.spec)
+            self._restore(finished).history.seconds = finished.value("seconds", float)
             Keeper(folder, spec={}).clear()  # what a kill just after the last save left
-            return self._restore(load_checkpoint(folder / WEIGHTS, spec=self.spec))
+            return self
         keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
         hook = (lambda epoch, _: self._asked(on_epoch, epoch, x)) if on_epoch else None
         self.history = fit(

@@ -7,7 +7,6 @@ sees anomalies. None learns anything beyond a mean, a spread or a list of health
 from __future__ import annotations
 
 import io
-import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from diawork.errors import CheckpointError, DataError, UsageError
-from diawork.files import write_bytes
+from diawork.files import read_arrays, write_bytes
 from diawork.images import ImageSet
 
 BANDS = ((1, 2), (2, 4), (4, 7), (7, 10), (10, 14))  # cycles an image, lower end included
@@ -97,13 +96,7 @@ class _Control(ABC):
     def load(cls, folder: Path | str) -> Self:
         """Load what ``save`` wrote, ready to score."""
         path = Path(folder) / FILE
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {key: stored[key] for key in stored.files}
-        except FileNotFoundError:
-            raise CheckpointError("this file is missing.", path=path) from None
-        except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"not readable as a saved control ({error}).", path=path) from None
+        arrays = read_arrays(path)
         kind = str(arrays.pop("kind", "something else"))
         if kind != cls.name:
             raise CheckpointError(f"this is {kind!r}, not {cls.name!r}.", path=path)

@@ -1,0 +1,225 @@
+"""Stopping: signals at any moment save, end in exit code 75, and the same command goes on exactly."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from diawork import diffusion, runs, training
+from diawork.cli import main
+from diawork.detectors import DIA, contrastive
+from diawork.errors import Interrupted
+from diawork.stopping import graceful_stop, raise_if_stopping, stop_at_once
+from tests.toys import CFG, IMAGES, SETTINGS, TEST, child, disturbed, duration, ended, equal, pretrained, trained
+
+pytestmark = [
+    pytest.mark.usefixtures("small"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="signals forked processes"),
+]
+
+
+def command(toy, out, log=None):
+    """Do `diawork run` on the toy phantom; every step done leaves a byte in ``log``."""
+    changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    argv = ["run", "--dataset", str(toy), "--preset", "smoke", "--methods", "dia", "--out", str(out), *changes]
+    for kind in (diffusion._Trainer, training._Loop) if log else ():
+        kind.one_step = logged(kind.one_step, log)
+    return main([*argv, "--device", "cpu", "--precision", "fp32"])
+
+
+def logged(one_step, log):
+    def step(*args, **kw):
+        row = one_step(*args, **kw)
+        with open(log, "ab", buffering=0) as f:
+            f.write(b".")
+        return row
+
+    return step
+
+
+def scores_in(out):
+    return next(out.glob("toy*/scores.csv")).read_bytes()
+
+
+def stops(n, toy, folder, seed=0):
+    """Stop `diawork run` n times at random moments; return when, by the share of the steps done."""
+    rng, moments, slowest = random.Random(seed), [], 0.0
+    runs.versions()  # before the forks, so that editing the code meanwhile is no difference
+    longest = duration(lambda: command(toy, folder / "undisturbed", folder / "log"))
+    wanted, total = scores_in(folder / "undisturbed"), (folder / "log").stat().st_size
+    for i in range(n):
+        out, log = folder / f"run-{i}", folder / f"log-{i}"
+        number = (signal.SIGTERM, signal.SIGUSR1)[i % 2]
+        code, seconds = disturbed(lambda out=out, log=log: command(toy, out, log), number, rng, longest)
+        assert code == 75 and seconds < 5
+        done = log.stat().st_size if log.exists() else 0
+        assert ended(child(lambda out=out, log=log: command(toy, out, log))) == 0
+        assert log.stat().st_size <= total + 1  # at most one step was done twice
+        assert scores_in(out) == wanted
+        moments.append(done / total)
+        slowest = max(slowest, seconds)
+    print(f"{n} of {n} stops: exit 75, the slowest after {slowest:.2f} s; at {sorted(round(m, 2) for m in moments)}")
+    return moments
+
+
+def test_two_stops_of_a_run_change_nothing(tmp_path, toy):
+    assert len(stops(2, toy, tmp_path, seed=3)) == 2
+
+
+@pytest.mark.slow
+def test_fifty_stops_of_a_run_change_nothing(tmp_path, toy):
+    moments = stops(50, toy, tmp_path, seed=1)
+    assert min(moments) < 0.2 and max(moments) == 1  # from the first steps to scoring and the report
+
+
+def test_a_stop_in_the_last_pass_is_not_lost():
+    with pytest.raises(Interrupted, match="everything is saved"), graceful_stop():
+        os.kill(os.getpid(), signal.SIGTERM)  # and no loop asks any more
+    with graceful_stop():
+        raise_if_stopping()  # the request does not outlive its block
+
+
+def test_a_stop_outside_a_loop_is_at_once_and_not_swallowed():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted), stop_at_once(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_loop_inside_takes_over_and_gives_back():
+    with pytest.raises(Interrupted, match="what was finished is kept"), stop_at_once():
+        with contextlib.suppress(Interrupted), graceful_stop():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            saved = True
+        assert saved
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_ignored_from_outside_stays_ignored():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with graceful_stop():
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize(("work", "kind"), [(pretrained, diffusion._Trainer), (trained, training._Loop)])
+def test_ctrl_c_leaves_everything_usable(tmp_path, monkeypatch, work, kind):
+    wanted, take_step, steps = work(tmp_path / "undisturbed"), kind.one_step, []
+
+    def interrupted(self, *args, **kw):
+        steps.append(self.step)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take_step(self, *args, **kw)
+
+    monkeypatch.setattr(kind, "one_step", interrupted)
+    with pytest.raises(Interrupted, match="everything is saved"):
+        work(tmp_path / "run")
+    assert steps == [0, 1, 2] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    steps.append("again")
+    assert equal(work(tmp_path / "run"), wanted) and steps[4] == 3
+
+
+@pytest.mark.parametrize(
+    "place", ["experiment.load", "experiment.check_splits", "experiment._evaluate", "report.write_html"]
+)
+def test_a_stop_between_the_loops_is_at_once(tmp_path, toy, monkeypatch, place):
+    def stopped(*_args, **_kw):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(f"diawork.{place}", stopped)
+    argv = ["run", "--dataset", str(toy), "--methods", "pixel_knn", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    start = time.monotonic()
+    assert main(argv) == 75 and time.monotonic() - start < 5
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("out/toy*/status.json")]
+    assert states == {"experiment._evaluate": ["interrupted"], "report.write_html": ["done"]}.get(place, [])
+    monkeypatch.undo()
+    assert main(argv) == 0
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), graceful_stop():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+
+def test_exit_codes_of_one_and_two_ctrl_c(tmp_path, toy, monkeypatch, capsys):
+    take_step = diffusion._Trainer.one_step
+    for times, code in ((1, 75), (2, 130)):
+
+        def press(self, x, times=times):
+            take_step(self, x)
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(diffusion._Trainer, "one_step", press)
+        assert command(toy, tmp_path / "out") == code and "the same command goes on" in capsys.readouterr().err.lower()
+
+
+def test_a_stop_between_two_epochs_asks_the_hook_again(tmp_path):
+    """The step is saved, the epoch's end is not: the validation score is neither lost nor counted twice."""
+    asked, answer = [], iter([0.5, Interrupted("stop"), 0.7])
+
+    def hook(epoch, _):
+        asked.append(epoch)
+        given = next(answer)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    with pytest.raises(Interrupted):
+        DIA(None, CFG).fit(IMAGES, folder=tmp_path, on_epoch=hook, progress=False)
+    detector = DIA(None, CFG).fit(IMAGES, folder=tmp_path, on_epoch=hook, progress=False)
+    assert asked == [1, 2, 2] and [row["score"] for row in detector.history.epochs] == [0.5, 0.7]
+
+
+def test_a_finished_training_is_loaded(tmp_path, monkeypatch):
+    wanted = trained(tmp_path)
+    monkeypatch.setattr(contrastive, "fit", None)
+    detector = DIA(None, CFG).fit(IMAGES, folder=tmp_path)
+    assert torch.equal(torch.from_numpy(detector.anomaly_scores(TEST)), wanted["scores"])
+    assert len(detector.history.steps) == 6 and 0 < detector.history.seconds < 60
+
+
+KERNEL = """
+from diawork.config import DiffusionConfig
+from diawork.diffusion import pretrain_ddpm
+from tests.conftest import make_images
+def go(steps):
+    cfg = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=8, steps=steps, batch_size=4)
+    return pretrain_ddpm(make_images(size=8), cfg, folder="kept", progress=False)
+print("ready", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_interrupting_a_kernel_leaves_it_usable(tmp_path, monkeypatch):
+    jupyter = pytest.importorskip("jupyter_client.manager")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    manager, client = jupyter.start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    try:
+        assert client.execute_interactive(KERNEL, timeout=100)["content"]["status"] == "ok"
+        asked = client.execute("go(5000)")
+        time.sleep(3)
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=30)
+        assert reply["parent_header"]["msg_id"] == asked and reply["content"]["ename"] == "Interrupted"
+        assert len(list((tmp_path / "kept").glob("step-*.json"))) == 1
+        script = "import diawork.diffusion as d\nd._Trainer.one_step = lambda s, x: int(f'at {s.step}')\ngo(5000)"
+        reply = client.execute_interactive(script, timeout=30)["content"]
+        assert reply["ename"] == "ValueError" and re.search("'at [1-9]", reply["evalue"])  # it goes on from there
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -1,0 +1,152 @@
+"""Toys for the tests that kill: a tiny model, detector and data set, and processes to end early."""
+
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from diawork import diffusion, training
+from diawork.checkpoints import Keeper, optimizer_state
+from diawork.config import DiffusionConfig
+from diawork.detectors import DIA
+from diawork.diffusion import pretrain_ddpm
+from diawork.encoder import Embedding
+from diawork.presets import preset
+from diawork.seeding import isolated_rng
+from tests.conftest import make_images
+
+TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=8, steps=5, batch_size=4, lr=1e-3, ema_every=1)
+IMAGES, TEST = make_images(size=8), make_images(6, 8, split="test", anomalous=3, seed=1)
+CFG = preset("smoke").override({"dissolve.operator": "gaussian_blur", "train.batch_size": 4})
+
+
+TOY = """
+name: toy
+title: A toy phantom
+kind: phantom
+licence: Apache-2.0
+citation: none
+classes: {0: healthy, 1: lesion}
+roles: {healthy: normal, lesion: anomalous}
+counts:
+  train: {healthy: 24, lesion: 0}
+  val: {healthy: 8, lesion: 8}
+  test: {healthy: 12, lesion: 12}
+image: {size: 16, channels: 1}
+t_range: [30, 130]
+bridge: pad
+phantom: {kind: lung, lesion: spot, lesion_size: 4.0, lesion_contrast: 0.3, seed: 0}
+"""
+SETTINGS = {"diffusion.steps": 15, "diffusion.image_size": 16, "diffusion.batch_size": 4, "train.epochs": 6,
+            "train.batch_size": 4, "train.select": "val", "score.samples": 8}  # fmt: skip
+
+
+class Small(nn.Module):
+    """An encoder of a few hundred weights, with BatchNorm."""
+
+    def __init__(self, projection_dim):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.projection, self.shift = nn.Linear(8, projection_dim), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.body(x).mean((2, 3))
+        return Embedding(h, self.projection(h), self.shift(h))
+
+
+def small_encoder(cfg, *, seed=0):
+    with isolated_rng(seed, "encoder", "init"):
+        return Small(cfg.projection_dim)
+
+
+class Eager(Keeper):
+    """Saves after every step, whatever it costs."""
+
+    def after_step(self, step, snapshot):
+        self._last, self._cost, self.every_seconds = 0.0, 0.0, 0.0
+        super().after_step(step, snapshot)
+
+
+def child(work):
+    """Do ``work`` in a forked process of a group of its own; return its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        signal.alarm(100)  # a child that hangs fails its test
+        code = work() or 0
+    finally:
+        os._exit(code)
+
+
+def ended(pid):
+    """Wait for a child; return its exit code, negative for the signal that killed it. Nothing of it is left."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)
+    return code
+
+
+def disturbed(work, number, rng, longest):
+    """Run ``work`` and send it a signal within ``longest`` seconds; return the exit code and how long it lived on."""
+    while True:
+        pid = child(work)
+        time.sleep(rng.uniform(0, longest))
+        sent = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        code = ended(pid)
+        if code != 0:
+            return code, time.monotonic() - sent
+        longest *= 0.8  # it had finished
+
+
+def duration(work):
+    start = time.monotonic()
+    assert ended(child(work)) == 0
+    return time.monotonic() - start
+
+
+def equal(found, wanted):
+    """Compare all tensors; a training that was killed after its end is loaded, without an optimiser."""
+    missing = wanted.keys() - found.keys()
+    loaded = missing == {name for name in wanted if name.startswith("optimizer.")}
+    return (loaded or not missing) and all(torch.equal(value, wanted[name]) for name, value in found.items())
+
+
+@contextlib.contextmanager
+def keeping(kind, last, kept):
+    """Put the optimiser's state into ``kept`` when the loop calls its ``last`` method."""
+    end = getattr(kind, last)
+
+    def ending(self):
+        kept.update({f"optimizer.{name}": value for name, value in optimizer_state(self.optimizer).items()})
+        return end(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, last, ending)
+        yield
+
+
+def pretrained(folder):
+    """Pretrain to the end; return raw, average and optimiser as tensors."""
+    kept = {}
+    with keeping(diffusion._Trainer, "result", kept):
+        ddpm = pretrain_ddpm(IMAGES, TINY, folder=folder, progress=False)
+    losses = {"losses": torch.tensor(ddpm.losses)}
+    return {f"{w}.{k}": v for w in ("raw", "ema") for k, v in ddpm.weights(w).state_dict().items()} | kept | losses
+
+
+def trained(folder):
+    """Train a detector to the end; return encoder, optimiser and scores as tensors."""
+    kept = {}
+    with keeping(training._Loop, "finish", kept):
+        detector = DIA(None, CFG).fit(IMAGES, folder=folder, progress=False)
+    scores = {"scores": torch.from_numpy(detector.anomaly_scores(TEST)), "bank": detector.bank.axes}
+    return {**detector.encoder.state_dict(), **kept, **scores}
