@@ -57,7 +57,7 @@ def cpu() -> dict[str, Any]:
     0.842 ± 0.009, Gaussian blur in the slot 0.856 ± 0.007; 5-NN on image statistics 0.833, the best
     single statistic chosen with the test labels 0.910. So at this size dissolving does not yet pay. The
     recipe is one sensible choice, not the result of a search: a UNet of half the paper's width for 700
-    steps (L1 0.146), ResNet18 with the ImageNet stem, SGD (LARS needs the paper's many epochs).
+    steps (L1 0.146), ResNet18 with the ImageNet stem, SGD.
     """
     return {
         "diffusion.dim": 32,
