@@ -65,6 +65,7 @@ class DissolvedBank:
         remove_orphans(self.path.parent)
         values = np.empty(self.spec["shape"], np.uint8)
         low, high = self.scale
+        dissolver.expect(2 * len(self.ts) * len(x), BATCH, progress=progress)
         starts = range(0, len(x), BATCH)
         bar = tqdm(total=2 * len(self.ts) * len(starts), desc="dissolved views", unit="batch", disable=not progress)
         with bar:

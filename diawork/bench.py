@@ -1,33 +1,34 @@
 """What each stage costs, against the machine's own measured ceiling and the released scheme, in one run.
 
 Ratios come from pairs timed in turn (A B A B …), so that a drifting machine does not tilt them; no
-figure here is a test. The baseline is a plain re-statement of the released scheme in code of our own:
-K UNet passes a batch, one augmentation call a branch and shift, fp32, eager, whole-matrix loss.
+figure here is a test.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from diawork.compute import Compute, count_macs
+from diawork.baseline import plain_encoder, released_dissolve, released_step
+from diawork.compute import Compute, count_macs, has_bf16
 from diawork.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ScoreConfig, ViewsConfig
 from diawork.diffusion import build_ddpm
-from diawork.dissolve import Dissolver, dissolve
+from diawork.dissolve import Dissolver
 from diawork.encoder import Encoder, build_encoder
-from diawork.loss import dia_loss
 from diawork.scoring import extract_features
 from diawork.seeding import generator
 from diawork.training import train_step
-from diawork.views import BranchBuilder, augment, draw_augmentation, rotate
+from diawork.views import BranchBuilder
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class BenchConfig:
     pairs: int = 5
     score_images: int = 624
     score_samples: int = 10
-    fast_samples: int = 3  # of the fast protocol
+    fast_samples: int = 2  # of the fast protocol
+    expected_images: int = 10**6  # dissolved in all: decides whether the dissolver is compiled
     stems: tuple[str, ...] = ("imagenet", "cifar")
 
 
-QUICK = BenchConfig(batch=2, dim=8, pairs=1, score_images=4, score_samples=2, fast_samples=1, stems=("imagenet",))
+QUICK = BenchConfig(batch=2, dim=8, pairs=1, score_images=4, score_samples=2, fast_samples=1, expected_images=0,
+                    stems=("imagenet",))  # fmt: skip
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Pair:
     ours: list[float] = field(default_factory=list)  # s
     flops: float = 0.0  # the arithmetic that ours must do at least
     ceiling: float = 0.0  # FLOP/s
+    compile_s: float | None = None  # what compiling took, before any timing
 
     def row(self) -> dict[str, Any]:
         """Return medians, the ratio pair by pair and the share of the ceiling."""
@@ -65,7 +69,8 @@ class Pair:
         share = self.flops / ours / self.ceiling if self.ceiling and self.flops else None
         spread = {"ratio_min": min(ratios), "ratio_max": max(ratios)}
         times = {"baseline_s": median(self.baseline), "ours_s": ours}
-        return {"stage": self.stage, **times, "ratio": median(ratios), **spread, "share_of_ceiling": share}
+        shown = {"share_of_ceiling": share, "compile_s": self.compile_s}
+        return {"stage": self.stage, **times, "ratio": median(ratios), **spread, **shown}
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -114,46 +119,7 @@ def ceilings(compute: Compute, *, repeats: int = 5) -> dict[str, float]:
     return found
 
 
-# --- the released scheme, restated -------------------------------------------------------------------
-
-
-def plain_encoder(cfg: EncoderConfig, compute: Compute) -> Encoder:
-    """Return the encoder with ordinary convolutions."""
-    encoder = build_encoder(cfg)
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            module.__class__ = nn.Conv2d
-    return encoder.to(compute.device)
-
-
-def released_dissolve(ddpm: Any, x: Tensor) -> Tensor:
-    """Dissolve a batch once for every shift, one step a shift (K·B, C, H, W)."""
-    compute = Compute(x.device)
-    return torch.cat(
-        [rotate(dissolve(ddpm, x, 40 + 15 * k, range_mode="released", compute=compute), k) for k in range(K)]
-    )
-
-
-def released_step(encoder: Encoder, ddpm: Any, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Take one training step as the released code does."""
-    parts = [torch.cat([rotate(x, k) for k in range(K)]) for _ in range(2)] + [released_dissolve(ddpm, x)]
-    views = [
-        augment(rows, draw_augmentation(len(rows), ViewsConfig(), generator(0, branch, k)))
-        for branch, part in enumerate(parts)
-        for k, rows in enumerate(part.split(len(x)))
-    ]
-    embedding = encoder(torch.cat(views))
-    z, n = F.normalize(embedding.z), 2 * K * len(x)
-    similarity = (z @ z.T / 0.5).exp() * (1 - torch.eye(len(z), device=z.device))
-    log_probability = -torch.log(similarity / similarity.sum(1, keepdim=True) + 1e-8)
-    positive = (torch.arange(n, device=z.device) + n // 2) % n
-    contrastive = log_probability[torch.arange(n, device=z.device), positive].sum() / len(z)
-    shift = torch.arange(K, device=z.device).repeat_interleave(len(x)).repeat(3)
-    loss = contrastive + F.cross_entropy(embedding.shift_logits, shift)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    loss.item()
+# --- stages' own work -----------------------------------------------------------------------------
 
 
 def our_step(encoder: Encoder, builder: BranchBuilder, x: Tensor, optimizer: Any, compute: Compute) -> None:
@@ -194,10 +160,23 @@ def bench(cfg: BenchConfig | None = None, *, compute: Compute | None = None, say
     for pair in _stages(cfg, compute, top):
         rows.append(pair.row())
         share = rows[-1]["share_of_ceiling"]
-        say(f"{pair.stage:<44} {rows[-1]['ratio']:6.1f} ×" + (f"   {share:5.0%} of the ceiling" if share else ""))
+        compiled = f"   (compiled in {pair.compile_s:.0f} s)" if pair.compile_s else ""
+        shown = f"   {share:5.0%} of the ceiling" if share else ""
+        say(f"{pair.stage:<44} {rows[-1]['ratio']:6.1f} ×{shown}{compiled}")
         gc.collect()
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
-    return {"settings": settings, "compute": compute.as_dict(), "ceilings": ceiling, "rows": rows}
+    return {
+        "settings": settings, "compute": compute.as_dict(), "machine": machine_name(compute.device),
+        "torch": torch.__version__, "ceilings": ceiling, "rows": rows,
+    }  # fmt: skip
+
+
+def machine_name(device: torch.device) -> str:
+    """Return what the figures were measured on: the GPU's name, or the processor's kind and number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    arithmetic = " with bf16" if has_bf16(device) else ""
+    return f"{os.cpu_count()} cores, {platform.machine()}{arithmetic}"
 
 
 def _stages(cfg: BenchConfig, compute: Compute, top: float) -> Any:
@@ -214,9 +193,14 @@ def _stages(cfg: BenchConfig, compute: Compute, top: float) -> Any:
     face = {"image": index, "flip": flip, "generator": generator(0)}
     timing = {"pairs": cfg.pairs, "device": compute.device}
     slow = lambda: released_dissolve(ddpm, x)  # noqa: E731
-    live = Pair("dissolving for one step", flops=flops, ceiling=top)
-    yield time_pairs(live, slow, lambda: dissolver(x, **face), **timing)
-    yield time_pairs(Pair("dissolving for one step, from the bank"), slow, lambda: bank(x, **face), **timing)
+    stage = "dissolving for one step"
+    yield time_pairs(Pair(stage, flops=flops, ceiling=top), slow, lambda: dissolver(x, **face), **timing)
+    start = time.perf_counter()
+    dissolver.expect(cfg.expected_images, cfg.batch)  # as a long training or a bank would
+    if dissolver.compiled:
+        pair = Pair(f"{stage}, compiled", flops=flops, ceiling=top, compile_s=time.perf_counter() - start)
+        yield time_pairs(pair, slow, lambda: dissolver(x, **face), **timing)
+    yield time_pairs(Pair(f"{stage}, from the bank"), slow, lambda: bank(x, **face), **timing)
     for stem in cfg.stems:
         for name, source, extra in (("live", dissolver, flops), ("from the bank", bank, 0.0)):
             pair = Pair(f"training step, {stem} stem, {name}", ceiling=top)
@@ -260,63 +244,3 @@ def _score_pair(cfg: BenchConfig, compute: Compute, samples: int, top: float, ti
         lambda: extract_features(fast, x, **settings, score=ScoreConfig(samples=samples), compute=compute),
         **timing,
     )
-
-
-def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:
-    """Return what the loss allocates at most, forward and backward, for 3·K·batch views (MiB; CUDA or profiler)."""
-    rows = 3 * K * batch
-    z = torch.randn(rows, d, generator=generator(0, "bench", "loss")).requires_grad_()
-    branch, shift, image = torch.meshgrid(torch.arange(3), torch.arange(K), torch.arange(batch), indexing="ij")
-    logits = torch.zeros(rows, K)
-    indices = {"image": image.reshape(-1), "shift": shift.reshape(-1), "branch": branch.reshape(-1)}
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        dia_loss(z, logits, **indices).total.backward()
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return {"views": rows, "peak_mib": peak / 2**20}
-
-
-def step_shares(
-    cfg: BenchConfig | None = None, *, compute: Compute | None = None, stem: str = "imagenet"
-) -> list[dict]:
-    """Return what each part of one training step costs: dissolving, views, forward and backward, optimiser."""
-    cfg, compute = cfg or BenchConfig(), compute or Compute.auto()
-    ddpm = build_ddpm(DiffusionConfig(dim=cfg.dim, image_size=cfg.model_size))
-    bridge = "pad" if cfg.size <= cfg.model_size else "resize"
-    dissolver = Dissolver(ddpm, DissolveConfig(bridge=bridge), compute=compute)
-    x, index = torch.rand(cfg.batch, 1, cfg.size, cfg.size), torch.arange(cfg.batch)
-    encoder = compute.prepare(build_encoder(EncoderConfig(stem=stem))).train()
-    optimizer = sgd(encoder)
-    builder = BranchBuilder(ViewsConfig(), FromMemory((x * 255).byte()))
-    views = builder(x, index=index, seed=0, step=0)
-    parts = {
-        "dissolving": lambda: dissolver.at(x, 80),
-        "views": lambda: builder(x, index=index, seed=0, step=0),
-        "encoder and loss": lambda: train_step(encoder, views, LossConfig(), compute=compute),
-        "optimiser": optimizer.step,
-    }
-    rows = []
-    for name, work in parts.items():
-        work()
-        spent = median(seconds(work, compute.device) for _ in range(cfg.pairs))
-        rows.append({"part": name, "seconds": spent, "images_per_s": cfg.batch / spent})
-    return rows
-
-
-def scaling(
-    batches: tuple[int, ...] = (8, 16, 32), sizes: tuple[int, ...] = (28, 32, 64), *,
-    cfg: BenchConfig | None = None, compute: Compute | None = None,
-) -> list[dict]:  # fmt: skip
-    """Return seconds an image of a training step against batch size (at 28 px) and resolution (at the last batch)."""
-    cfg, compute = cfg or BenchConfig(dim=32, pairs=3), compute or Compute.auto()
-    cells = [(batch, sizes[0]) for batch in batches] + [(batches[-1], size) for size in sizes[1:]]
-    rows = []
-    for batch, size in cells:
-        cell = replace(cfg, batch=batch, size=size)
-        parts = step_shares(cell, compute=compute)
-        total = sum(row["seconds"] for row in parts)
-        rows.append({"batch": batch, "size": size, "ms_per_image": 1000 * total / batch, "images_per_s": batch / total})
-    return rows

@@ -1,4 +1,4 @@
-"""The command line: ``diawork doctor | data | demo | run | report | notebook``."""
+"""The command line: ``diawork doctor | data | demo | run | sweep | report | bench | notebook``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 
 from diawork.errors import DiaworkError, ResourceError, UsageError, printable
 from diawork.stopping import StopNow, stop_at_once
+from diawork.sweepcommand import sweep
 
 _out = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for runs [default: $DIAWORK_HOME or ./runs]."
@@ -156,23 +157,31 @@ def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
 
 @cli.command()
 @click.option("--quick", is_flag=True, help="Small sizes: does it run?")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the modules first.")
+@click.option("--compile/--no-compile", "compiled", default=None, help="Compile trainings, too; or nothing.")
+@click.option("--accuracy", metavar="DATASET", help="Also train on the fast paths and the plain one, and compare.")
+@click.option("--preset", "preset_name", default="cpu", show_default=True, help="Of --accuracy.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 100), help="Of --accuracy.")
+@_override
+@_data_root
 @_device
 @_precision
-@click.option("--out", "page", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
-def bench(quick: bool, compiled: bool, device: str, precision: str, page: Path) -> None:
-    """Time every stage against the machine's measured ceiling and the released scheme, in one run."""
-    from diawork.bench import QUICK, BenchConfig, loss_memory
-    from diawork.bench import bench as measure
+@click.option("--runs", "root", type=click.Path(path_type=Path), help="Folder for the trainings of --accuracy.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bench.html"), show_default=True)
+def bench(quick: bool, compiled: bool | None, device: str, precision: str, out: Path, **options: Any) -> None:
+    """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.compute import Compute
+    from diawork.costpage import write_cost_html
+    from diawork.costs import measure_all
+    from diawork.fidelity import accuracy
     from diawork.files import write_json
 
     compute = Compute.auto(device, precision, compile=compiled)
-    found = measure(QUICK if quick else BenchConfig(), compute=compute, say=click.echo)
-    found["loss_memory"] = loss_memory(8 if quick else 1024)
-    click.echo(f"loss of {found['loss_memory']['views']:,} views: peak {found['loss_memory']['peak_mib']:.0f} MiB")
-    write_json(page, found)
-    click.echo(f"written: {page}")
+    changes = parse_overrides(options.pop("overrides"))
+    found = measure_all(quick=quick, compute=compute, say=click.echo)
+    if dataset := options.pop("accuracy"):
+        found["accuracy"] = accuracy(dataset, options.pop("preset_name"), changes=changes, compute=compute, **options)
+    write_json(out.with_suffix(".json"), found)
+    _say(f"written: {write_cost_html(found, out)} and {out.with_suffix('.json')}")
 
 
 @cli.command()
@@ -181,10 +190,13 @@ def bench(quick: bool, compiled: bool, device: str, precision: str, page: Path) 
 @click.option("--out", type=click.Path(path_type=Path), help="The executed copy [default: ./NAME.executed.ipynb].")
 def notebook(name: str, parameters: tuple[str, ...], out: Path | None) -> None:
     """Run a numbered notebook headless, e.g. `diawork notebook 03 -p preset=smoke`."""
-    from diawork.sweep import find_notebook, run_notebook
+    from diawork.notebooks import find_notebook, run_notebook
 
     given = dict(_split(item) for item in parameters)
     _say(run_notebook(name, out or f"{find_notebook(name).stem}.executed.ipynb", parameters=given))
+
+
+cli.add_command(sweep)
 
 
 def _split(item: str) -> tuple[str, str]:

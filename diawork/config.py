@@ -57,6 +57,7 @@ class DiffusionConfig(_Frozen):
     hflip: bool = True  # the only augmentation
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # its own: all seeds of a detector share one DDPM
     data_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the healthy images (data-ratio table)
+    dataset: Annotated[str, Field(min_length=1, max_length=200)] | None = None  # whose images; None: the run's own
 
     @model_validator(mode="after")
     def _size_fits_levels(self) -> DiffusionConfig:
@@ -71,6 +72,14 @@ class DiffusionConfig(_Frozen):
         """Return what must agree before weights are loaded."""
         fields = ("dim", "dim_mults", "channels", "image_size", "timesteps", "objective", "beta_schedule")
         return self.model_dump(mode="json", include=set(fields))
+
+
+class DataConfig(_Frozen):
+    """What a run changes about its data set, on purpose."""
+
+    contamination: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of anomalous among the images called healthy
+    lesion_size: Positive | None = None  # px, the phantom's; None: the manifest's
+    lesion_contrast: Annotated[float, Field(ge=-1, le=1)] | None = None  # the phantom's; None: the manifest's
 
 
 class DissolveConfig(_Frozen):
@@ -88,6 +97,7 @@ class DissolveConfig(_Frozen):
     sigma: Positive | None = None  # px; None: the rule 0.3((k−1)/2−1)+0.8
     noise_sd: Positive = 0.1  # of [0, 1]; additive noise
     resize_to: Count = 14  # px; the resize-only control
+    match: Literal["none", "ddpm"] = "none"  # an alternative's strength: as set, or changing images as the ddpm does
 
     @field_validator("t_range")
     @classmethod
@@ -100,6 +110,12 @@ class DissolveConfig(_Frozen):
         if value % 2 == 0:
             raise ValueError("must be odd")
         return value
+
+    @model_validator(mode="after")
+    def _comparable(self) -> DissolveConfig:
+        if self.match == "ddpm" and self.range_mode == "released":
+            raise ValueError("match='ddpm' compares images in [0, 1]; range_mode='released' leaves that range")
+        return self
 
 
 class ViewsConfig(_Frozen):
@@ -159,6 +175,7 @@ class TrainConfig(_Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
     clip_norm: Positive | None = None
     select: Literal["last", "val"] = "last"  # fixed epoch, or best validation AUROC; never test
+    track_test: bool = False  # note the test AUROC of every epoch, for columns named oracle and nothing else
 
 
 class ScoreConfig(_Frozen):
@@ -175,6 +192,7 @@ class ExperimentConfig(_Frozen):
     dataset: Annotated[str, Field(min_length=1, max_length=200)] = "phantom"
     detector: Literal["dia", "csi", "stats_knn", "stats_mahalanobis", "pixel_knn", "oracle_statistic"] = "dia"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: DataConfig = DataConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     dissolve: DissolveConfig = DissolveConfig()
     views: ViewsConfig = ViewsConfig()

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from diawork.compute import Compute
 from diawork.config import NO_STEP, DissolveConfig
 from diawork.errors import UsageError
+from diawork.frozen_unet import frozen_unet
 from diawork.seeding import generator as keyed_generator
 
 Dissolve = Callable[..., tuple[Tensor, Tensor]]
@@ -103,12 +104,16 @@ def dissolve(
     x_t = to_model(compute.to(x), size, bridge, antialias=antialias, channels=channels)
     if range_mode == "normalized":
         x_t = x_t * 2 - 1
-    with compute.autocast():
-        noise = ddpm.model(x_t.to(next(ddpm.model.parameters()).dtype), steps)
+    with compute.autocast(ddpm.model):
+        noise = ddpm.model(x_t.to(_dtype(ddpm.model)), steps)
     x_0 = ddpm.predict_start_from_noise(x_t, steps, noise.float()).clamp_(-1, 1)
     if range_mode == "normalized":
         x_0 = (x_0 + 1) / 2
     return from_model(x_0, x, bridge, antialias=antialias)
+
+
+def _dtype(module: Any) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 class Dissolver:
@@ -119,7 +124,24 @@ class Dissolver:
         self.t_range = self.cfg.t_range or (30, 130)
         check_t(self.t_range[1], ddpm.num_timesteps, 1)
         self.ddpm = copy.deepcopy(ddpm).to(self.compute.device)  # the schedule stays fp32
-        self.ddpm.model = self.compute.freeze(self.ddpm.model)
+        self.ddpm.model = self.compute.freeze(frozen_unet(self.ddpm.model))
+        self._batch = 0  # of the compiled model; 0: not compiled, any size
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model was compiled."""
+        return self._batch > 0
+
+    def expect(self, images: int, batch: int, *, progress: bool = False) -> None:
+        """Compile the model where dissolving ``images`` images, ``batch`` at a time, pays for it."""
+        size, channels = self.ddpm.image_size, self.ddpm.channels
+        x = self.compute.to(torch.zeros(batch, channels, *size, dtype=_dtype(self.ddpm.model)))
+        steps = self.compute.to(torch.zeros(batch, dtype=torch.int64))
+        seconds = self.compute.compile_frozen(self.ddpm.model, (x, steps), passes=-(-images // batch))
+        if seconds is not None:
+            self._batch = batch
+            if progress:
+                tqdm.write(f"compiled the dissolver in {seconds:.0f} s, for {images:,} images")
 
     def sample_t(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n steps (n,) uniformly over the integers of ``t_range``, both ends included."""
@@ -129,6 +151,16 @@ class Dissolver:
 
     def at(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Dissolve (B, C, H, W) at given steps with this dissolver's settings."""
+        if not (self._batch and len(x)):
+            return self._dissolve(x, t)
+        steps, whole = check_t(t, self.ddpm.num_timesteps, len(x)), self._batch
+        parts = []
+        for start in range(0, len(x), whole):  # compiled code knows one size of batch: the last one is filled up
+            rows = torch.arange(start, start + whole).clamp_max(len(x) - 1)
+            parts.append(self._dissolve(x[rows], steps[rows])[: len(x) - start])
+        return torch.cat(parts)
+
+    def _dissolve(self, x: Tensor, t: int | Tensor) -> Tensor:
         cfg = self.cfg
         return dissolve(
             self.ddpm, x, t, range_mode=cfg.range_mode, bridge=cfg.bridge or "pad", antialias=cfg.antialias,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
 import time
@@ -13,85 +12,33 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from diawork.bank import DissolvedBank
 from diawork.compute import Compute
-from diawork.config import DiffusionConfig, DissolveConfig, ExperimentConfig
+from diawork.config import ExperimentConfig
 from diawork.datachecks import check_splits
 from diawork.detectors import DETECTORS, DIA
-from diawork.diffusion import DDPM, pretrain_ddpm
+from diawork.diffusion import DDPM
 from diawork.dissolve import Dissolve, Dissolver
-from diawork.errors import UsageError, did_you_mean
+from diawork.errors import UsageError
 from diawork.evidence import evidence
-from diawork.files import digest, sha256_file
-from diawork.images import ImageSet, Splits, load
+from diawork.files import digest, read_json, write_json
+from diawork.images import ImageSet, Splits
+from diawork.matching import matched
+from diawork.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
 from diawork.metrics import auroc, summary, threshold_at_specificity
-from diawork.runs import Run, locked, runs_root, slug
+from diawork.parents import diffusion_data, shared_bank, shared_ddpm
+from diawork.runs import Run, runs_root
 from diawork.stopping import stop_at_once
+from diawork.variants import open_data
 
-METHODS: dict[str, dict[str, Any]] = {
-    "dia": {"detector": "dia"},
-    "csi": {"detector": "csi"},
-    "gaussian_blur": {"detector": "dia", "dissolve.operator": "gaussian_blur"},
-    "median_blur": {"detector": "dia", "dissolve.operator": "median_blur"},
-    "resize": {"detector": "dia", "dissolve.operator": "resize"},
-    "noise": {"detector": "dia", "dissolve.operator": "noise"},
-    "identity": {"detector": "dia", "dissolve.operator": "identity"},
-}
-CONTROLS = ("stats_knn", "stats_mahalanobis", "pixel_knn", "oracle_statistic")
-METHODS |= {name: {"detector": name} for name in CONTROLS}
+__all__ = [
+    "CONTROLS", "METHODS", "build_detector", "label_of", "method_config", "resolve", "run_experiment", "run_suite",
+    "select_on", "shared_bank", "shared_ddpm",
+]  # fmt: skip
+EpochHook = Callable[[int, DIA], float | None]
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
 
 
-def method_config(cfg: ExperimentConfig, method: str) -> ExperimentConfig:
-    """Return ``cfg`` with a method's detector and slot, e.g. "csi" or "gaussian_blur"."""
-    if method not in METHODS:
-        raise UsageError(f"{method!r} is not a method.", hint=did_you_mean(method, METHODS))
-    return cfg.override(METHODS[method])
-
-
-def resolve(cfg: ExperimentConfig, splits: Splits) -> ExperimentConfig:
-    """Fill in the data set's facts and drop what the method does not use, so that equal work has one digest."""
-    changes: dict[str, Any] = {}
-    if cfg.detector != "dia":
-        changes = {"diffusion": DiffusionConfig(), "dissolve": DissolveConfig()}
-    elif cfg.dissolve.operator != "ddpm":
-        changes = {"diffusion": DiffusionConfig()}
-    else:
-        facts = splits.manifest
-        filled = {"t_range": cfg.dissolve.t_range or facts.t_range, "bridge": cfg.dissolve.bridge or facts.bridge}
-        changes = {"dissolve": cfg.dissolve.model_copy(update=filled)}
-    if cfg.detector in CONTROLS:
-        return ExperimentConfig(dataset=cfg.dataset, detector=cfg.detector)
-    return cfg.model_copy(update=changes)
-
-
-def label_of(cfg: ExperimentConfig) -> str:
-    """Return the name a table gives to this config's method."""
-    if cfg.detector == "dia" and cfg.dissolve.operator != "ddpm":
-        return f"{cfg.dissolve.operator.replace('_', ' ')} in the slot"
-    return DETECTORS[cfg.detector].name
-
-
-def shared_ddpm(
-    cfg: ExperimentConfig,
-    splits: Splits,
-    *,
-    root: Path | str | None = None,
-    compute: Compute | None = None,
-    progress: bool = True,
-) -> DDPM:
-    """Return the DDPM of this config on this data: found by digest, continued, or pretrained."""
-    cfg = resolve(cfg, splits)
-    bridge = cfg.dissolve.bridge
-    identity = digest([cfg.diffusion.model_dump(mode="json"), bridge, splits.train.identity])
-    folder = runs_root(root) / f"ddpm-{slug(splits.train.name)}-{identity}"
-    with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder):
-        return pretrain_ddpm(
-            splits.train, cfg.diffusion, bridge=bridge, compute=compute, folder=folder, progress=progress
-        )
-
-
-def select_on(split: str, splits: Splits) -> Callable[[int, DIA], float]:
+def select_on(split: str, splits: Splits) -> EpochHook:
     """Return the only selector there is: validation AUROC after an epoch. It refuses ``test``."""
     if split != "val":
         raise UsageError(f"selection on {split!r} is not offered; a run may be selected on 'val' only.")
@@ -116,27 +63,45 @@ def run_experiment(
     is given as ``acknowledge_leak``; then the report carries a banner.
     """
     compute = compute or Compute.auto()
-    splits = load(cfg.dataset, data_root)
-    cfg, data = resolve(cfg, splits), _checked_data(splits, runs_root(root), acknowledge_leak)
+    splits = open_data(cfg, data_root)
+    cfg = resolve(cfg, splits)
+    data = _checked_data(splits, runs_root(root), acknowledge_leak)
+    if needs_ddpm(cfg) and cfg.diffusion.dataset:
+        data["identity"] = digest([data["identity"], diffusion_data(cfg, splits, data_root).train.identity])
     run = Run.create(runs_root(root), cfg, data=data, label=label_of(cfg), compute=compute.as_dict())
     if run.done:
         if progress:
             tqdm.write(f"reused {run.folder}")
         return run
     with run.working(), stop_at_once():
+        if run.done:  # by another cell, which was waited for
+            return run
         where = {"root": root, "compute": compute, "progress": progress}
-        ddpm = shared_ddpm(cfg, splits, **where) if _needs_ddpm(cfg) else None
-        bank = shared_bank(cfg, splits, ddpm, **where) if ddpm and cfg.dissolve.bank_steps else None
-        detector = build_detector(cfg, ddpm, dissolve=bank, compute=compute)
+        ddpm = shared_ddpm(cfg, splits, data_root=data_root, **where) if needs_ddpm(cfg) else None
+        slot = ddpm if fills_slot(cfg) else None
+        bank = shared_bank(cfg, splits, slot, **where) if slot and cfg.dissolve.bank_steps else None
+        strength = {} if ddpm is slot else _matched(cfg, ddpm, splits, run, compute)
+        used = cfg.override({f"dissolve.{name}": value for name, value in strength.get("settings", {}).items()})
+        detector = build_detector(used, slot, dissolve=bank, compute=compute)
         start = time.perf_counter()
         _fit(detector, cfg, splits, run, progress=progress)
         cost = {"fit_seconds": max(time.perf_counter() - start, _trained_before(detector))}
         metrics, rows = _evaluate(detector, splits, cost)
         run.write_scores(rows)
         if isinstance(detector, DIA):
-            run.write_evidence(evidence(splits, rows, ddpm, cfg))
-        run.finish(_result(run, detector, cfg, metrics, cost))
+            run.write_evidence(evidence(splits, rows, slot, cfg, detector))
+        learnt = {"diffusion_images": ddpm.data["images"]} if ddpm else {}  # the count behind a data ratio
+        run.finish(_result(run, detector, cfg, metrics, cost) | learnt | ({"matched": strength} if strength else {}))
     return run
+
+
+def _matched(cfg: ExperimentConfig, ddpm: DDPM, splits: Splits, run: Run, compute: Compute) -> dict[str, Any]:
+    """Return the strength that equals the dissolver's; settled once a run, so that a resumed one keeps it."""
+    path = run.folder / "matched.json"
+    if not path.exists():
+        dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve, compute=compute)
+        write_json(path, matched(cfg.dissolve, dissolver, splits.train.normal().images))
+    return read_json(path)
 
 
 def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str, Any]:
@@ -150,28 +115,6 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
 def _trained_before(detector: Any) -> float:
     """Return the seconds that a training took over all its interruptions."""
     return detector.history.seconds if isinstance(detector, DIA) else 0.0
-
-
-def _needs_ddpm(cfg: ExperimentConfig) -> bool:
-    return cfg.detector == "dia" and cfg.dissolve.operator == "ddpm"
-
-
-def shared_bank(
-    cfg: ExperimentConfig,
-    splits: Splits,
-    ddpm: DDPM,
-    *,
-    root: Path | str | None = None,
-    compute: Compute | None = None,
-    progress: bool = True,
-) -> DissolvedBank:
-    """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
-    dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve, compute=compute)
-    weights = sha256_file(ddpm.folder / "ddpm.safetensors")
-    origin = {"ddpm": weights, "images": splits.train.identity}
-    folder, steps = runs_root(root) / "banks", cfg.dissolve.bank_steps
-    x = splits.train.normal().images
-    return DissolvedBank(dissolver, x, folder, steps=steps, origin=origin, progress=progress)
 
 
 def build_detector(
@@ -190,9 +133,20 @@ def _fit(detector: Any, cfg: ExperimentConfig, splits: Splits, run: Run, *, prog
     if cfg.detector in CONTROLS:
         detector.fit(splits.train)
         return
-    hook = select_on("val", splits) if cfg.train.select == "val" else None
+    choose = select_on("val", splits) if cfg.train.select == "val" else None
+    hook = _tracked(choose, splits.test, run) if cfg.train.track_test else choose
     detector.fit(splits.train, folder=run.folder, on_epoch=hook, progress=progress)
     run.write_metrics([{"stage": "train", **row} for row in detector.history.steps])
+
+
+def _tracked(choose: EpochHook | None, test: ImageSet, run: Run) -> EpochHook:
+    """Return a hook that notes the test AUROC of each epoch, and hands on what ``choose`` says, untouched by it."""
+
+    def ask(epoch: int, detector: DIA) -> float | None:
+        run.track_test(epoch, auroc(detector.score(test, samples=1).total.numpy(), test.anomalous))
+        return choose(epoch, detector) if choose else None
+
+    return ask
 
 
 def _evaluate(detector: Any, splits: Splits, cost: dict[str, float]) -> tuple[dict[str, dict], list[dict]]:

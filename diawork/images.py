@@ -101,14 +101,14 @@ class Splits:
         return self.train, self.val, self.test
 
 
-def load(name: str | Path = "phantom", root: Path | str | None = None, *, download: bool = False) -> Splits:
-    """Open a data set by its name, or by the path of a manifest of your own.
+def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None, *, download: bool = False) -> Splits:
+    """Open a data set by its name, by the path of a manifest of your own, or by a manifest.
 
     ``root`` is the folder of the files; without it $DIAWORK_DATA, $DIAWORK_HOME/data and
     ~/.cache/diawork are searched. Raises ``UsageError`` for an unknown name or a bad manifest and
     ``DataError`` for missing, damaged or mislabelled data.
     """
-    manifest = load_manifest(name)
+    manifest = name if isinstance(name, Manifest) else load_manifest(name)
     if manifest.kind == "phantom":
         return _phantom(manifest.model_dump_json())
     return _open(manifest, _find(manifest, root, download=download))

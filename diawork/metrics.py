@@ -168,6 +168,16 @@ def _placements(abnormal: np.ndarray, normal: np.ndarray) -> Arrays:
     return (ranks[:p] - rankdata(abnormal)) / q, 1 - (ranks[p:] - rankdata(normal)) / p
 
 
+def holm(p: np.ndarray) -> np.ndarray:
+    """Return p values (M,) adjusted for M comparisons (Holm, 1979): the chance of any false one stays below p."""
+    p = _finite(p) if len(p) else np.empty(0)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = steps
+    return adjusted
+
+
 def threshold_at_specificity(normal_scores: np.ndarray, specificity: float = 0.95) -> float:
     """Lowest threshold that leaves at least this share of healthy images unflagged (flagged: score > threshold)."""
     if not 0 < specificity <= 1:

@@ -57,7 +57,7 @@ def new_figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
+def channels_last(image: np.ndarray) -> np.ndarray:
     """Return (H, W), (1, H, W), (3, H, W) or (H, W, 3) as (H, W) or (H, W, 3)."""
     image = np.asarray(image, np.float32)
     if image.ndim == 3 and image.shape[-1] != 3:
@@ -65,8 +65,9 @@ def _pixels(image: np.ndarray) -> np.ndarray:
     return image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    image = _pixels(image)
+def grey(image: np.ndarray) -> np.ndarray:
+    """Return an image as (H, W), colours averaged."""
+    image = channels_last(image)
     return image if image.ndim == 2 else image.mean(-1)
 
 
@@ -77,15 +78,17 @@ def show(ax: Any, image: np.ndarray, **kw: Any) -> Any:
     return ax.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"} | kw))
 
 
-def _show_image(ax: Any, image: np.ndarray) -> Any:
-    return show(ax, np.clip(_pixels(image), 0, 1))
+def show_image(ax: Any, image: np.ndarray) -> Any:
+    """Draw an image in [0, 1], grey or in colour."""
+    return show(ax, np.clip(channels_last(image), 0, 1))
 
 
-def _show_change(ax: Any, change: np.ndarray, limit: float) -> Any:
-    return show(ax, _grey(change), cmap="RdBu_r", vmin=-limit, vmax=limit)
+def show_change(ax: Any, change: np.ndarray, limit: float) -> Any:
+    """Draw a signed difference, diverging around 0: red is added, blue removed."""
+    return show(ax, grey(change), cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
-def _limit(change: np.ndarray) -> float:
+def change_limit(change: np.ndarray) -> float:
     """Return a symmetric colour limit that a few extreme pixels do not stretch."""
     return max(float(np.quantile(np.abs(change), 0.995)), 0.02)
 
@@ -103,7 +106,7 @@ def image_grid(images: Sequence, titles: Sequence[str] | None = None, columns: i
         if i >= n:
             ax.axis("off")
             continue
-        _show_image(ax, images[i])
+        show_image(ax, images[i])
         ax.set_title("" if titles is None else word(titles[i]), fontsize=8)
     return figure
 
@@ -120,13 +123,13 @@ def dissolve_strip(
     if strip.ndim < 4 or strip.shape[1] != len(ts) + 1 or strip.size == 0:
         raise UsageError(f"strip {strip.shape} does not hold the input and {len(ts)} steps in each row.")
     n, per = len(strip), 2 if difference else 1
-    limit = _limit(strip[:, 1:] - strip[:, :1])
+    limit = change_limit(strip[:, 1:] - strip[:, :1])
     width = 1.3 * (len(ts) + 1) + (1.3 if difference else 0.4)
     figure, axes = new_figure(width, 1.3 * n * per + 0.45, n * per, len(ts) + 1)
     for r, c in np.ndindex(n, len(ts) + 1):
-        _show_image(axes[r * per, c], strip[r, c])
+        show_image(axes[r * per, c], strip[r, c])
         if difference:
-            drawn = _show_change(axes[r * per + 1, c], strip[r, c] - strip[r, 0], limit)
+            drawn = show_change(axes[r * per + 1, c], strip[r, c] - strip[r, 0], limit)
     for ax, title in zip(axes[0], ["input", *(f"t = {t}" for t in ts)], strict=True):
         ax.set_title(title)
     figure.suptitle(f"{STEP_LABEL} →", fontsize=9.5, x=0.5 + 0.5 / (len(ts) + 1))
@@ -137,45 +140,36 @@ def dissolve_strip(
     return figure
 
 
-def _energy_curve(ax: Any, ts: Sequence[int], energy: Sequence[float]) -> Any:
-    ax.plot(ts, 100 * np.asarray(energy), color=SOFT)
-    ax.set(xlabel=STEP_LABEL, ylim=(0, max(1.05 * 100 * max(energy), 1)))
-    ax.set_title("change, % of variance")
-    return ax.plot([ts[-1]], [100 * energy[-1]], "o", color=ACCENT, markersize=7)[0]
-
-
 Frame = tuple[Figure, list, Callable[[int], None]]
 
 
-def _frame(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], energy: Any) -> Frame:
+def _frame(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int]) -> Frame:
     """Lay out input, dissolved, difference of n images; return figure, moving artists and ``update(i)``."""
-    n, more = len(inputs), energy is not None and len(inputs) == 1
+    n = len(inputs)
     # beyond the steps that the paper shows, nearly everything changes, and its scale would hide the rest
     shown = [i for i, t in enumerate(ts) if t <= 400] or list(range(len(ts)))
-    limit = _limit((stacks - inputs[:, None])[:, shown])
-    size = (1.35 * n + 1.2, 4.5) if n > 1 else (7.2 + 3.1 * more, 2.45)
-    widths = {} if n > 1 else {"width_ratios": [1, 1, 1, 1.25][: 3 + more]}
-    figure, grid = new_figure(*size, *((3, n) if n > 1 else (1, 3 + more)), **widths)
-    axes = grid if n > 1 else grid[:, :3].T
+    limit = change_limit((stacks - inputs[:, None])[:, shown])
+    size = (1.35 * n + 1.2, 4.5) if n > 1 else (7.2, 2.45)
+    figure, grid = new_figure(*size, *((3, n) if n > 1 else (1, 3)))
+    axes = grid if n > 1 else grid.T
     for i in range(n):
-        _show_image(axes[0, i], inputs[i])
-    after = [_show_image(axes[1, i], inputs[i]) for i in range(n)]
-    change = [_show_change(axes[2, i], inputs[i] * 0, limit) for i in range(n)]
+        show_image(axes[0, i], inputs[i])
+    after = [show_image(axes[1, i], inputs[i]) for i in range(n)]
+    change = [show_change(axes[2, i], inputs[i] * 0, limit) for i in range(n)]
     figure.colorbar(change[-1], ax=list(axes[2] if n > 1 else axes.flat), shrink=0.9)
     for ax, word in zip(axes[:, 0], ("input", "dissolved", "dissolved − input"), strict=True):
         (ax.set_ylabel if n > 1 else ax.set_title)(word)
     title = figure.suptitle(f"{STEP_LABEL} = {ts[-1]}", fontweight="bold", fontsize=10)
-    dots = [_energy_curve(grid[0, 3], ts, energy)] if more else []
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: nothing shifts from step to step
 
     def update(i: int) -> None:
         for j in range(n):
-            after[j].set_data(np.clip(_pixels(stacks[j, i]), 0, 1))
-            change[j].set_data(_grey(stacks[j, i] - inputs[j]))
+            after[j].set_data(np.clip(channels_last(stacks[j, i]), 0, 1))
+            change[j].set_data(grey(stacks[j, i] - inputs[j]))
         title.set_text(f"{STEP_LABEL} = {ts[i]}")
-        for dot in dots:
-            dot.set_data([ts[i]], [100 * energy[i]])
 
-    return figure, [*after, *change, title, *dots], update
+    return figure, [*after, *change, title], update
 
 
 def _checked(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -186,25 +180,20 @@ def _checked(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int]) -> tuple
 
 
 @styled
-def dissolve_frame(
-    inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, at: int = -1, energy: Any = None
-) -> Figure:
+def dissolve_frame(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, at: int = -1) -> Figure:
     """Return input, dissolved image and signed difference of ``inputs`` (n, H, W) at step ``ts[at]``.
 
-    ``stacks`` (n, T, H, W) holds every step, so that a colour means the same at each; ``energy`` (T,)
-    adds the curve of the change where there is one image.
+    ``stacks`` (n, T, H, W) holds every step, so that a colour means the same at each.
     """
-    figure, _, update = _frame(*_checked(inputs, stacks, ts), ts, energy)
+    figure, _, update = _frame(*_checked(inputs, stacks, ts), ts)
     update(at)
     return figure
 
 
 @styled
-def dissolve_frames(
-    inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, energy: Any = None, dpi: int = 100
-) -> list[bytes]:
+def dissolve_frames(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, dpi: int = 100) -> list[bytes]:
     """Return ``dissolve_frame`` at every step as PNG bytes; only what moves is drawn again."""
-    figure, moving, update = _frame(*_checked(inputs, stacks, ts), ts, energy)
+    figure, moving, update = _frame(*_checked(inputs, stacks, ts), ts)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     for artist in moving:
@@ -228,7 +217,7 @@ def views_grid(views: Sequence, row_labels: Sequence[str] = ("O", "O′", "A"), 
     branches, shifts = len(views), len(views[0])
     figure, axes = new_figure(1.4 * shifts + 0.4, 1.4 * branches + 0.5, branches, shifts)
     for b, k in np.ndindex(branches, shifts):
-        _show_image(axes[b, k], views[b][k])
+        show_image(axes[b, k], views[b][k])
         axes[0, k].set_title(f"shift {k}")
     for ax, label in zip(axes[:, 0], row_labels, strict=False):
         ax.set_ylabel(label, rotation=0, labelpad=10, fontsize=10, va="center")
@@ -248,8 +237,8 @@ def nearest_neighbours(errors_images: Sequence, errors_nearest: Sequence, scores
     words = [label if isinstance(label, str) else ("healthy", "anomalous")[int(label)] for label in labels]
     figure, axes = new_figure(1.35 * e + 0.5, 3.5, 2, e)
     for i in range(e):
-        _show_image(axes[0, i], errors_images[i])
-        _show_image(axes[1, i], errors_nearest[i])
+        show_image(axes[0, i], errors_images[i])
+        show_image(axes[1, i], errors_nearest[i])
         axes[0, i].set_title(f"{word(words[i])}\nscore {float(scores[i]):.3g}", fontsize=8.5)
     axes[0, 0].set_ylabel("test image")
     axes[1, 0].set_ylabel("nearest healthy\ntraining image")

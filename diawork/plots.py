@@ -39,7 +39,8 @@ from diawork.pictures import (
 )
 
 __all__ = [
-    "DETECTOR_COLORS", "EXCLUDED", "NEGATIVE", "POSITIVE", "STEP_LABEL", "ablation_bars", "detector_style",
+    "DETECTOR_COLORS", "EXCLUDED", "NEGATIVE", "POSITIVE", "STEP_LABEL", "ablation_bars", "auroc_curves", "cost_bars",
+    "detector_style",
     "dissolve_frame", "dissolve_frames", "dissolve_strip", "image_grid", "is_control", "loss_curve",
     "nearest_neighbours", "png_bytes", "roc", "score_histogram", "similarity_matrix", "views_grid",
 ]  # fmt: skip
@@ -58,7 +59,7 @@ _CONTROL_LOOKS = {  # first word that fits; grey, line, hatch
 _SPARE = ("#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#661100", "#6699CC")
 HEALTHY, ANOMALOUS = "#8a94a3", "#C1440E"
 EXCLUDED, POSITIVE, NEGATIVE = 0, 1, 2  # codes of ``similarity_matrix``
-_PAIRS = {"excluded": "#e9ecef", "positive": "#0072B2", "negative": "#F2B77C"}
+PAIR_COLORS = {"excluded": "#e9ecef", "positive": "#0072B2", "negative": "#F2B77C"}
 SCORE_AXIS = "score (higher = more anomalous)"
 
 
@@ -109,8 +110,8 @@ def similarity_matrix(matrix: np.ndarray, labels: Sequence[str] | None = None, *
     figure, axes = new_figure(side + 1.1, side)
     ax = axes[0, 0]
     if coded:
-        show(ax, matrix, cmap=ListedColormap([*_PAIRS.values()]), vmin=-0.5, vmax=2.5)
-        handles = [Patch(color=c, label=k) for k, c in _PAIRS.items()]
+        show(ax, matrix, cmap=ListedColormap([*PAIR_COLORS.values()]), vmin=-0.5, vmax=2.5)
+        handles = [Patch(color=c, label=k) for k, c in PAIR_COLORS.items()]
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
     else:
         drawn = show(ax, matrix, cmap="RdBu_r", vmin=-1)
@@ -271,12 +272,29 @@ def ablation_bars(table: pd.DataFrame, *, label: str = "", value: str = "auroc")
 @styled
 def cost_bars(rows: Sequence[Mapping[str, Any]], *, value: str, label: str, title: str = "") -> Figure:
     """Return one bar a row, e.g. ``value="ratio"`` over ``label="stage"``; the number stands at the bar's end."""
-    figure, axes = new_figure(7.2, 0.34 * len(rows) + 0.8)
-    ax = axes[0, 0]
+    figure, ((ax,),) = new_figure(7.2, 0.34 * len(rows) + 0.8)
     values = [float(row[value] or 0) for row in rows]
     ax.barh([str(row[label]) for row in rows], values, color=ACCENT, height=0.7)
     ax.invert_yaxis()
     for y, v in enumerate(values):
         ax.text(v, y, f" {v:.3g}", va="center", fontsize=8)
     ax.set(xlabel=value.replace("_", " "), title=title)
+    return figure
+
+
+@styled
+def auroc_curves(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], levels: Mapping[str, float], *, xlabel: str
+) -> Figure:
+    """Return AUROC against one setting: ``series`` is name -> [(x, mean, sd)], ``levels`` what has no x."""
+    figure, ((ax,),) = new_figure(7.8, 3.9)
+    for name, points in series.items():
+        x, mean, sd = np.array(sorted(points), float).T
+        style = {k: v for k, v in detector_style(name).items() if k != "hatch"}
+        ax.errorbar(x, mean, np.nan_to_num(sd), marker="o", ms=4, lw=1.6, capsize=3, label=word(name), **style)
+    for name, value in levels.items():
+        color, line = (detector_style(name)[key] for key in ("color", "linestyle"))
+        ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}", color=color, ls=line)
+    ax.set(xlabel=word(xlabel), ylabel="test AUROC (0.5 = chance)")
+    figure.legend(loc="outside right upper")
     return figure

@@ -22,6 +22,7 @@ from diawork import plots
 from diawork.errors import UsageError
 from diawork.files import write_text
 from diawork.headline import headline, signed
+from diawork.metrics import holm
 from diawork.player import player_html
 from diawork.published import paper_comparison, published
 from diawork.sections import section
@@ -36,18 +37,24 @@ MOST_POINTS = 1_000  # of one loss curve
 
 
 def write_html(
-    runs: pd.DataFrame | Path | str | Iterable[Path | str], out: Path | str, *, title: str, asked: str
+    runs: pd.DataFrame | Path | str | Iterable[Path | str],
+    out: Path | str,
+    *,
+    title: str,
+    asked: str,
+    sweep: dict[str, Any] | None = None,
 ) -> Path:
     """Write the page of ``runs`` (a frame of ``collect``, a folder of runs or run folders) to ``out``.
 
-    Where the page would outgrow ``MAX_BYTES``, the slider and then the other pictures are left out.
+    ``sweep`` is what ``sweepreport`` adds: cells, tests against the baseline, published tables. Where the page
+    would outgrow ``MAX_BYTES``, the slider and then the other pictures are left out.
     """
     frame = runs if isinstance(runs, pd.DataFrame) else collect(runs)
     out = Path(out)
     if out.is_dir():
         raise UsageError("the report needs a file name, this is a folder.", path=out, hint="For instance report.html.")
     for pictures in ("all", "few", "none"):
-        page = _render(_context(frame, out, pictures) | {"title": title, "asked": asked})
+        page = _render(_context(frame, out, pictures) | {"title": title, "asked": asked, "sweep": sweep})
         if len(page.encode()) <= MAX_BYTES:
             break
     write_text(out, page)
@@ -102,6 +109,9 @@ def _context(frame: pd.DataFrame, out: Path, pictures: str) -> dict[str, Any]:
     for name in dict.fromkeys(table["section"] if len(table) else ()):
         runs = {n["label"]: r for n, r in named if n["section"] == name}
         sections.append(section(frame, table[table["section"] == name], runs, pictures))
+    pairs = [pair for one in sections for pair in one["pairs"]]
+    for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
+        pair["p_holm"] = p
     missing = [*frame.attrs.get("unfinished", ()), *frame.attrs.get("unreadable", ())]
     environment, mixed = _environment(frame)
     return {
@@ -152,4 +162,5 @@ def _run(name: dict[str, Any], row: pd.Series, out: Path) -> dict[str, Any]:
         links = [(file, "./" + quote(f"{inside}/{file}")) for file in files]
     kept = ("dataset", "seed", "run", "digest", "data", "created", "selection")
     details = {key: row[key] for key in kept} | {"label": name["label"], "auroc": row["test.auroc"]}
-    return details | {"links": links, "settings": {str(k): str(v) for k, v in sorted(row["settings"].items())}}
+    shown = {**row["facts"], **dict(sorted(row["settings"].items()))}
+    return details | {"links": links, "settings": {str(k): str(v) for k, v in shown.items()}}

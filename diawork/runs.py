@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from diawork.config import ExperimentConfig
-from diawork.errors import BusyError, CheckpointError, DiaworkError, Interrupted, ResourceError
+from diawork.errors import CheckpointError, DiaworkError, Interrupted
 from diawork.files import (
     digest,
-    process_alive,
     read_arrays,
     read_json,
     remove_orphans,
@@ -32,8 +31,11 @@ from diawork.files import (
     write_json,
     write_text,
 )
+from diawork.locks import locked
 
 SCHEMA = 1
+CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
+ORACLE = "oracle_epochs.json"  # test AUROC by epoch, where train.track_test asked for it
 _PACKAGES = ("torch", "torchvision", "denoising-diffusion-pytorch", "ema-pytorch", "kornia", "timm", "numpy")
 
 
@@ -67,37 +69,9 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "x"
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; ``BusyError`` where a living one holds it."""
-    lock, mine = folder / "lock.json", {"pid": os.getpid(), "host": socket.gethostname()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            _refuse_living_holder(lock, mine)
-            descriptor = os.open(lock, os.O_WRONLY | os.O_TRUNC)
-        with os.fdopen(descriptor, "w") as f:
-            json.dump(mine, f)
-    except OSError as error:
-        raise ResourceError(f"cannot be locked ({error.strerror or error}).", path=folder) from error
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _refuse_living_holder(lock: Path, mine: dict[str, Any]) -> None:
-    try:
-        holder = json.loads(lock.read_text() or "{}")
-        pid, host = int(holder.get("pid") or 0), holder.get("host")
-    except (OSError, ValueError, TypeError, AttributeError):
-        return  # torn: its writer was killed
-    alive = bool(pid) and (host != mine["host"] or process_alive(pid))
-    if alive and holder != mine:
-        hint = f"Wait for it; if it is gone, remove {lock}."
-        raise BusyError(f"process {pid} on {host} is working here.", path=lock.parent, hint=hint)
+def in_cell() -> Path | None:
+    """Return the folder of the sweep's cell that this process works for, if it does."""
+    return Path(os.environ[CELL]) if os.environ.get(CELL) else None
 
 
 class Run:
@@ -115,6 +89,8 @@ class Run:
         identity = cfg.digest(data["identity"])
         run = cls(Path(root) / f"{slug(data['name'])}-{slug(label)}-s{cfg.seed}-{identity}")
         here = {"versions": versions(), "compute": compute}
+        if cell := in_cell():
+            write_text(cell / "runs" / run.folder.name, os.path.relpath(run.folder, cell))
         if (run.folder / "config.json").exists():
             run._warn_of_differences(here)
             return run
@@ -153,8 +129,11 @@ class Run:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Hold the run's lock and keep ``status.json`` true: running, then done, interrupted or failed."""
-        with locked(self.folder):
+        """Hold the run's lock and keep ``status.json`` true: running, then done, interrupted or failed.
+
+        In a sweep's cell another one that makes the same run is waited for; it may be done then.
+        """
+        with locked(self.folder, wait=in_cell() is not None):
             remove_orphans(self.folder)
             self._status("running")
             try:
@@ -184,6 +163,12 @@ class Run:
             return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         except (OSError, ValueError) as error:
             raise CheckpointError(f"not readable as metrics ({error}).", path=path) from None
+
+    def track_test(self, epoch: int, auroc: float) -> None:
+        """Note the test AUROC of an epoch in a file that nothing but columns named oracle reads."""
+        path = self.folder / ORACLE
+        known = read_json(path) if path.exists() else {}
+        write_json(path, known | {str(epoch): auroc})
 
     def evidence(self) -> dict[str, np.ndarray]:
         """Return the pictures saved with the run, by name (``evidence.npz``)."""

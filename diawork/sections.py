@@ -13,6 +13,7 @@ from diawork import plots
 from diawork.errors import DiaworkError
 from diawork.files import read_arrays
 from diawork.headline import focus_of, headline, reading, rivals_of
+from diawork.localisation import localisation
 from diawork.manifests import load_manifest
 from diawork.player import player_html
 from diawork.published import paper_comparison
@@ -42,10 +43,11 @@ def section(frame: pd.DataFrame, table: pd.DataFrame, runs: Runs, pictures: str)
         "title": title, "headline": headline(table, tests), "tiles": _tiles(table), "rows": table.to_dict("records"),
         "notes": list(dict.fromkeys(note for r in runs.values() for notes in r["notes"] for note in notes)),
         "low": math.floor(10 * max(0.0, min(0.5, table["auroc_low"].min()))) / 10,
+        "tracked": bool(table["oracle_epoch"].notna().any()),
         "pairs": [row | {"reading": reading(row)} for row in tests.to_dict("records")],
         "paper": paper.to_dict("records"), "ran": len(paper) and int(paper["auroc"].notna().sum()),
         "paper_remarks": _remarks(paper), "failures": failures,
-        "facts": facts, "curves": [], "strip": None, "player": None, "errors": None, **shown,
+        "facts": facts, "curves": [], "strip": None, "player": None, "errors": None, "maps": None, **shown,
     }  # fmt: skip
 
 
@@ -126,6 +128,7 @@ def _pictures(table: pd.DataFrame, runs: Runs, failures: list[str], *, few: bool
         lambda: _curves(table, runs, few),
         lambda: _dissolving(order, runs, few),
         lambda: _errors(order, runs),
+        lambda: localisation(*found) if (found := _evidence(order, runs, "maps")) else {},
     ):
         try:
             shown |= part()

@@ -1,110 +1,79 @@
-"""The one door to papermill: run a notebook headless with typed parameters."""
+"""A sweep: one table, figure or ablation as a file, expanded into cells, one run of a notebook each."""
 
 from __future__ import annotations
 
-import ast
-import os
-import sys
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import papermill
-from traitlets.config import Config
-
-from diawork.errors import DiaworkError, UsageError, did_you_mean
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list,
-}  # fmt: skip
+from diawork.cells import Cell
+from diawork.errors import UsageError, did_you_mean, printable
+from diawork.strictyaml import MAX_BYTES, parse_yaml
+from diawork.sweepfile import Reader
 
 
-class NotebookError(DiaworkError):
-    """A cell of a headless notebook raised."""
+@dataclass(frozen=True)
+class Sweep:
+    """A validated, expanded sweep file at one size."""
 
-    code, exit_code = "N700", 7
+    name: str
+    title: str
+    size: str
+    notebook: str
+    cells: tuple[Cell, ...]
+    published: tuple[str, ...] = ()  # table keys of published.yaml, printed beside ours
+    baseline: str = ""  # the label, or part of one, against which the others are tested
+    x: str = ""  # the axis that a plot puts on x
+    needs: tuple[str, ...] = ()  # what this build does not have
+    source: str = ""  # the file
+    lines: dict[str, int] = field(default_factory=dict)  # of the data sets in it
 
+    @classmethod
+    def load(cls, name_or_path: str | Path, size: str | None = None) -> Sweep:
+        """Read a shipped sweep by name, or a file of your own; ``size`` is one that the file names [cpu].
 
-def notebook_folder() -> Path:
-    """Return where the numbered notebooks are: in the checkout or inside the installed package."""
-    here = Path(__file__).parent
-    return next(p for p in (here / "_notebooks", here.parent / "notebooks") if p.is_dir())
-
-
-def find_notebook(name: str | Path) -> Path:
-    """Return the path of a notebook given by path, name or number ("03")."""
-    if Path(name).suffix == ".ipynb" and Path(name).exists():
-        return Path(name)
-    known = sorted(notebook_folder().glob("*.ipynb"))
-    for path in known:
-        if str(name) in (path.name, path.stem, path.stem[:2]):
-            return path
-    raise UsageError(f"{str(name)!r} is not a notebook.", hint=did_you_mean(name, [p.stem for p in known]))
-
-
-def notebook_parameters(notebook: Path) -> dict[str, dict[str, str]]:
-    """Return name → {inferred_type_name, default, help} from the cell tagged "parameters"."""
-    return papermill.inspect_notebook(str(notebook))
-
-
-def typed_parameters(notebook: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Check ``given`` against the notebook's parameters; strings are read as the declared type.
-
-    Raises ``UsageError`` for an unknown name (papermill would only log it) or another type.
-    """
-    known = notebook_parameters(notebook)
-    typed = {}
-    for name, value in given.items():
-        if name not in known:
-            raise UsageError(f"{name!r} is not a parameter of {notebook.name}.", hint=did_you_mean(name, known))
-        typed[name] = _typed(name, value, known[name]["inferred_type_name"])
-    return typed
-
-
-def _typed(name: str, value: Any, declared: str) -> Any:
-    kind = declared.split("[")[0].strip()
-    wanted = _TYPES.get(kind)
-    if wanted is None:
-        return value
-    if isinstance(value, str) and kind != "str":
+        Raises ``UsageError``: one sentence with file and line, for an unknown name, a wrong type, an
+        illegal value, a selection on test, anywhere in the file.
+        """
+        path = find_sweep(name_or_path)
         try:
-            value = float(value) if kind == "float" else ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise UsageError(f"{name}={value!r} is not a {kind}.") from None
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
-        raise UsageError(f"{name}={value!r} is a {type(value).__name__}; wanted {kind}.")
-    return value
+            with open(path, "rb") as f:
+                content = f.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise UsageError(f"the sweep file cannot be read ({error.strerror}).", path=path) from None
+        values, lines = parse_yaml(content, printable(path))
+        return cls(**Reader(values, lines, printable(path)).read(size))
+
+    @property
+    def folder_name(self) -> str:
+        """Return the name of the sweep's folder below ``<out>/sweeps``."""
+        return f"{self.name}-{self.size}" if self.size else self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as ``sweep.json`` holds them."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return shown | {"cells": [cell.as_dict() for cell in self.cells]}
 
 
-def run_notebook(
-    name: str | Path,
-    out: Path | str,
-    *,
-    parameters: dict[str, Any] | None = None,
-    timeout: int | None = None,
-    progress: bool = True,
-) -> Path:
-    """Run a notebook headless and write the executed copy to ``out``.
-
-    The kernel is this interpreter's, over IPC where the system has it (no ports); widget state is
-    not stored. Raises ``NotebookError`` naming the cell and the error; the copy shows both.
-    """
-    source, out = find_notebook(name), Path(out)
-    typed = typed_parameters(source, parameters or {})
-    partial = out.with_name(f".{out.name}")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            str(source), str(partial), parameters=typed, kernel_name="python3", store_widget_state=False,
-            progress_bar=progress, execution_timeout=timeout, start_timeout=300, **_transport(),
-        )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        cell = f"cell {error.exec_count}" if error.exec_count else "a cell"
-        raise NotebookError(f"{cell} raised {error.ename}: {error.evalue}", path=out) from None
-    finally:
-        if partial.exists():
-            os.replace(partial, out)
-    return out
+def sweeps_folder() -> Path:
+    """Return where the sweep files lie that come with the package."""
+    return Path(__file__).with_name("sweeps")
 
 
-def _transport() -> dict[str, Any]:
-    return {} if sys.platform == "win32" else {"config": Config({"KernelManager": {"transport": "ipc"}})}
+def list_sweeps() -> list[str]:
+    """Return the names of the sweeps that come with the package."""
+    return sorted(path.stem for path in sweeps_folder().glob("*.yaml"))
+
+
+def find_sweep(name: str | Path) -> Path:
+    """Return the path of a sweep file given by path or by the name of a shipped one."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError("this sweep file does not exist.", path=path, hint=did_you_mean(path.stem, list_sweeps()))
+        return path
+    if str(name) not in list_sweeps():
+        hint = f"{did_you_mean(name, list_sweeps())} Your own: the path of its .yaml file."
+        raise UsageError(f"{str(name)!r} is not a sweep.", hint=hint)
+    return sweeps_folder() / f"{name}.yaml"

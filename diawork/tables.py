@@ -20,7 +20,7 @@ from diawork.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.files import read_json
 from diawork.metrics import paired_test
 from diawork.plots import is_control
-from diawork.runs import Run
+from diawork.runs import ORACLE, Run
 
 METRICS = ("auroc", "auprc", "fpr95")  # with an interval each
 AT_THRESHOLD = ("f1", "accuracy", "sensitivity", "specificity")
@@ -84,6 +84,8 @@ def _row(folder: Path) -> dict[str, Any]:
         row["control"] = bool(result.get("control", is_control(str(row["detector"]))))
         for split, numbers in result["metrics"].items():
             row |= {f"{split}.{name}": float(value) for name, value in numbers.items()}
+        row["facts"] = {name: result[name] for name in ("diffusion_images", "matched") if name in result}
+        row["oracle_epoch"] = _best_test_epoch(folder)
         row |= {f"cost.{name}": value for name, value in result.get("cost", {}).items()}
         settings = result.get("settings", {})
         row |= {"settings": {k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")}}
@@ -95,6 +97,12 @@ def _row(folder: Path) -> dict[str, Any]:
     return row | {"dataset": str(row["dataset"]), "detector": str(row["detector"])}
 
 
+def _best_test_epoch(folder: Path) -> float:
+    """Return the best test AUROC over epochs, where it was tracked: for columns named oracle, never for ours."""
+    path = folder / ORACLE
+    return max((float(value) for value in read_json(path).values()), default=math.nan) if path.exists() else math.nan
+
+
 def _versions(config: dict[str, Any]) -> dict[str, str]:
     parts = {**config.get("versions", {}), **config.get("compute", {})}
     return {str(name): str(value) for name, value in parts.items()}
@@ -103,11 +111,13 @@ def _versions(config: dict[str, Any]) -> dict[str, str]:
 def groups(frame: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """Return (name of the row, its runs): runs that differ in nothing but the seed, one a seed.
 
-    The name holds ``dataset``, ``detector``, ``variant`` (the settings in which it differs from others
-    of its detector on this data) and ``label``. Of equal runs the newest counts.
+    A column ``row`` names the rows, as a sweep does. The name holds ``dataset``, ``detector``, ``variant`` (the
+    settings in which it differs from others of its detector here) and ``label``. Of equal runs the newest counts.
     """
     if frame.empty:
         return []
+    if "row" in frame:
+        return _named_rows(frame)
     frame = frame.assign(_settings=[json.dumps(s, sort_keys=True, default=str) for s in frame["settings"]])
     out = []
     for (dataset, detector), all_runs in frame.groupby(["dataset", "detector"], sort=False):
@@ -119,6 +129,15 @@ def groups(frame: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
             label = f"{detector} ({variant})" if variant else detector
             runs = runs.sort_values("created").drop_duplicates("seed", keep="last").sort_values("seed")
             out.append((name | {"detector": detector, "variant": variant, "label": label}, runs))
+    return out
+
+
+def _named_rows(frame: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    out = []
+    for (dataset, row), runs in frame.groupby(["dataset", "row"], sort=False):
+        name = {"dataset": dataset, "section": dataset, "detector": runs["detector"].iloc[0], "variant": ""}
+        runs = runs.sort_values("created").drop_duplicates("seed", keep="last").sort_values("seed")
+        out.append((name | {"label": row}, runs))
     return out
 
 
@@ -143,6 +162,7 @@ def summary_table(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
         for m in (*METRICS, *AT_THRESHOLD):
             values = runs.get(f"{split}.{m}", pd.Series(dtype=float))
             numbers |= {m: values.mean(), f"{m}_sd": values.std(ddof=1)}
+        numbers["oracle_epoch"] = runs.get("oracle_epoch", pd.Series(dtype=float)).mean()
         numbers["val_auroc"] = runs.get("val.auroc", pd.Series(dtype=float)).mean()
         facts = {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
         facts |= {"oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}

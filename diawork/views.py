@@ -47,6 +47,10 @@ def cutperm(x: Tensor, k: int) -> Tensor:
 
 
 SHIFTS: dict[str, Callable[[Tensor, int], Tensor]] = {"rotation": rotate, "cutperm": cutperm}
+SHIFT_NAMES = {
+    "rotation": ("0°", "90°", "180°", "270°"),
+    "cutperm": ("as it is", "left ↔ right", "top ↔ bottom", "both"),
+}
 
 
 def all_shifts(x: Tensor, shift: str) -> Tensor:

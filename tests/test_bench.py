@@ -5,21 +5,12 @@ import json
 import pytest
 import torch
 
-from diawork.bench import (
-    QUICK,
-    Pair,
-    ceilings,
-    loss_memory,
-    plain_encoder,
-    released_dissolve,
-    released_step,
-    scaling,
-    sgd,
-    step_shares,
-)
+from diawork.baseline import plain_encoder, released_dissolve, released_step
+from diawork.bench import QUICK, Pair, ceilings, sgd
 from diawork.cli import main
 from diawork.compute import Compute
 from diawork.config import DiffusionConfig, EncoderConfig
+from diawork.costs import bank_cost, loss_memory, scaling, step_shares
 from diawork.diffusion import build_ddpm
 from diawork.encoder import build_encoder
 
@@ -45,11 +36,13 @@ def test_the_baseline_dissolves_once_a_shift_and_takes_a_step():
     assert not torch.equal(encoder.shift.weight, before)
 
 
-def test_every_stage_is_timed(tmp_path):
-    assert main(["bench", "--quick", "--device", "cpu", "--out", str(tmp_path / "bench.json")]) == 0
-    found = json.loads((tmp_path / "bench.json").read_text())
+def test_every_stage_is_timed_and_the_page_shows_it(tmp_path):
+    page = tmp_path / "bench.html"
+    assert main(["bench", "--quick", "--device", "cpu", "--out", str(page)]) == 0
+    found, text = json.loads(page.with_suffix(".json").read_text()), page.read_text()
     assert len(found["rows"]) == 6 and all(row["ratio"] > 0 for row in found["rows"])
     assert found["ceilings"]["conv_fp32"] > 1e9
+    assert all(row["stage"] in text for row in found["rows"]) and "://" not in text
 
 
 def test_loss_memory_grows_with_the_batch_and_not_with_its_square():
@@ -62,3 +55,9 @@ def test_shares_and_scaling():
     rows = scaling((2, 4), (28, 32), cfg=QUICK)
     assert [(row["batch"], row["size"]) for row in rows] == [(2, 28), (4, 28), (4, 32)]
     assert ceilings(Compute(), repeats=1).keys() == {"conv_fp32", "matmul_fp32"}
+
+
+def test_a_bank_grows_with_its_steps():
+    small, large = bank_cost(10, (2, 4), cfg=QUICK)
+    assert large["mib"] == 2 * small["mib"] == pytest.approx(10 * 2 * 4 * 28 * 28 / 2**20)
+    assert large["make_s"] > 0 and large["look_up_ms"] > 0

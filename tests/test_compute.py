@@ -4,11 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.compute import Compute, count_macs, has_bf16
-from diawork.config import DiffusionConfig
+from diawork.compute import Compute, count_macs, has_bf16, has_compiler
+from diawork.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
 from diawork.diffusion import build_ddpm
-from diawork.dissolve import Dissolver
+from diawork.dissolve import Dissolver, GaussianBlur
+from diawork.encoder import build_encoder
 from diawork.errors import ResourceError, UsageError
+from diawork.training import train_step
+from diawork.views import BranchBuilder
+
+BF16 = pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16 arithmetic")
 
 
 def test_fp16_is_refused_with_the_reason():
@@ -28,7 +33,7 @@ def test_auto_takes_bf16_only_where_the_hardware_has_it():
     assert compute.as_dict()["threads"] >= 1
 
 
-@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16 arithmetic")
+@BF16
 def test_bf16_agrees_within_its_precision():
     compute, layer = Compute.auto("cpu", "bf16"), nn.Conv2d(3, 8, 3)
     x = torch.rand(2, 3, 8, 8)
@@ -38,7 +43,7 @@ def test_bf16_agrees_within_its_precision():
     assert rough.dtype == torch.bfloat16 and torch.allclose(rough.float(), exact, atol=0.02)
 
 
-@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16 arithmetic")
+@BF16
 def test_dissolving_in_bf16_agrees_within_two_grey_levels():
     ddpm = build_ddpm(DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16))
     x, t = torch.rand(4, 1, 16, 16), torch.tensor([30, 80, 130, 200])
@@ -46,6 +51,58 @@ def test_dissolving_in_bf16_agrees_within_two_grey_levels():
     error = 255 * (exact - rough).abs()
     assert error.mean() < 0.3 and error.max() < 2
     assert next(ddpm.model.parameters()).dtype == torch.float32  # the caller's model is left alone
+
+
+@BF16
+def test_the_loss_of_a_step_is_the_same_in_bf16_within_tolerance():
+    views = BranchBuilder(ViewsConfig(), GaussianBlur())(
+        torch.rand(8, 1, 28, 28), index=torch.arange(8), seed=0, step=0
+    )
+    losses = []
+    for precision in ("fp32", "bf16"):
+        compute = Compute.auto("cpu", precision)
+        encoder = compute.prepare(build_encoder(EncoderConfig())).train()
+        losses.append(float(train_step(encoder, views, LossConfig(), compute=compute).total))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
+class OneConvolution(nn.Conv2d):
+    """Takes the place of a UNet and is compiled in seconds."""
+
+    def forward(self, x, t):
+        return super().forward(x) + t[:, None, None, None] / 1000
+
+
+def small_dissolver(**compute):
+    ddpm = build_ddpm(DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16))
+    torch.manual_seed(0)
+    ddpm.model = OneConvolution(1, 1, 3, padding=1)
+    return Dissolver(ddpm, compute=Compute(**compute))
+
+
+def test_little_work_is_not_compiled(monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: pytest.fail("compiled"))
+    small_dissolver().expect(10_000, 4)
+    small_dissolver(compile=False).expect(10**15, 4)
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_dissolver_gives_the_same_views_for_any_number_of_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    eager, compiled = small_dissolver(), small_dissolver()
+    compiled.expect(10**12, 4)
+    assert compiled.ddpm.model._compiled_call_impl is not None and any(tmp_path.iterdir())
+    x, t = torch.rand(6, 1, 16, 16), torch.tensor([30, 50, 80, 100, 130, 200])
+    assert compiled.at(x, t).shape == x.shape
+    assert torch.allclose(compiled.at(x, t), eager.at(x, t), atol=1e-4)
+    assert compiled.at(x[:0], t[:0]).shape == (0, 1, 16, 16)
+
+
+def test_where_no_compiler_is_found_the_dissolver_stays_as_it_is(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    dissolver = small_dissolver()
+    dissolver.expect(10**15, 4)
+    assert dissolver.ddpm.model._compiled_call_impl is None
 
 
 def test_macs_of_a_convolution_by_hand():

@@ -33,6 +33,10 @@ def test_digest_depends_on_content_alone():
         ({"diffusion.image_size": 30}, "multiple of 8"),
         ({"train.select": "test"}, "'last' or 'val'"),
         ({"train.peak_lr": float("nan")}, "finite"),
+        ({"data.contamination": 0.6}, "data.contamination: .*less than or equal to 0.5"),
+        ({"data.lesion_size": 0}, "greater than 0"),
+        ({"dissolve.match": "blur"}, "'none' or 'ddpm'"),
+        ({"dissolve.match": "ddpm", "dissolve.range_mode": "released"}, "leaves that range"),
         ({"seed": "a"}, "integer"),
     ],
 )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from diawork.detectors import CSI
-from diawork.errors import BusyError, UsageError
+from diawork.detectors import CSI, DIA
+from diawork.errors import UsageError
 from diawork.experiment import (
     CONTROLS,
     METHODS,
@@ -22,6 +22,7 @@ from diawork.experiment import (
 )
 from diawork.images import load
 from diawork.presets import preset
+from diawork.runs import ORACLE
 
 SMOKE = preset("smoke")
 
@@ -64,8 +65,6 @@ def test_the_same_run_elsewhere_gives_the_same_scores(run, tmp_path):
 
 
 def test_saved_detector_scores_as_before(run, splits):
-    from diawork.detectors import DIA
-
     detector = DIA.load(run.folder)
     rows = [line.split(",") for line in (run.folder / "scores.csv").read_text().splitlines() if line.startswith("test")]
     assert detector.anomaly_scores(splits.test)[:5] == pytest.approx([float(r[4]) for r in rows[:5]], rel=1e-3)
@@ -93,6 +92,44 @@ def test_selection_on_validation_is_recorded(root):
     assert selection.startswith("best validation AUROC, epoch ")
 
 
+def test_a_matched_alternative_records_its_strength(run, root):
+    cfg = method_config(SMOKE, "noise").override({"dissolve.match": "ddpm"})
+    made = run_experiment(cfg, root=root, progress=False)
+    found = made.result()["matched"]
+    assert made.result()["diffusion_images"] == 480
+    assert found["mean_squared_change"] == pytest.approx(found["wanted"], rel=0.02)
+    assert DIA.load(made.folder).cfg.dissolve.noise_sd == found["settings"]["noise_sd"]
+    assert made.config()["config"]["dissolve"]["match"] == "ddpm" and "strip" not in made.evidence()
+    assert len([p for p in root.iterdir() if p.name.startswith("ddpm-")]) == 1  # the dissolver's own
+
+
+def test_what_matching_needs_is_part_of_the_identity(splits):
+    noise = method_config(SMOKE, "noise").override({"dissolve.match": "ddpm"})
+    longer = noise.override({"diffusion.steps": 99})
+    assert resolve(noise, splits) != resolve(longer, splits)
+    assert resolve(SMOKE.override({"dissolve.match": "ddpm"}), splits) == resolve(SMOKE, splits)
+
+
+def test_a_model_of_another_data_set_has_its_own_identity(toy, root, splits):
+    foreign = SMOKE.override({"diffusion.dataset": str(toy), "diffusion.steps": 2, "train.epochs": 1})
+    made = run_experiment(foreign, root=root, progress=False)
+    assert next(p for p in root.iterdir() if p.name.startswith("ddpm-toy")).joinpath("ddpm.json").exists()
+    assert made.config()["data"]["identity"] != splits.identity
+    own = SMOKE.override({"diffusion.dataset": "phantom"})
+    assert resolve(own, splits) == resolve(SMOKE, splits)
+
+
+def test_tracked_test_scores_lie_apart_and_change_nothing(root):
+    cfg = SMOKE.override({"detector": "csi"})
+    plain, tracked = (
+        run_experiment(cfg.override({"train.track_test": t}), root=root, progress=False) for t in (False, True)
+    )
+    epochs = json.loads((tracked.folder / ORACLE).read_text())
+    assert list(epochs) == ["1", "2"] and all(0 <= value <= 1 for value in epochs.values())
+    assert (tracked.folder / "scores.csv").read_bytes() == (plain.folder / "scores.csv").read_bytes()
+    assert not (plain.folder / ORACLE).exists() and tracked.result()["selection"] == "fixed epoch 2"
+
+
 def test_selection_on_test_is_not_offered(splits):
     with pytest.raises(UsageError, match="selection on 'test' is not offered"):
         select_on("test", splits)
@@ -100,6 +137,8 @@ def test_selection_on_test_is_not_offered(splits):
 
 def test_what_a_method_does_not_use_is_not_its_identity(splits):
     other = SMOKE.override({"diffusion.steps": 99, "dissolve.noise_sd": 0.3})
+    dialled = SMOKE.override({"data.contamination": 0.1})
+    assert resolve(method_config(SMOKE, "pixel_knn"), splits) != resolve(method_config(dialled, "pixel_knn"), splits)
     assert resolve(method_config(SMOKE, "csi"), splits) == resolve(method_config(other, "csi"), splits)
     assert resolve(method_config(SMOKE, "pixel_knn"), splits) == resolve(method_config(other, "pixel_knn"), splits)
     assert resolve(SMOKE, splits) != resolve(other, splits)
@@ -130,12 +169,19 @@ def test_validation_scores_between_epochs_change_nothing(splits):
     assert np.array_equal(alone.anomaly_scores(splits.test), asked.anomaly_scores(splits.test))
 
 
-def test_a_model_that_another_process_pretrains_is_left_alone(splits, tmp_path):
+def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, monkeypatch):
     folder = shared_ddpm(SMOKE, splits, root=tmp_path, progress=False).folder
+    record, lock = (folder / "ddpm.json").read_bytes(), folder / "lock.json"
     (folder / "ddpm.json").unlink()
-    (folder / "lock.json").write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
-    with pytest.raises(BusyError, match="process 1 on"):
-        shared_ddpm(SMOKE, splits, root=tmp_path, progress=False)
+    lock.write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
+
+    def the_other_finishes(_):
+        (folder / "ddpm.json").write_bytes(record)
+        lock.unlink()
+
+    monkeypatch.setattr("diawork.locks.time.sleep", the_other_finishes)
+    monkeypatch.setattr("diawork.diffusion._Trainer", None)
+    assert shared_ddpm(SMOKE, splits, root=tmp_path, progress=False).folder == folder
 
 
 def test_failure_is_recorded(tmp_path, monkeypatch):

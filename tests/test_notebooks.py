@@ -7,11 +7,13 @@ import nbformat
 import pytest
 
 from diawork.errors import UsageError
-from diawork.sweep import find_notebook, notebook_folder, notebook_parameters, run_notebook, typed_parameters
+from diawork.notebooks import find_notebook, notebook_folder, notebook_parameters, run_notebook, typed_parameters
 
 NOTEBOOKS = sorted(notebook_folder().glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-LAST_CELL = {"01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:"}
+LAST_CELL = {
+    "01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:", "06": "run:", "07": "drawn:",
+}  # fmt: skip
 
 
 def code_cells(path):
@@ -89,7 +91,7 @@ def test_wrong_parameters_are_refused_before_the_run(given, message):
 
 
 def test_an_error_names_the_cell_and_keeps_the_copy(tmp_path):
-    from diawork.sweep import NotebookError
+    from diawork.notebooks import NotebookError
 
     out = tmp_path / "failed.ipynb"
     with pytest.raises(NotebookError, match=r"raised UsageError: .*'nonsense' is not a preset"):

@@ -36,12 +36,14 @@ def test_required_packages_are_dependencies():
 
 
 BROUGHT_ALONG = {  # by jupyterlab, papermill, matplotlib and pydantic
-    "PIL", "yaml", "jinja2", "markupsafe", "tqdm", "click", "traitlets", "jupyter_client", "pydantic_core", "IPython",
+    "yaml", "jinja2", "markupsafe", "tqdm", "click", "traitlets", "jupyter_client", "nbclient",
+    "pydantic_core", "IPython",
 }  # fmt: skip
 
 
 def test_every_import_is_a_declared_dependency():
-    known = {name.replace("-", "_") for name in names(PROJECT["dependencies"])} | BROUGHT_ALONG | {"diawork", "sklearn"}
+    declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["slurm"]]
+    known = {name.replace("-", "_") for name in names(declared)} | BROUGHT_ALONG | {"diawork", "sklearn", "PIL"}
     found = {name.split(".")[0] for path in (TOP / "diawork").rglob("*.py") for name in imports(path)}
     assert found - set(sys.stdlib_module_names) <= known
 

@@ -36,7 +36,7 @@ FIGURES = {
     "grid": lambda: plots.image_grid(X, ["a"] * 4, columns=3),
     "strip": lambda: plots.dissolve_strip(STRIP, TS, ["one"] * 4, difference=True),
     "frame": lambda: plots.dissolve_frame(X, STACKS, TS),
-    "one frame": lambda: plots.dissolve_frame(X[:1], STACKS[:1], TS, energy=[0.1, 0.2, 0.3]),
+    "one frame": lambda: plots.dissolve_frame(X[:1], STACKS[:1], TS),
     "views": lambda: plots.views_grid(X[:, None].repeat(4, 1)[:3]),
     "neighbours": lambda: plots.nearest_neighbours(X, X[::-1], range(4), [True, False, "odd", True]),
     "pairs": lambda: plots.similarity_matrix(np.eye(6, dtype=int), list("abcdef"), block=2),
@@ -112,10 +112,9 @@ def test_refuses(call, says):
 
 
 def test_frames_equal_the_figure_at_each_step():
-    energy = [0.1, 0.2, 0.3]
-    frames = plots.dissolve_frames(X[:1], STACKS[:1], TS, energy=energy, dpi=100)
+    frames = plots.dissolve_frames(X[:1], STACKS[:1], TS, dpi=100)
     for i, frame in enumerate(frames):
-        still = plots.png_bytes(plots.dissolve_frame(X[:1], STACKS[:1], TS, at=i, energy=energy), dpi=100)
+        still = plots.png_bytes(plots.dissolve_frame(X[:1], STACKS[:1], TS, at=i), dpi=100)
         assert np.abs(pixels(frame)[..., :3] - pixels(still)[..., :3]).mean() < 0.02
     assert len(set(frames)) == 3
 

@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_everything_usable(tmp_path, monkeypatch, work, kind):
 
 
 @pytest.mark.parametrize(
-    "place", ["experiment.load", "experiment.check_splits", "experiment._evaluate", "report.write_html"]
+    "place", ["experiment.open_data", "experiment.check_splits", "experiment._evaluate", "report.write_html"]
 )
 def test_a_stop_between_the_loops_is_at_once(tmp_path, toy, monkeypatch, place):
     def stopped(*_args, **_kw):

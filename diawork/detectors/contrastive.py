@@ -21,14 +21,14 @@ from diawork.checkpoints import (
     save_checkpoint,
 )
 from diawork.compute import Compute
-from diawork.config import ExperimentConfig, validated
+from diawork.config import ExperimentConfig, K, validated
 from diawork.diffusion import DDPM
-from diawork.dissolve import Dissolve, build_operator
+from diawork.dissolve import Dissolve, Dissolver, build_operator
 from diawork.encoder import build_encoder
 from diawork.errors import CheckpointError, DataError, UsageError
 from diawork.images import ImageSet
 from diawork.scoring import FeatureBank, Scores, extract_features, score
-from diawork.training import History, fit
+from diawork.training import History, epoch_batches, fit
 from diawork.views import BranchBuilder
 
 WEIGHTS = "detector"
@@ -90,6 +90,10 @@ class DIA:
             return self
         keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
         hook = (lambda epoch, _: self._asked(on_epoch, epoch, x)) if on_epoch else None
+        if isinstance(self.dissolve, Dissolver):
+            each = epoch_batches(len(x), cfg.train, seed=cfg.seed, epoch=0)
+            passes = cfg.train.epochs * len(each) * (K if cfg.views.dissolve_per == "shift" else 1)
+            self.dissolve.expect(passes * len(each[0]), len(each[0]), progress=progress)
         self.history = fit(
             self.encoder, x, BranchBuilder(cfg.views, self.dissolve), train=cfg.train, loss=cfg.loss, seed=cfg.seed,
             compute=self.compute, keeper=keeper, on_epoch=hook, progress=progress,

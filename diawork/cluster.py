@@ -1,0 +1,81 @@
+"""The one door to submitit: cells as jobs on Slurm, or through its local and debug executors."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from diawork.errors import UsageError
+from diawork.processes import Worker
+
+EXECUTORS = ("slurm", "submitit-local", "debug")
+MINUTES = 24 * 60  # of a job, where --slurm timeout_min says nothing else
+_POLL = 0.3
+_LONG_STOP = 60.0  # seconds that a cell has for saving when the cluster takes its machine back
+
+
+class Job:
+    """One cell as a job; when the cluster takes the machine back it saves, and goes on when requeued."""
+
+    def __init__(self, cell: Path) -> None:
+        self.cell = cell
+        self._worker: Worker | None = None
+
+    def __call__(self) -> int:
+        """Work on the cell in a process of its own; return its exit code."""
+        self._worker = Worker(self.cell)
+        while (code := self._worker.poll()) is None:
+            time.sleep(_POLL)
+        return code
+
+    def checkpoint(self) -> Any:
+        """Stop the cell, which saves, and return what submitit puts into the queue again."""
+        import submitit
+
+        if self._worker:
+            self._worker.stop()
+            deadline = time.monotonic() + _LONG_STOP
+            while self._worker.poll() is None and time.monotonic() < deadline:
+                time.sleep(_POLL)
+        return submitit.helpers.DelayedSubmission(Job(self.cell))
+
+
+class Submitted:
+    """A submitted job behind a worker's face: ``poll`` and ``stop``."""
+
+    def __init__(self, executor: Any, cell: Path) -> None:
+        self._job = executor.submit(Job(cell))
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the job waits or runs; a job that was killed is -1."""
+        if not self._job.done():
+            return None
+        try:
+            return int(self._job.result())
+        except Exception:  # submitit's errors for a job that was cancelled, killed or lost
+            return -1
+
+    def stop(self) -> None:
+        """Take the job back."""
+        with contextlib.suppress(Exception):
+            self._job.cancel()
+
+    kill = stop
+
+
+def make_executor(name: str, folder: Path, options: dict[str, Any]) -> Any:
+    """Return submitit's executor; ``options`` are its own, such as ``slurm_partition`` and ``timeout_min``."""
+    try:
+        import submitit
+    except ImportError:
+        hint = "Install it with: pip install 'diawork[slurm]'."
+        raise UsageError(f"the executor {name!r} needs submitit, which is not installed.", hint=hint) from None
+    cluster = {"slurm": "slurm", "submitit-local": "local", "debug": "debug"}[name]
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(**({"name": "diawork", "timeout_min": MINUTES} | options))
+    except (RuntimeError, NameError, ValueError, TypeError) as error:
+        raise UsageError(f"submitit refused the executor {name!r}: {error}") from None
+    return executor

@@ -1,0 +1,120 @@
+"""What parts of a training step, batch, resolution, bank and loss cost on this machine; no figure here is a test."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from diawork.bank import DissolvedBank
+from diawork.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
+from diawork.compute import Compute
+from diawork.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ViewsConfig
+from diawork.diffusion import build_ddpm
+from diawork.dissolve import Dissolver
+from diawork.encoder import build_encoder
+from diawork.loss import dia_loss
+from diawork.seeding import generator
+from diawork.training import train_step
+from diawork.views import BranchBuilder
+
+
+def measure_all(*, quick: bool = False, compute: Compute | None = None, say: Callable[[str], Any] = print) -> dict:
+    """Return everything the cost page shows: stages, parts of a step, scaling, bank, memory of the loss."""
+    cfg, compute = QUICK if quick else BenchConfig(), compute or Compute.auto()
+    found = bench(cfg, compute=compute, say=say)
+    found["parts"] = step_shares(cfg, compute=compute)
+    found["scaling"] = scaling((2, 4), (28, 32), cfg=cfg, compute=compute) if quick else scaling(compute=compute)
+    found["bank"] = bank_cost(steps=(2,) if quick else (4, 16), cfg=cfg, compute=compute)
+    found["loss_memory"] = loss_memory(8 if quick else 1024)
+    say(f"loss of {found['loss_memory']['views']:,} views: peak {found['loss_memory']['peak_mib']:.0f} MiB")
+    return found
+
+
+def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:
+    """Return what the loss allocates at most, forward and backward, for 3·K·batch views (MiB; CUDA or profiler)."""
+    rows = 3 * K * batch
+    z = torch.randn(rows, d, generator=generator(0, "bench", "loss")).requires_grad_()
+    branch, shift, image = torch.meshgrid(torch.arange(3), torch.arange(K), torch.arange(batch), indexing="ij")
+    logits = torch.zeros(rows, K)
+    indices = {"image": image.reshape(-1), "shift": shift.reshape(-1), "branch": branch.reshape(-1)}
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        dia_loss(z, logits, **indices).total.backward()
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return {"views": rows, "peak_mib": peak / 2**20}
+
+
+def step_shares(
+    cfg: BenchConfig | None = None, *, compute: Compute | None = None, stem: str = "imagenet"
+) -> list[dict]:
+    """Return what each part of one training step costs: dissolving, views, forward and backward, optimiser."""
+    cfg, compute = cfg or BenchConfig(), compute or Compute.auto()
+    ddpm = build_ddpm(DiffusionConfig(dim=cfg.dim, image_size=cfg.model_size))
+    bridge = "pad" if cfg.size <= cfg.model_size else "resize"
+    dissolver = Dissolver(ddpm, DissolveConfig(bridge=bridge), compute=compute)
+    x, index = torch.rand(cfg.batch, 1, cfg.size, cfg.size), torch.arange(cfg.batch)
+    encoder = compute.prepare(build_encoder(EncoderConfig(stem=stem))).train()
+    optimizer = sgd(encoder)
+    builder = BranchBuilder(ViewsConfig(), FromMemory((x * 255).byte()))
+    views = builder(x, index=index, seed=0, step=0)
+    parts = {
+        "dissolving": lambda: dissolver.at(x, 80),
+        "views": lambda: builder(x, index=index, seed=0, step=0),
+        "encoder and loss": lambda: train_step(encoder, views, LossConfig(), compute=compute),
+        "optimiser": optimizer.step,
+    }
+    rows = []
+    for name, work in parts.items():
+        work()
+        spent = median(seconds(work, compute.device) for _ in range(cfg.pairs))
+        rows.append({"part": name, "seconds": spent, "images_per_s": cfg.batch / spent})
+    return rows
+
+
+def scaling(
+    batches: tuple[int, ...] = (8, 16, 32), sizes: tuple[int, ...] = (28, 32, 64), *,
+    cfg: BenchConfig | None = None, compute: Compute | None = None,
+) -> list[dict]:  # fmt: skip
+    """Return seconds an image of a training step against batch size (at 28 px) and resolution (at the last batch)."""
+    cfg, compute = cfg or BenchConfig(dim=32, pairs=3), compute or Compute.auto()
+    cells = [(batch, sizes[0]) for batch in batches] + [(batches[-1], size) for size in sizes[1:]]
+    rows = []
+    for batch, size in cells:
+        cell = replace(cfg, batch=batch, size=size)
+        parts = step_shares(cell, compute=compute)
+        total = sum(row["seconds"] for row in parts)
+        rows.append({"batch": batch, "size": size, "ms_per_image": 1000 * total / batch, "images_per_s": batch / total})
+    return rows
+
+
+def bank_cost(
+    images: int = 1148, steps: tuple[int, ...] = (4, 16), *, cfg: BenchConfig | None = None,
+    compute: Compute | None = None,
+) -> list[dict]:  # fmt: skip
+    """Return what banks of several numbers of steps cost for so many images, from real banks of one batch."""
+    cfg, compute = cfg or BenchConfig(), compute or Compute.auto()
+    ddpm = build_ddpm(DiffusionConfig(dim=cfg.dim, image_size=cfg.model_size))
+    bridge = "pad" if cfg.size <= cfg.model_size else "resize"
+    dissolver = Dissolver(ddpm, DissolveConfig(bridge=bridge), compute=compute)
+    x, index = torch.rand(cfg.batch, 1, cfg.size, cfg.size), torch.arange(cfg.batch)
+    face = {"image": index, "flip": index % 2 == 0, "generator": generator(0)}
+    rows = []
+    for n in steps:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            bank = DissolvedBank(dissolver, x, folder, steps=n, origin={"bench": n}, progress=False)
+            make = (time.perf_counter() - start) * images / cfg.batch
+            look_up = median(seconds(partial(bank, x, **face), compute.device) for _ in range(20))
+            mib = images * 2 * n * cfg.size**2 / 2**20
+        rows.append({"images": images, "steps": n, "mib": mib, "make_s": make, "look_up_ms": 1000 * look_up})
+    return rows

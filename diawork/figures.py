@@ -1,0 +1,161 @@
+"""Figures and the cost table of the paper that need no training of a detector: drawn from a config, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from diawork import plots
+from diawork.compute import count_macs
+from diawork.config import DissolveConfig, ExperimentConfig
+from diawork.diffusion import build_ddpm
+from diawork.dissolve import build_operator, preview
+from diawork.errors import UsageError, did_you_mean
+from diawork.evidence import dissolving_strip, strip_rows
+from diawork.files import digest, write_bytes, write_json
+from diawork.loss import pair_roles
+from diawork.matching import mean_squared_change
+from diawork.methods import resolve
+from diawork.parents import shared_ddpm
+from diawork.runs import in_cell, runs_root
+from diawork.variants import open_data
+
+STEPS = (50, 100, 200, 400)  # of Fig. 1
+STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of Fig. 5, weak to strong
+    "gaussian_blur": ("kernel_size", (3, 5, 7, 9, 11, 15)),
+    "median_blur": ("kernel_size", (3, 5, 7, 9, 11, 15)),
+    "noise": ("noise_sd", (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)),
+    "resize": ("resize_to", (24, 20, 16, 14, 10, 7)),
+}
+
+
+@dataclass
+class Drawing:
+    """One figure with the numbers it stands on."""
+
+    figure: Any
+    rows: list[dict[str, Any]]
+    caption: str
+    path: Path | None = field(default=None)  # of the picture; the numbers lie beside it
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Return the numbers as a frame."""
+        return pd.DataFrame(self.rows)
+
+
+def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = None, **where: Any) -> Drawing:
+    """Draw ``f1``, ``f3``, ``f5`` or ``t4`` from a config and save picture and numbers.
+
+    ``root`` is the folder for runs; ``data_root``, ``compute`` and ``progress`` may follow.
+    """
+    if name not in FIGURES:
+        raise UsageError(f"{name!r} is not a figure.", hint=did_you_mean(name, FIGURES))
+    drawing = FIGURES[name](cfg, {"root": root, "data_root": None, "compute": None, "progress": True} | where)
+    folder = in_cell() or runs_root(root) / "figures" / f"{name}-{digest([name, cfg.model_dump(mode='json')])}"
+    drawing.path = folder / "figure.png"
+    write_bytes(drawing.path, plots.png_bytes(drawing.figure, 110))
+    write_json(
+        folder / "figure.json", {"caption": drawing.caption, "columns": list(drawing.table), "rows": drawing.rows}
+    )
+    return drawing
+
+
+def _strips(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+    """Fig. 1: test images through Eq. 4 at several steps, and how much of them each step changes."""
+    splits = open_data(cfg, where["data_root"])
+    cfg = resolve(cfg, splits)
+    ddpm = shared_ddpm(cfg, splits, **where)
+    strip = dissolving_strip(ddpm, cfg, splits.test, STEPS)
+    names = splits.test.class_names[strip_rows(splits.test)]
+    change = ((strip[:, 1:] - strip[:, :1]) ** 2).mean((0, 2, 3))
+    rows = [{"t": t, "mean squared change": float(value)} for t, value in zip(STEPS, change, strict=True)]
+    learnt = f"{ddpm.data['images']:,} healthy images of {ddpm.data['name']}, {ddpm.config.steps:,} steps"
+    caption = f"Test images through the {cfg.dissolve.weights} weights of a DDPM ({learnt}); Eq. 4."
+    return Drawing(plots.dissolve_strip(strip, STEPS, names), rows, caption)
+
+
+def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+    """Fig. 3: which pairs are positive, negative or left out, for two images and two shifts."""
+    branch, shift, image = torch.cartesian_prod(torch.arange(3), torch.arange(2), torch.arange(2)).T
+    roles = pair_roles(image, shift, branch, mask=cfg.loss.mask)
+    places = zip(branch.tolist(), shift.tolist(), image.tolist(), strict=True)
+    labels = [f"{('O', 'O′', 'A')[b]}{s} image {i + 1}" for b, s, i in places]
+    counts = {word: int((roles == code).sum()) for code, word in enumerate(("excluded", "positive", "negative"))}
+    caption = f"Mask {cfg.loss.mask}: two images, two shifts; O and O′ are the ordinary views, A the dissolved ones."
+    return Drawing(plots.similarity_matrix(roles.numpy(), labels, block=4), [counts], caption)
+
+
+def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+    """Fig. 5: what an alternative does at several strengths, and how much of healthy images it changes."""
+    operator, splits = cfg.dissolve.operator, open_data(cfg, where["data_root"])
+    if operator not in STRENGTHS:
+        hint = f"Set dissolve.operator to one of {', '.join(STRENGTHS)}."
+        raise UsageError(f"figure f5 shows the alternatives; operator={operator!r} is none.", hint=hint)
+    dial, values = STRENGTHS[operator]
+    chosen = [DissolveConfig(operator=operator, **{dial: value}) for value in values]
+    x, healthy = splits.test.images[strip_rows(splits.test)], splits.train.normal().images[:256]
+    shown = torch.stack([x, *(preview(build_operator(one), x) for one in chosen)], 1).flatten(0, 1)
+    titles = ["input", *(f"{dial.replace('_', ' ')} {value}" for value in values)]
+    rows = [
+        {dial: value, "mean squared change": mean_squared_change(build_operator(one), healthy)}
+        for value, one in zip(values, chosen, strict=True)
+    ]
+    figure = plots.image_grid(shown, titles + [""] * (len(shown) - len(titles)), columns=len(titles))
+    return Drawing(figure, rows, f"{operator.replace('_', ' ').capitalize()}, weak to strong, on test images.")
+
+
+# --- Table 4 ------------------------------------------------------------------------------------------
+
+
+def _cost(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+    """Table 4: parameters and multiply-adds of one image, counted in full and as the printed ones were."""
+    with torch.device("meta"):
+        unet, encoder = build_ddpm(cfg.diffusion).model, resnet18()
+        size = cfg.diffusion.image_size
+        image, t = torch.empty(1, cfg.diffusion.channels, size, size), torch.empty(1, dtype=torch.long)
+        parts = [("UNet", unet, (image, t)), ("ResNet18 at 224 px", encoder, (torch.empty(1, 3, 224, 224),))]
+        rows = [_counted(name, module, inputs) for name, module, inputs in parts]
+    total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "part"}
+    rows.append({"part": "both"} | total)
+    kinds = {"true": "gmacs", "without weight-standardised convolutions": "gmacs_as_printed"}
+    bars = [{"count": f"{row['part']}, {k}", "GMACs": row[v]} for row in rows for k, v in kinds.items()]
+    caption = (
+        f"One image, dissolved at {size} px by a UNet of width {cfg.diffusion.dim}; 10⁹ multiply-adds. The library's "
+        "UNet has changed a little since the paper's version, so the counts differ by some percent."
+    )
+    return Drawing(plots.cost_bars(bars, value="GMACs", label="count"), rows, caption)
+
+
+def _counted(name: str, module: nn.Module, inputs: tuple) -> dict[str, Any]:
+    full, seen = count_macs(module.eval(), *inputs), []
+
+    def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        per_output = layer.weight[0].numel()
+        seen.append((layer in blocks, output.numel() * per_output))
+
+    blocks = {m.proj for m in module.modules() if type(m).__name__ == "Block"}  # weight-standardised in the paper's
+    hooks = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        module(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return {
+        "part": name,
+        "parameters_millions": sum(p.numel() for p in module.parameters()) / 1e6,
+        "gmacs": sum(macs for _, macs in seen) / 1e9,
+        "gmacs_with_attention": full / 1e9,
+        "gmacs_as_printed": sum(macs for skipped, macs in seen if not skipped) / 1e9,
+    }
+
+
+FIGURES: dict[str, Callable[[ExperimentConfig, dict[str, Any]], Drawing]] = {
+    "f1": _strips, "f3": _target_matrix, "f5": _strengths, "t4": _cost,
+}  # fmt: skip

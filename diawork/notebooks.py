@@ -1,0 +1,228 @@
+"""The one door to papermill: run a notebook headless with typed parameters."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import papermill
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from traitlets.config import Config
+
+from diawork.errors import DiaworkError, Interrupted, UsageError, did_you_mean
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list,
+}  # fmt: skip
+
+
+LONGEST_SOCKET = 90  # characters of a socket's folder; systems allow about 100
+INTERRUPT_EVERY, KILL_AFTER = 3.0, 60.0  # seconds, once a stop was asked for
+
+
+class NotebookError(DiaworkError):
+    """A cell of a headless notebook raised; ``trace`` holds the last lines of its traceback."""
+
+    code, exit_code = "N700", 7
+    trace: list[str] = []
+
+
+class KernelDied(NotebookError):
+    """The kernel of a headless notebook ended in the middle, killed from outside or out of memory."""
+
+    code = "N710"
+
+
+def notebook_folder() -> Path:
+    """Return where the numbered notebooks are: in the checkout or inside the installed package."""
+    here = Path(__file__).parent
+    return next(p for p in (here / "_notebooks", here.parent / "notebooks") if p.is_dir())
+
+
+def find_notebook(name: str | Path) -> Path:
+    """Return the path of a notebook given by path, name or number ("03")."""
+    if Path(name).suffix == ".ipynb" and Path(name).exists():
+        return Path(name)
+    known = sorted(notebook_folder().glob("*.ipynb"))
+    for path in known:
+        if str(name) in (path.name, path.stem, path.stem[:2]):
+            return path
+    raise UsageError(f"{str(name)!r} is not a notebook.", hint=did_you_mean(name, [p.stem for p in known]))
+
+
+def notebook_parameters(notebook: Path) -> dict[str, dict[str, str]]:
+    """Return name → {inferred_type_name, default, help} from the cell tagged "parameters"."""
+    return papermill.inspect_notebook(str(notebook))
+
+
+def defaults(known: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Return name → default of notebook parameters; one that is no literal is left out."""
+    found = {}
+    for name, facts in known.items():
+        with contextlib.suppress(ValueError, SyntaxError):
+            found[name] = ast.literal_eval(facts["default"])
+    return found
+
+
+def typed_parameters(notebook: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Check ``given`` against the notebook's parameters; strings are read as the declared type.
+
+    Raises ``UsageError`` for an unknown name (papermill would only log it) or another type.
+    """
+    known = notebook_parameters(notebook)
+    typed = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"{name!r} is not a parameter of {notebook.name}.", hint=did_you_mean(name, known))
+        typed[name] = _typed(name, value, known[name]["inferred_type_name"])
+    return typed
+
+
+def _typed(name: str, value: Any, declared: str) -> Any:
+    kind = declared.split("[")[0].strip()
+    wanted = _TYPES.get(kind)
+    if wanted is None:
+        return value
+    if isinstance(value, str) and kind != "str":
+        try:
+            value = float(value) if kind == "float" else ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise UsageError(f"{name}={value!r} is not a {kind}.") from None
+    require_type(name, value, declared)
+    return value
+
+
+def require_type(name: str, value: Any, declared: str) -> None:
+    """Refuse a value that is not of the type which the notebook declares for ``name``."""
+    kind = declared.split("[")[0].strip()
+    wanted = _TYPES.get(kind, object)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        raise UsageError(f"{name}={value!r} is a {type(value).__name__}; wanted {kind}.")
+
+
+def run_notebook(
+    name: str | Path,
+    out: Path | str,
+    *,
+    parameters: dict[str, Any] | None = None,
+    timeout: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Run a notebook headless and write the executed copy to ``out``.
+
+    The kernel is this interpreter's, over IPC where the system has it (no ports); widget state is
+    not stored. Raises ``NotebookError`` naming the cell and the error; the copy shows both. A SIGTERM,
+    SIGUSR1 or Ctrl-C interrupts the kernel, whose loops save, and becomes ``Interrupted``.
+    """
+    source, out = find_notebook(name), Path(out)
+    typed = typed_parameters(source, parameters or {})
+    partial = out.with_name(f".{out.name}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="diawork-") as sockets, _stopping(kernels := _Kernels(sockets)):
+            papermill.execute_notebook(
+                str(source), str(partial), parameters=typed, kernel_name="python3", store_widget_state=False,
+                progress_bar=progress, execution_timeout=timeout, start_timeout=300,
+                kernel_manager_class=kernels.manager(), config=kernels.config,
+            )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise _cell_error(error, out) from None
+    except DeadKernelError:
+        raise KernelDied("the kernel died; it was killed, or memory ran out.", path=out) from None
+    finally:
+        if partial.exists():
+            os.replace(partial, out)
+    if any(cell.source and cell.execution_count is None for cell in _code_cells(out)):
+        raise NotebookError("the notebook ended before its last cell.", path=out)
+    return out
+
+
+class _Kernels:
+    """Starts a kernel for papermill, knows its process, and gives its sockets a folder of their own.
+
+    By default the sockets of two kernels that start in one folder have the same names.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._started: AsyncKernelManager | None = None
+        place = {"transport": "ipc", "ip": f"{folder}/k"}
+        short = sys.platform != "win32" and len(folder) < LONGEST_SOCKET
+        self.config = Config({"KernelManager": place if short else {}})
+
+    def manager(self) -> type[AsyncKernelManager]:
+        """Return the class that nbclient makes its kernel from."""
+        kernels = self
+
+        class Manager(AsyncKernelManager):
+            def __init__(self, *args: Any, **kw: Any) -> None:
+                super().__init__(*args, **kw)
+                kernels._started = self
+
+        return Manager
+
+    @property
+    def pid(self) -> int | None:
+        """Return the kernel's process, once there is one."""
+        return getattr(getattr(self._started, "provisioner", None), "pid", None)
+
+
+def _cell_error(error: papermill.PapermillExecutionError, out: Path) -> NotebookError:
+    cell = f"cell {error.exec_count}" if error.exec_count else "a cell"
+    found = NotebookError(f"{cell} raised {error.ename}: {error.evalue}", path=out)
+    found.trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-20:]
+    return found
+
+
+def _code_cells(path: Path) -> list[Any]:
+    return [cell for cell in papermill.iorw.load_notebook_node(str(path)).cells if cell.cell_type == "code"]
+
+
+@contextlib.contextmanager
+def _stopping(kernels: _Kernels) -> Iterator[None]:
+    """Pass a stop on to the kernel, again and again, then kill it; afterwards raise ``Interrupted``."""
+    asked, ended = threading.Event(), threading.Event()
+
+    def press(number: int, _frame: Any) -> None:
+        if not asked.is_set():
+            asked.set()
+            threading.Thread(target=_interrupt, args=(kernels, ended), daemon=True).start()
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, s) for s in ("SIGTERM", "SIGUSR1", "SIGINT") if main and hasattr(signal, s)]
+    before = {number: signal.signal(number, press) for number in numbers}
+    try:
+        yield
+    except Exception:
+        if not asked.is_set():
+            raise
+    finally:
+        ended.set()
+        for number, old in before.items():
+            signal.signal(number, old)
+    if asked.is_set():
+        raise Interrupted("Stopped on request; what was saved is kept.", hint="The same command goes on.")
+
+
+def _interrupt(kernels: _Kernels, ended: threading.Event) -> None:
+    """Interrupt the running cell, which may save; SIGTERM, repeated, is the same to a loop that saves."""
+    start, number = time.monotonic(), signal.SIGINT
+    while not ended.is_set():
+        if time.monotonic() - start > KILL_AFTER + 10:
+            os._exit(Interrupted.exit_code)  # its client does not come back
+        pid = kernels.pid
+        if pid:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number if time.monotonic() - start < KILL_AFTER else signal.SIGKILL)
+            number = signal.SIGTERM
+        ended.wait(INTERRUPT_EVERY if pid else 0.1)

@@ -1,0 +1,270 @@
+"""Figures of several panels: views with their pairs, one score with its reasons, maps beside masks.
+
+Tiles are put together into one picture before they are drawn, so that an explorer redraws at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from diawork.errors import UsageError
+from diawork.pictures import (
+    INK,
+    SOFT,
+    Picture,
+    change_limit,
+    channels_last,
+    grey,
+    new_figure,
+    show,
+    show_change,
+    show_image,
+    styled,
+    word,
+)
+from diawork.plots import ANOMALOUS, HEALTHY, PAIR_COLORS
+
+BRANCHES = ("O", "O′", "A")  # two ordinary, one dissolved
+MAP_COLORS = "inferno"  # even steps of brightness, whatever the eye's colours
+OUTLINE = "#56e0ff"
+PART_LOOKS = {"similarity": ("#0072B2", ""), "shift": ("#E69F00", "///")}
+_GAP = 2  # px between tiles
+_HIGH = 2  # images above one another
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Views (R, …) with their indices (R,), the roles (R, R) of their pairs, and the shifts' names."""
+
+    views: np.ndarray
+    image: np.ndarray
+    shift: np.ndarray
+    branch: np.ndarray
+    roles: np.ndarray
+    shift_names: Sequence[str]
+
+
+def _mosaic(tiles: np.ndarray, columns: int, gap: int = _GAP) -> np.ndarray:
+    """Return (H, W, 3): tiles (n, …) in rows of ``columns``, white between them."""
+    colour = [channels_last(tile) for tile in tiles]
+    colour = np.stack([np.repeat(c[..., None], 3, 2) if c.ndim == 2 else c for c in colour]).clip(0, 1)
+    n, height, width, _ = colour.shape
+    rows = -(-n // columns)
+    canvas = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.float32)
+    for i, tile in enumerate(colour):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = tile
+    return canvas
+
+
+def _frame_tile(ax: Any, at: tuple[int, int], size: tuple[int, int], **look: Any) -> None:
+    """Frame the tile in row and column ``at`` of a mosaic of tiles of ``size``."""
+    (row, column), (height, width) = at, size
+    corner = (column * (width + _GAP) - 1.2, row * (height + _GAP) - 1.2)
+    ax.add_patch(Rectangle(corner, width + 1.4, height + 1.4, fill=False, clip_on=False, **look))
+
+
+@styled
+def pair_figure(pairs: Pairs, at: tuple[int, int], sentence: str = "") -> Figure:
+    """Return the views as they enter the loss beside Fig. 3, with one cell of it picked out in both.
+
+    ``at`` is (row, column) of the matrix: the anchor's tile has a solid frame, the other's a dashed one.
+    """
+    n = len(pairs.roles)
+    if pairs.roles.shape != (n, n) or len(pairs.views) != n or not (0 <= at[0] < n and 0 <= at[1] < n):
+        raise UsageError(f"cell {at} of roles {pairs.roles.shape} for {len(pairs.views)} views.")
+    images, branches, shifts = (int(index.max()) + 1 for index in (pairs.image, pairs.branch, pairs.shift))
+    ratio = -(-images // _HIGH) * shifts / (min(images, _HIGH) * branches)  # of the left side
+    figure = Picture(figsize=(1.2 + 3.9 * (min(ratio, 1.4) + 1), 4.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[min(ratio, 1.4), 1.08])
+    _draw_views(left, pairs, at)
+    _draw_roles(right, pairs, at)
+    figure.suptitle(word(sentence), fontsize=10)
+    return figure
+
+
+def _draw_views(ax: Any, pairs: Pairs, at: tuple[int, int]) -> None:
+    """Draw the views of each image in a block, branch by shift; the blocks stand two high."""
+    branches, shifts = int(pairs.branch.max()) + 1, int(pairs.shift.max()) + 1
+    row = pairs.image % _HIGH * branches + pairs.branch
+    column = pairs.image // _HIGH * shifts + pairs.shift
+    rows, columns = int(row.max()) + 1, int(column.max()) + 1
+    tiles = np.ones((rows * columns, *pairs.views.shape[1:]), np.float32)
+    tiles[row * columns + column] = pairs.views
+    show(ax, _mosaic(tiles, columns))
+    height, width = channels_last(pairs.views[0]).shape[:2]
+    color = list(PAIR_COLORS.values())[int(pairs.roles[at])] if pairs.roles[at] else INK
+    for place, style in zip(at[::-1], ((0, (1.6, 0.8)), "-"), strict=True):
+        _frame_tile(ax, (int(row[place]), int(column[place])), (height, width), color=color, lw=3.2, ls=style)
+    for i in np.unique(pairs.image):
+        corner = (i // _HIGH * shifts * (width + _GAP), i % _HIGH * branches * (height + _GAP))
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.2}
+        ax.text(corner[0] + 1, corner[1] + 1, f"image {i}", fontsize=7, va="top", color=INK, bbox=box)
+    names = [BRANCHES[r % branches] for r in range(rows)]
+    ax.set_yticks((height + _GAP) * np.arange(rows) + height / 2, names)
+    ax.set_xticks(
+        (width + _GAP) * np.arange(columns) + width / 2, [pairs.shift_names[c % shifts] for c in range(columns)]
+    )
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=INK, labelsize=8.5)
+
+
+def _draw_roles(ax: Any, pairs: Pairs, at: tuple[int, int]) -> None:
+    """Draw the target similarity matrix, a rule after every branch, a cross through the picked cell."""
+    n, branches = len(pairs.roles), int(pairs.branch.max()) + 1
+    show(ax, pairs.roles, cmap=ListedColormap([*PAIR_COLORS.values()]), vmin=-0.5, vmax=2.5)
+    fine = [(edge, "white", 0.6) for edge in np.arange(1, n) - 0.5 if n <= 48]
+    for edge, color, width in fine + [(n / branches * b - 0.5, INK, 1.2) for b in range(1, branches)]:
+        ax.axhline(edge, color=color, lw=width)
+        ax.axvline(edge, color=color, lw=width)
+    row, column = at
+    ax.add_patch(Rectangle((-0.5, row - 0.5), n, 1, fill=False, color=INK, lw=1.1, alpha=0.8))
+    ax.add_patch(Rectangle((column - 0.5, -0.5), 1, n, fill=False, color=INK, lw=1.1, alpha=0.8))
+    ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=INK, lw=2.6, clip_on=False))
+    middles = n / branches * (np.arange(branches) + 0.5) - 0.5
+    ax.set_xticks(middles, BRANCHES[:branches])
+    ax.set_yticks(middles, BRANCHES[:branches])
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=INK, labelsize=10)
+    ax.set_ylabel("anchor (row)")
+    handles = [Patch(color=color, label=name) for name, color in PAIR_COLORS.items()]
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
+    ax.set_title("target similarity (Fig. 3): compared with (column)")
+
+
+# --- one score and its reasons --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What is known about one image's score; what is None is not drawn."""
+
+    title: str
+    image: np.ndarray
+    nearest: np.ndarray  # healthy training image
+    nearest_shift: str  # at which shift it was found
+    parts: Mapping[str, np.ndarray]  # "similarity", "shift" → (K,), above the median healthy image
+    shift_names: Sequence[str]
+    residual: np.ndarray | None = None  # dissolved minus input
+    map: np.ndarray | None = None
+    map_name: str = ""
+    map_limits: tuple[float, float] = (0.0, 1.0)
+    mask: np.ndarray | None = None
+
+
+@styled
+def score_figure(reasons: Reasons, ranking: np.ndarray, ranks: Sequence[tuple[int, bool]], picked: int) -> Figure:
+    """Return the ranking around an image above that image's score with its reasons.
+
+    ``ranking`` (n, …) are the images around it, ``ranks`` their (rank, anomalous), ``picked`` its place there.
+    """
+    figure = Picture(figsize=(11.4, 4.7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2.35])
+    _draw_ranking(top.subplots(), ranking, ranks, picked)
+    panels = _panels(reasons)
+    axes = bottom.subplots(1, len(panels) + 1, width_ratios=[*([1] * len(panels)), 1.35])
+    for ax, (title, draw) in zip(axes, panels, strict=False):
+        draw(ax)
+        ax.set_title(title, fontsize=8)
+    _draw_parts(axes[-1], reasons)
+    figure.suptitle(word(reasons.title), fontsize=10)
+    return figure
+
+
+def _draw_ranking(ax: Any, ranking: np.ndarray, ranks: Sequence[tuple[int, bool]], picked: int) -> None:
+    show(ax, _mosaic(np.asarray(ranking), len(ranking), gap=_GAP))
+    height, width = channels_last(ranking[0]).shape[:2]
+    ax.set_xticks((width + _GAP) * np.arange(len(ranks)) + width / 2, [str(rank) for rank, _ in ranks])
+    ax.tick_params(length=0, pad=10)
+    for i, (_, anomalous) in enumerate(ranks):
+        color = ANOMALOUS if anomalous else HEALTHY
+        ax.add_patch(
+            Rectangle((i * (width + _GAP) - 0.5, height + 0.5), width, height / 10, color=color, clip_on=False)
+        )
+    _frame_tile(ax, (0, picked), (height, width), color=INK, lw=2.6)
+    handles = [Patch(color=c, label=k) for k, c in (("healthy", HEALTHY), ("anomalous", ANOMALOUS))]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.005, 0.5))
+    ax.set_ylabel("rank", rotation=0, labelpad=16, va="center")
+
+
+def _panels(reasons: Reasons) -> list[tuple[str, Any]]:
+    """Return (title, draw) of every panel that can be drawn."""
+    r = reasons
+    panels = [
+        ("test image", lambda ax: show_image(ax, r.image)),
+        (f"nearest healthy training\nimage (at {r.nearest_shift})", lambda ax: show_image(ax, r.nearest)),
+    ]
+    if r.residual is not None:
+        limit = change_limit(r.residual)
+        panels.append(("dissolved − input\n(red: added)", lambda ax: show_change(ax, r.residual, limit)))
+    if r.map is not None:
+        panels.append((f"anomaly map:\n{word(r.map_name)}", lambda ax: _draw_map(ax, r.map, r.map_limits, r.mask)))
+    if r.mask is not None:
+        panels.append(("mask" if r.mask.any() else "mask (empty)", lambda ax: _draw_mask(ax, r.mask)))
+    return panels
+
+
+def _draw_map(ax: Any, values: np.ndarray, limits: tuple[float, float], mask: np.ndarray | None) -> Any:
+    drawn = show(ax, values, cmap=MAP_COLORS, vmin=limits[0], vmax=limits[1])
+    if mask is not None and mask.any():
+        ax.contour(np.asarray(mask, float), [0.5], colors=[OUTLINE], linewidths=1.2)
+    return drawn
+
+
+def map_limits(values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of a colour scale that a few extreme pixels do not stretch."""
+    low, high = np.quantile(np.asarray(values, np.float32), [0.02, 0.998])
+    return float(low), max(float(high), float(low) + 1e-12)
+
+
+def _draw_mask(ax: Any, mask: np.ndarray) -> None:
+    show(ax, np.asarray(mask, float))
+    ax.spines[:].set(visible=True, color=SOFT)
+
+
+def _draw_parts(ax: Any, reasons: Reasons) -> None:
+    """Draw the score's parts, two bars a shift, to the right of 0 where they are more anomalous."""
+    y = np.arange(len(reasons.shift_names))
+    for i, (name, (color, hatch)) in enumerate(PART_LOOKS.items()):
+        edge = "white" if hatch else "none"
+        ax.barh(y + 0.36 * i, reasons.parts[name], 0.34, color=color, hatch=hatch, edgecolor=edge, label=name)
+    ax.axvline(0, color=INK, lw=0.9)
+    ax.set_yticks(y + 0.18, reasons.shift_names)
+    ax.invert_yaxis()
+    ax.set_xlabel("above the median healthy image\n(right = more anomalous)", fontsize=8)
+    ax.set_title("the score's parts, shift by shift", fontsize=8.5)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+
+
+# --- maps beside masks ----------------------------------------------------------------------------------
+
+
+@styled
+def maps_grid(
+    images: np.ndarray, masks: np.ndarray, maps: Mapping[str, np.ndarray], labels: Sequence[str] = ()
+) -> Figure:
+    """Return a column an image (n, H, W): image, mask, and a row for every map, the mask outlined on it.
+
+    A map has one colour scale in all columns.
+    """
+    n = len(images)
+    if not n or len(masks) != n or any(len(values) != n for values in maps.values()):
+        raise UsageError("maps_grid needs as many masks and maps as images, and at least one.")
+    figure, axes = new_figure(1.22 * n + 1.5, 1.24 * (2 + len(maps)) + 0.2, 2 + len(maps), n)
+    for i in range(n):
+        show_image(axes[0, i], grey(images[i]))
+        _draw_mask(axes[1, i], masks[i])
+        axes[0, i].set_title(word(labels[i]) if len(labels) else "", fontsize=8.5)
+    for row, values in zip(axes[2:], maps.values(), strict=True):
+        limits = map_limits(values)
+        for i in range(n):
+            _draw_map(row[i], np.asarray(values[i], np.float32), limits, masks[i])
+    for ax, name in zip(axes[:, 0], ("image", "mask", *maps), strict=True):
+        ax.set_ylabel(fill(word(name), 15), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=6)
+    return figure

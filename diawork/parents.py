@@ -1,0 +1,65 @@
+"""What runs share because it is expensive: the pretrained DDPM and the bank of dissolved views, found by digest."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from diawork.bank import DissolvedBank
+from diawork.compute import Compute
+from diawork.config import ExperimentConfig
+from diawork.diffusion import DDPM, pretrain_ddpm
+from diawork.dissolve import Dissolver
+from diawork.files import digest, sha256_file
+from diawork.images import Splits, load
+from diawork.locks import locked
+from diawork.methods import resolve
+from diawork.runs import runs_root, slug
+
+
+def diffusion_data(cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None = None) -> Splits:
+    """Return the data set that the DDPM learns: the run's own unless ``diffusion.dataset`` names another."""
+    other = resolve(cfg, splits).diffusion.dataset
+    return load(other, data_root) if other else splits
+
+
+def shared_ddpm(
+    cfg: ExperimentConfig,
+    splits: Splits,
+    *,
+    root: Path | str | None = None,
+    data_root: Path | str | None = None,
+    compute: Compute | None = None,
+    progress: bool = True,
+) -> DDPM:
+    """Return the DDPM of this config on this data: found by digest, continued, or pretrained.
+
+    Where another process is pretraining the same one, it is waited for.
+    """
+    cfg = resolve(cfg, splits)
+    source = diffusion_data(cfg, splits, data_root)
+    bridge = cfg.dissolve.bridge if source is splits else source.manifest.bridge
+    train, settings = source.train, cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
+    identity = digest([settings.model_dump(mode="json"), bridge, train.identity])
+    folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"
+    with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):
+        return pretrain_ddpm(train, settings, bridge=bridge, compute=compute, folder=folder, progress=progress)
+
+
+def shared_bank(
+    cfg: ExperimentConfig,
+    splits: Splits,
+    ddpm: DDPM,
+    *,
+    root: Path | str | None = None,
+    compute: Compute | None = None,
+    progress: bool = True,
+) -> DissolvedBank:
+    """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
+    dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve, compute=compute)
+    weights = sha256_file(ddpm.folder / "ddpm.safetensors")
+    origin = {"ddpm": weights, "images": splits.train.identity}
+    folder, steps = runs_root(root) / "banks", cfg.dissolve.bank_steps
+    x = splits.train.normal().images
+    with locked(folder / f"making-{digest([origin, cfg.dissolve.model_dump(mode='json')])}", wait=True):
+        return DissolvedBank(dissolver, x, folder, steps=steps, origin=origin, progress=progress)

@@ -1,0 +1,66 @@
+"""A run's data set: as its manifest says, or changed on purpose for an ablation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diawork.config import DataConfig, ExperimentConfig
+from diawork.errors import DataError, UsageError
+from diawork.images import Splits, load
+from diawork.manifests import Manifest, load_manifest
+from diawork.seeding import generator
+
+
+def open_data(cfg: ExperimentConfig, root: Path | str | None = None) -> Splits:
+    """Open the data set of a config with the changes of its section ``data``."""
+    manifest = load_manifest(cfg.dataset)
+    dialled = _with_lesions(manifest, cfg.data)
+    splits = load(dialled, root)
+    if dialled is not manifest:
+        splits = replace(splits, notes=[*splits.notes, f"Lesions dialled on purpose: {dialled.phantom.describe()}."])
+    return contaminated(splits, cfg.data.contamination) if cfg.data.contamination else splits
+
+
+def _with_lesions(manifest: Manifest, data: DataConfig) -> Manifest:
+    """Return the manifest with lesions of the wanted size (px) and contrast; only a phantom has any to dial."""
+    wanted = {name: getattr(data, name) for name in ("lesion_size", "lesion_contrast")}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    if not wanted:
+        return manifest
+    if manifest.phantom is None:
+        raise UsageError(f"data.{min(wanted)} dials a phantom's lesions; {manifest.name!r} has real images.")
+    facts = manifest.phantom.model_copy(update=wanted)
+    facts.spec(manifest.image.size)  # refuses what cannot be drawn
+    return manifest.model_copy(update={"phantom": facts})
+
+
+def contaminated(splits: Splits, share: float) -> Splits:
+    """Pass anomalous training images off as healthy until they are ``share`` of those called healthy.
+
+    The same images whatever the run's seed, and those of a small share are among those of a larger one;
+    none that stands in val or test, too, for that would be a leak and no contamination.
+    """
+    train = splits.train
+    evaluated = {pixels.tobytes() for images in (splits.val, splits.test) for pixels in images.images.numpy()}
+    healthy, rows = int((~train.anomalous).sum()), np.flatnonzero(train.anomalous)
+    others = np.array([i for i in rows if train.images[i].numpy().tobytes() not in evaluated], np.int64)
+    wanted = round(share * healthy / (1 - share))
+    if wanted > len(others):
+        raise DataError(
+            f"contamination {share:g} needs {wanted} anomalous training images beside {healthy} healthy ones; "
+            f"there {'is' if len(others) == 1 else 'are'} {len(others) or 'none'}, and none is taken from val or test.",
+            path=train.name, field="data.contamination",
+        )  # fmt: skip
+    order = torch.randperm(len(others), generator=generator(0, "contamination", train.name)).numpy()
+    anomalous = train.anomalous.copy()
+    anomalous[others[order[:wanted]]] = False
+    note = (
+        f"Contaminated on purpose: {wanted} anomalous training images are passed off as healthy, "
+        f"{wanted / (healthy + wanted):.0%} of the {healthy + wanted} images fitted on."
+    )
+    train = replace(train, anomalous=anomalous, identity="")
+    return replace(splits, train=train, notes=[*splits.notes, note], identity="")

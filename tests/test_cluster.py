@@ -1,0 +1,53 @@
+"""Sweeps through submitit: the same ledger as the local one, and a requeued job goes on."""
+
+import os
+import signal
+
+import pytest
+
+pytest.importorskip("submitit")
+
+from diawork.cluster import Job, Submitted, make_executor
+from diawork.errors import UsageError
+from diawork.launch import prepare, run_sweep, sweep_folder
+from diawork.sweep import Sweep
+from tests.sweeping import holders, toy_sweep, wait_for
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="submitit is for Unix")
+
+
+@pytest.mark.parametrize("executor", ["submitit-local", "debug"])
+def test_the_ledger_is_that_of_the_local_executor(tmp_path, executor):
+    sweep = Sweep.load(toy_sweep(tmp_path, temperatures=(0.1,), seeds=(0, 1)))
+    here, there = (
+        run_sweep(sweep, out=tmp_path / name, device="cpu", slots=2, executor=name, progress=False)
+        for name in ("local", executor)
+    )
+    same = ["cell", "label", "dataset", "seed", "state", "error", "auroc"]
+    assert here[same].equals(there[same]) and set(here["state"]) == {"done"}
+
+
+def test_a_job_that_loses_its_machine_saves_and_goes_on(tmp_path):
+    sweep, out = Sweep.load(toy_sweep(tmp_path, temperatures=(0.1,), seeds=(0,), pause=4)), tmp_path / "out"
+    prepare(sweep, out=out, device="cpu")
+    cell = sweep_folder(sweep, out) / "cells" / sweep.cells[0].digest
+    job = Submitted(make_executor("submitit-local", tmp_path / "jobs", {}), cell)
+    first = wait_for(lambda: holders(out, "toy-*"))
+    os.kill(wait_for(lambda: children(job._job._process.pid))[0], signal.SIGUSR2)
+    again = wait_for(lambda: [pid for pid in holders(out, "toy-*") if pid not in first])
+    assert again and wait_for(lambda: job.poll() is not None) and job.poll() == 0
+    assert (out / "work.log").read_text().count("\n") == 1
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as f:
+        return [int(child) for child in f.read().split()]
+
+
+def test_a_checkpoint_is_the_same_cell_again(tmp_path):
+    assert Job(tmp_path).checkpoint().function.cell == tmp_path
+
+
+def test_wrong_options_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="submitit refused"):
+        make_executor("slurm", tmp_path, {"nonsense": 1})

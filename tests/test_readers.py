@@ -1,0 +1,121 @@
+"""The image reader: what it takes, what it refuses, and that nothing is guessed."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diawork.errors import DataError, UsageError
+from diawork.readers import read_image
+
+GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
+FINE = GREY.astype(np.uint16) * 100
+COLOUR = np.stack([GREY, GREY // 2, GREY // 3], -1)
+
+
+def encoded(values, kind="png", **how):
+    buffer = io.BytesIO()
+    if kind == "npy":
+        np.save(buffer, values)
+    else:
+        (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "npy"])
+def test_eight_bits_are_divided_by_255(kind):
+    read = read_image(encoded(GREY, kind))
+    assert read.image.dtype == np.float32
+    np.testing.assert_array_equal(read.image, (GREY / np.float32(255))[None])
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "npy"])
+def test_finer_data_need_a_window_and_follow_it(kind):
+    with pytest.raises(DataError, match=r"is u?int\d+, 0 … 23800: it needs an intensity window"):
+        read_image(encoded(FINE, kind))
+    read = read_image(encoded(FINE, kind), window=(0, 23800))
+    np.testing.assert_allclose(read.image[0], FINE / 23800, atol=1e-6)
+    assert read.notes == []
+
+
+@pytest.mark.parametrize("kind", ["tiff", "npy"])
+def test_floats_need_a_window_too(kind):
+    values = GREY.astype(np.float32) / 255
+    with pytest.raises(DataError, match="float32"):
+        read_image(encoded(values, kind))
+    np.testing.assert_allclose(read_image(encoded(values, kind), window=(0, 1)).image[0], values)
+
+
+def test_what_is_outside_the_window_is_counted():
+    read = read_image(encoded(FINE, "npy"), window=(1000, 2000), name="scan")
+    outside = int(((FINE < 1000) | (FINE > 2000)).sum())
+    assert read.notes == [f"{outside} of 120 values of scan lie outside the window and were cut to it."]
+    assert (read.image.min(), read.image.max()) == (0, 1)
+
+
+def test_colour_stays_colour_and_equal_channels_are_grey():
+    assert read_image(encoded(COLOUR)).image.shape == (3, 10, 12)
+    assert read_image(encoded(COLOUR.transpose(2, 0, 1).copy(), "npy")).image.shape == (3, 10, 12)
+    np.testing.assert_array_equal(read_image(encoded(np.stack([GREY] * 3, -1))).image, read_image(encoded(GREY)).image)
+
+
+def test_masks_palettes_and_opaque_alpha_are_read():
+    assert set(np.unique(read_image(encoded(GREY > 100, "npy")).image)) == {0, 1}
+    assert set(np.unique(read_image(encoded(Image.fromarray(GREY > 100))).image)) == {0, 1}
+    assert read_image(encoded(Image.fromarray(COLOUR).quantize(8))).image.shape[0] == 3
+    assert read_image(encoded(Image.fromarray(COLOUR).convert("RGBA"))).image.shape[0] == 3
+
+
+def half_transparent():
+    image = Image.fromarray(COLOUR).convert("RGBA")
+    image.putalpha(100)
+    return encoded(image)
+
+
+REFUSED = {
+    "no PNG, TIFF or npy file: it begins with 'hello'": lambda: b"hello",
+    "it begins with ''": lambda: b"",
+    "this image is damaged": lambda: encoded(GREY)[:46],
+    "partly transparent": half_transparent,
+    "its colours are CMYK": lambda: encoded(Image.fromarray(COLOUR).convert("CMYK"), "tiff"),
+    "holds 2 pictures": lambda: encoded(
+        Image.fromarray(GREY), "tiff", save_all=True, append_images=[Image.fromarray(GREY)]
+    ),
+    "nothing is unpickled": lambda: encoded(np.array([[{}]], dtype=object), "npy"),
+    "its bytes do not hold": lambda: encoded(GREY, "npy")[:-1],
+    "npy file is damaged": lambda: b"\x93NUMPY\x09\x00",
+    r"shape \(5, 10, 12\)": lambda: encoded(np.zeros((5, 10, 12), np.uint8), "npy"),
+    "holds NaN": lambda: encoded(np.full((8, 8), np.nan), "npy"),
+}
+
+
+@pytest.mark.parametrize("says", REFUSED)
+def test_refuses_in_one_sentence(says):
+    with pytest.raises(DataError, match=says) as refused:
+        read_image(REFUSED[says](), name="x.png")
+    assert str(refused.value).startswith("x.png: ") and "\n" not in str(refused.value)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr("diawork.readers.MOST_PIXELS", 100)
+    with pytest.raises(DataError, match="12×10 px are too many"):
+        read_image(encoded(GREY))
+
+
+@pytest.mark.parametrize("window", [(1, 1), (5, 0), (0, float("nan"))])
+def test_refuses_a_window_that_is_none(window):
+    with pytest.raises(UsageError, match="low below high"):
+        read_image(encoded(FINE), window=window)
+
+
+def test_paths_are_read_and_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "a.tif").write_bytes(encoded(GREY, "tiff"))
+    assert read_image(tmp_path / "a.tif").name == "a.tif"
+    with pytest.raises(DataError, match="a folder"):
+        read_image(tmp_path)
+    with pytest.raises(DataError, match="No such file"):
+        read_image(tmp_path / "b.tif")
+    monkeypatch.setattr("diawork.readers.MOST_BYTES", 10)
+    with pytest.raises(DataError, match="too many for one image"):
+        read_image(str(tmp_path / "a.tif"))

@@ -1,0 +1,136 @@
+"""Sweep files: what they expand to, and the one sentence with its line that refuses a bad one."""
+
+import json
+
+import pytest
+
+from diawork.cli import main
+from diawork.errors import DataError, UsageError
+from diawork.launch import data_identities
+from diawork.strictyaml import parse_yaml
+from diawork.sweep import Sweep, find_sweep, list_sweeps
+
+TEXT = """name: tiny
+fixed:
+  dataset: phantom
+  preset: smoke
+axes:
+  - grid: {views.shift: [rotation, cutperm]}
+  - list:
+      - {label: DIA, method: dia}
+      - {label: statistics, method: stats_knn}
+seeds: [0, 1]
+baseline: DIA
+x: views.shift
+sizes:
+  smoke: {seeds: [0], train.epochs: 1}
+  cpu: {}
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    def load(*change, size=None, text=TEXT):
+        (tmp_path / "tiny.yaml").write_text(text.replace(*change, 1) if change else text)
+        return Sweep.load(tmp_path / "tiny.yaml", size)
+
+    return load
+
+
+def test_cells_are_axes_times_seeds_and_a_control_stands_once(read):
+    cells = read().cells
+    assert [c.label for c in cells].count("statistics") == 1 and len(cells) == 2 * 2 + 1
+    assert len({c.digest for c in cells}) == len(cells)
+    assert {(c.config.views.shift, c.config.seed) for c in cells if "DIA" in c.parts} == {
+        ("rotation", 0), ("rotation", 1), ("cutperm", 0), ("cutperm", 1),
+    }  # fmt: skip
+
+
+def test_a_size_replaces_entries_and_seeds(read):
+    cells = read(size="smoke").cells
+    assert len(cells) == 3 and all(c.parameters["seed"] == 0 for c in cells)
+    assert {c.config.train.epochs for c in cells if "DIA" in c.parts} == {1}
+    assert read(size="smoke").folder_name == "tiny-smoke" and read().size == "cpu"
+
+
+def test_zip_goes_side_by_side_and_labels_name_the_setting(read):
+    axis = "  - zip: {dissolve.kernel_size: [3, 7], dissolve.sigma: [0.8, 1.4]}\n"
+    cells = read("baseline: DIA\nx: views.shift\n", "", text=TEXT.replace("  - grid:", axis + "  - grid:")).cells
+    points = {(c.overrides["dissolve.kernel_size"], c.overrides["dissolve.sigma"]) for c in cells if "DIA" in c.parts}
+    assert points == {(3, 0.8), (7, 1.4)}
+    assert any(c.label == "kernel_size 3, sigma 0.8, shift rotation, DIA" for c in cells)
+
+
+def test_equal_work_is_one_cell_named_by_what_is_common(read):
+    axis = "  - grid: {dissolve.noise_sd: [0.1, 0.2]}\n  - list:\n      - {label: CSI, method: csi}\n"
+    cells = read("  - list:\n", axis, text=TEXT.replace("x: views.shift\n", "")).cells
+    csi = [c for c in cells if "CSI" in c.parts]
+    assert {c.label for c in csi} == {"shift rotation, CSI", "shift cutperm, CSI"} and len(csi) == 4
+
+
+def test_digests_do_not_depend_on_names_and_order(read):
+    before = {c.digest for c in read().cells}
+    assert {
+        c.digest for c in read("label: DIA", "label: ours", text=TEXT.replace("baseline: DIA\n", "")).cells
+    } == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (("preset: smoke", "presett: smoke"), 4, "Did you mean 'preset'"),
+        (("preset: smoke", "preset: 3"), 4, "preset=3 is a int; wanted str"),
+        (("preset: smoke", "preset: smoek"), 4, "Did you mean 'smoke'"),
+        (("dataset: phantom", "dataset: phantm"), 3, "unknown data set 'phantm'"),
+        (("views.shift: [", "views.shft: ["), 6, "Did you mean 'views.shift'"),
+        (("cutperm]", "cutprem]"), 6, "'rotation' or 'cutperm'"),
+        (("method: dia", "method: dai"), 8, "'dai' is not a method"),
+        (("seeds: [0, 1]", "seeds: 3"), 10, "seeds must be a list"),
+        (("preset: smoke", "preset: smoke\n  train.select: test"), 5, "would choose the epoch on the test split"),
+        (("cutperm]}", "cutperm], train.select: [last, test]}"), 6, "would choose the epoch on the test split"),
+        (("preset: smoke", "preset: smoke\n  train.epochs: '3'"), 5, "train.epochs='3' is a str; wanted a int"),
+        (("preset: smoke", "preset: smoke\n  dissolve.t_range: [3, 1200]"), 5, "must lie in [0, 1000)"),
+        (("preset: smoke", "preset: smoke\n  seed: 3"), 5, "Use seeds: [0, 1, 2]"),
+        (("preset: smoke", "preset: smoke\n  out: x"), 5, "Give it on the command line"),
+        (("baseline: DIA", "baseline: DAI"), 11, "is not a row. Did you mean 'DIA'"),
+        (("x: views.shift", "x: views"), 12, "is not on an axis"),
+        (("  cpu: {}", "  cpu: {presets: x}"), 15, "'presets' is not a parameter"),
+        (("name: tiny", "name: ../x"), 1, "must be a word"),
+        (("fixed:", "fixd:"), 2, "Did you mean 'fixed'"),
+        (("- grid:", "- gird:"), 6, "one of grid:, zip: and list:"),
+        (("fixed:", "notebook: 99\nfixed:"), 2, "notebook must be text"),
+        (("- list:", "- grid: {method: []}\n  - list:"), 7, "no values"),
+        (("- list:", "- zip: {method: [dia], preset: [cpu, demo]}\n  - list:"), 7, "equally long"),
+        (("- list:", "- grid: {method: [dia]}\n  - list:"), 8, "set by two axes"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_refused_in_one_sentence_with_its_line(read, change, line, message):
+    with pytest.raises(UsageError) as refused:
+        read(*change)
+    assert f"tiny.yaml, line {line}: " in str(refused.value) and message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_data_set_is_refused_with_its_line(read, tmp_path):
+    sweep = read("dataset: phantom", "dataset: pneumoniamnist")
+    with pytest.raises(DataError, match=r"tiny.yaml, line 3: pneumoniamnist: .* was not found"):
+        data_identities(sweep, tmp_path)
+
+
+@pytest.mark.parametrize("name", list_sweeps())
+def test_every_shipped_sweep_expands_at_every_size(name):
+    values, _ = parse_yaml(find_sweep(name).read_bytes(), name)
+    assert {"smoke", "cpu"} <= set(values["sizes"])
+    assert all(Sweep.load(name, size).cells for size in values["sizes"])
+
+
+def test_the_command_lists_the_cells_and_runs_nothing(read, tmp_path, capsys):
+    read()
+    assert main(["sweep", str(tmp_path / "tiny.yaml"), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert "5 cells, size cpu" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert main(["sweep", str(tmp_path / "tiny.yaml"), "--size", "huge"]) == 2
+    assert main(["sweep"]) == 2 and main(["sweep", "t99"]) == 2 and main(["sweep", "none.yaml"]) == 2
+
+
+def test_a_sweep_is_plain_values(read):
+    assert json.loads(json.dumps(read().as_dict()))["cells"][0]["config"]["dataset"] == "phantom"

@@ -1,0 +1,72 @@
+"""The page of a sweep: partial sweeps, Holm over its rows, ours beside the paper's, nothing from outside."""
+
+import re
+
+import numpy as np
+import pytest
+
+from diawork.cellfolder import CellFolder
+from diawork.experiment import run_experiment
+from diawork.files import write_json
+from diawork.metrics import holm
+from diawork.runs import CELL
+from diawork.sweep import Sweep
+from diawork.sweepreport import baseline_tests, sweep_frame, write_sweep_html
+
+SWEEP = """
+name: small
+title: Controls <beside> one another
+published: t1
+axes:
+  - list:
+      - {label: 5-NN on statistics, method: stats_knn}
+      - {label: Mahalanobis on statistics, method: stats_mahalanobis}
+      - {label: 5-NN on pixels, method: pixel_knn}
+      - {label: CSI, method: csi}
+baseline: 5-NN on statistics
+needs: [GANomaly]
+sizes:
+  smoke: {preset: smoke}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("out")
+    (root / "small.yaml").write_text(SWEEP)
+    sweep = Sweep.load(str(root / "small.yaml"), "smoke")
+    folder = root / "sweeps" / sweep.folder_name
+    write_json(folder / "sweep.json", sweep.as_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        for cell in sweep.cells[:3]:
+            place = CellFolder(folder / "cells" / cell.digest)
+            place.prepare({"digest": cell.digest, "data": "x", "makes_run": True, "notebook": cell.notebook})
+            patch.setenv(CELL, str(place.path))
+            run_experiment(cell.config, root=root, progress=False)
+            place.finish(1.0)
+    return folder
+
+
+def test_rows_are_named_by_the_sweep(folder):
+    frame = sweep_frame(folder)
+    assert list(frame["row"]) == ["5-NN on statistics", "Mahalanobis on statistics", "5-NN on pixels"]
+
+
+def test_every_row_is_tested_against_the_baseline_with_holm(folder):
+    tests, failures = baseline_tests(sweep_frame(folder), {"baseline": "5-NN on statistics"})
+    assert [t["b"] for t in tests] == ["5-NN on statistics"] * 2 and not failures
+    assert [t["p_holm"] for t in tests] == pytest.approx(list(holm([t["p"] for t in tests])))
+
+
+def test_the_page_says_n_of_n_and_loads_nothing(folder):
+    page = write_sweep_html(folder)
+    text = page.read_text("utf-8")
+    assert "3 of 4 cells finished" in text and "1 pending" in text and "CSI, seed 0: pending" in text
+    assert "Controls &lt;beside&gt; one another" in text and "Not in this build" in text and "GANomaly" in text
+    assert "<script" not in text and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    assert len(text) < 5_000_000 and all((page.parent / link).exists() for link in re.findall(r'href="([^"]+)"', text))
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]).max() <= 1 and len(holm([])) == 0 and np.array_equal(holm([0.02]), [0.02])
