@@ -81,7 +81,7 @@ def test_suite_runs_controls_once_and_reuses_what_is_there(run, root):
 
 
 def test_a_bank_is_shared_by_the_seeds(run, root):
-    cfg = SMOKE.override({"dissolve.bank_steps": 2})
+    cfg = SMOKE.override({"dissolve.bank_steps": 1})
     first, second = (run_experiment(cfg.override({"seed": s}), root=root, progress=False) for s in (0, 1))
     assert first.done and second.done and len(list((root / "banks").glob("*.npy"))) == 1
 

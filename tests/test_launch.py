@@ -90,6 +90,7 @@ def test_forty_runs_with_six_kernels_and_two_launchers_killed(tmp_path):
     assert aurocs(tmp_path / "out") == aurocs(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_two_launchers_share_the_work(tmp_path):
     path = toy_sweep(tmp_path, temperatures=(0.1, 0.2), pause=0.3)
     pids = [child(lambda: launch(path, tmp_path / "out", 1)) for _ in range(2)]

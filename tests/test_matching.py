@@ -32,7 +32,9 @@ def test_noise_finds_itself(healthy):
     assert strength("noise", AddNoise(0.07), healthy)[0]["settings"]["noise_sd"] == pytest.approx(0.07, rel=0.02)
 
 
-@pytest.mark.parametrize(("operator", "name"), [("median_blur", "kernel_size"), ("resize", "resize_to")])
+@pytest.mark.parametrize(("operator", "name"), [
+    pytest.param("median_blur", "kernel_size", marks=pytest.mark.slow), ("resize", "resize_to"),
+])  # fmt: skip
 def test_whole_numbers_take_the_nearest(operator, name, healthy):
     found, _ = strength(operator, GaussianBlur(7, 1.5), healthy)
     assert isinstance(found["settings"][name], int)
