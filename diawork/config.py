@@ -157,6 +157,7 @@ class LossConfig(_Frozen):
     temperature: Annotated[float, Field(ge=0.01, le=10)] = 0.5  # τ
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     shift_weight: Annotated[float, Field(ge=0)] = 1.0  # γ of Eq. 9
+    classifier: Literal["shift", "shift_dissolved"] = "shift"  # K classes, or 2K: dissolved views apart
 
 
 class TrainConfig(_Frozen):
@@ -184,6 +185,7 @@ class ScoreConfig(_Frozen):
     samples: Count = 10  # T′ augmented copies an image
     crop_scale: Range = (0.54, 0.54)  # fixed crop
     parts: Literal["both", "similarity", "shift"] = "both"
+    evaluate: Literal["test", "val"] = "test"  # last split scored; val: a search's run, which never scores test
 
 
 class ExperimentConfig(_Frozen):
@@ -221,6 +223,11 @@ class ExperimentConfig(_Frozen):
                 raise UsageError(f"{dotted!r} is not a parameter.", hint=did_you_mean(dotted, self.keys()))
             place[name] = value
         return validated(ExperimentConfig, values)
+
+    @property
+    def classes(self) -> int:
+        """Return how many classes the shift classifier tells apart."""
+        return 2 * K if self.loss.classifier == "shift_dissolved" else K
 
     def keys(self) -> list[str]:
         """Return all dotted parameter names."""

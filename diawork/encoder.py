@@ -18,7 +18,7 @@ class Embedding(NamedTuple):
 
     h: Tensor  # (B, 512) backbone feature
     z: Tensor  # (B, D) projection, not normalised
-    shift_logits: Tensor  # (B, K)
+    shift_logits: Tensor  # (B, K), or 2K where dissolved views are classes of their own
 
 
 class SmallMapConv2d(nn.Conv2d):

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from diawork.config import ExperimentConfig
+from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.diffusion import DDPM
 from diawork.dissolve import Dissolver
 from diawork.images import ImageSet, Splits
 from diawork.maps import MAP_WORDS, SMOOTH, AnomalyMaps, blur_map, mean_map
 from diawork.pixel_metrics import pixel_summary
 
-MAPPED = 80  # test images whose maps are measured, evenly spaced
+MAPPED = 80  # images whose maps are measured, evenly spaced
 SHOWN = 6  # of them kept as pictures
 MEASURED = ("neighbours", "residual", "gradient")  # the others are made of them, or cost more than all of them
 STRIP_STEPS = (10, 30, 50, 75, 100, 130, 160, 200, 250, 300, 400, 600)  # among them the paper's Fig. 1
@@ -25,41 +26,45 @@ def evidence(
 ) -> dict[str, np.ndarray]:
     """Return the arrays a report shows for a contrastive detector; ``rows`` are those of ``scores.csv``.
 
-    Where the data have masks and the slot is the DDPM's, the ``detector``'s anomaly maps are measured, too.
+    All are about the last split that was scored. Where it has masks and the slot is the DDPM's, the
+    ``detector``'s anomaly maps are measured, too.
     """
-    arrays = worst_errors(splits, [row for row in rows if row["split"] == "test"])
+    images, healthy = getattr(splits, cfg.score.evaluate), splits.train.normal()
+    arrays = worst_errors(images, healthy, [row for row in rows if row["split"] == images.split])
+    order = images.index.argsort()  # as the scores are read
+    arrays |= {"statistics": image_statistics(images.images)[order], "statistics_names": np.array(STATISTICS)}
     if ddpm is None:
         return arrays
     ts = [t for t in STRIP_STEPS if t < cfg.diffusion.timesteps]
-    strip = {"strip_ts": np.array(ts), "strip": dissolving_strip(ddpm, cfg, splits.test, ts)}
-    if detector is not None and splits.test.masks is not None:
+    strip = {"strip_ts": np.array(ts), "strip": dissolving_strip(ddpm, cfg, images, ts)}
+    if detector is not None and images.masks is not None:
         dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve, compute=detector.compute)
-        arrays |= mapped(splits, AnomalyMaps(detector, operator=dissolver, healthy=splits.train))
-    return arrays | strip | {"strip_label": splits.test.class_names[strip_rows(splits.test)]}
+        arrays |= mapped(images, healthy, AnomalyMaps(detector, operator=dissolver, healthy=splits.train))
+    return arrays | strip | {"strip_label": images.class_names[strip_rows(images)]}
 
 
-def mapped(splits: Splits, maps: AnomalyMaps) -> dict[str, np.ndarray]:
-    """Return anomaly maps of a few test images, and what every map measures against the masks.
+def mapped(images: ImageSet, healthy: ImageSet, maps: AnomalyMaps) -> dict[str, np.ndarray]:
+    """Return anomaly maps of a few images, and what every map measures against the masks.
 
     ``maps_table`` (M, 6) holds pixel AUROC and AUPRO, each with its interval; the last rows are the controls.
     """
-    rows = np.linspace(0, len(splits.test) - 1, min(MAPPED, len(splits.test))).round().astype(int)
-    test, healthy = splits.test.take(rows), splits.train.normal()
-    found = {MAP_WORDS[name]: maps(test, name) for name in maps.methods if name in MEASURED}
-    found |= {f"|x − blur(x)|{word}": blur_map(test, smooth=s) for word, s in ((", smoothed", SMOOTH), ("", 0.0))}
-    found["|x − mean healthy image|, smoothed"] = mean_map(test, healthy, smooth=SMOOTH)
-    masks = test.masks[:, 0].numpy()
+    rows = np.linspace(0, len(images) - 1, min(MAPPED, len(images))).round().astype(int)
+    some = images.take(rows)
+    found = {MAP_WORDS[name]: maps(some, name) for name in maps.methods if name in MEASURED}
+    found |= {f"|x − blur(x)|{word}": blur_map(some, smooth=s) for word, s in ((", smoothed", SMOOTH), ("", 0.0))}
+    found["|x − mean healthy image|, smoothed"] = mean_map(some, healthy, smooth=SMOOTH)
+    masks = some.masks[:, 0].numpy()
     if masks.all() or not masks.any():
         return {}
     table = [pixel_summary(values, masks) for values in found.values()]
     columns = [f"{metric}{end}" for metric in ("pixel_auroc", "aupro") for end in ("", "_low", "_high")]
     lesions = np.flatnonzero(masks.any((1, 2)))
-    shown = np.append(lesions[:: max(1, len(lesions) // (SHOWN - 1))][: SHOWN - 1], np.flatnonzero(~test.anomalous)[:1])
+    shown = np.append(lesions[:: max(1, len(lesions) // (SHOWN - 1))][: SHOWN - 1], np.flatnonzero(~some.anomalous)[:1])
     return {
         "maps": np.stack([values[shown] for values in found.values()]).astype(np.float16),
-        "maps_images": test.images[shown].mean(1).numpy(),
+        "maps_images": some.images[shown].mean(1).numpy(),
         "maps_masks": masks[shown],
-        "maps_label": test.class_names[shown],
+        "maps_label": some.class_names[shown],
         "maps_names": np.array(list(found)),
         "maps_table": np.array([[row[c] for c in columns] for row in table]),
         "maps_counts": np.array([table[0]["n_images"], table[0]["n_anomalous"], table[0]["n_regions"]]),
@@ -79,19 +84,21 @@ def dissolving_strip(ddpm: DDPM, cfg: ExperimentConfig, images: ImageSet, ts: Se
     return np.concatenate([x[None].numpy(), stack.numpy()])[:, :, 0].swapaxes(0, 1).clip(0, 1).astype(np.float32)
 
 
-def worst_errors(splits: Splits, rows: Sequence[Mapping[str, Any]], n: int = 4) -> dict[str, np.ndarray]:
-    """Return the healthy test images scored highest and the anomalous scored lowest, with their neighbours.
+def worst_errors(
+    images: ImageSet, healthy: ImageSet, rows: Sequence[Mapping[str, Any]], n: int = 4
+) -> dict[str, np.ndarray]:
+    """Return the healthy images scored highest and the anomalous scored lowest, with their neighbours.
 
     A neighbour is the healthy training image with the largest product at the unshifted view.
     """
     total = np.array([float(row["score"]) for row in rows])
-    anomalous = splits.test.anomalous
+    anomalous = images.anomalous
     highest = sorted(np.flatnonzero(~anomalous), key=lambda i: -total[i])[:n]
     worst = np.array([*highest, *sorted(np.flatnonzero(anomalous), key=lambda i: total[i])[:n]])
     nearest = np.array([int(rows[i]["nearest_0"]) for i in worst])
     return {
-        "errors_images": splits.test.images[worst].mean(1).numpy(),
-        "errors_nearest": splits.train.normal().images[nearest].mean(1).numpy(),
+        "errors_images": images.images[worst].mean(1).numpy(),
+        "errors_nearest": healthy.images[nearest].mean(1).numpy(),
         "errors_score": total[worst],
         "errors_label": anomalous[worst],
     }

@@ -86,7 +86,7 @@ def run_experiment(
         start = time.perf_counter()
         _fit(detector, cfg, splits, run, progress=progress)
         cost = {"fit_seconds": max(time.perf_counter() - start, _trained_before(detector))}
-        metrics, rows = _evaluate(detector, splits, cost)
+        metrics, rows = _evaluate(detector, _evaluated(splits, cfg), cost)
         run.write_scores(rows)
         if isinstance(detector, DIA):
             run.write_evidence(evidence(splits, rows, slot, cfg, detector))
@@ -149,10 +149,20 @@ def _tracked(choose: EpochHook | None, test: ImageSet, run: Run) -> EpochHook:
     return ask
 
 
-def _evaluate(detector: Any, splits: Splits, cost: dict[str, float]) -> tuple[dict[str, dict], list[dict]]:
-    """Score val and then, once, test; the threshold comes from healthy validation images alone."""
+def _evaluated(splits: Splits, cfg: ExperimentConfig) -> list[ImageSet]:
+    """Return what a run scores: val, where there is one, and test, unless the config stops at val."""
+    if cfg.score.evaluate == "test":
+        return [images for images in (splits.val, splits.test) if len(images)]
+    if not len(splits.val):
+        raise UsageError(f"{splits.val.name} has no validation images to score.", hint="Use score.evaluate='test'.")
+    return [splits.val]
+
+
+def _evaluate(
+    detector: Any, evaluated: Sequence[ImageSet], cost: dict[str, float]
+) -> tuple[dict[str, dict], list[dict]]:
+    """Score each split once; the threshold comes from healthy validation images alone."""
     start = time.perf_counter()
-    evaluated = [images for images in (splits.val, splits.test) if len(images)]
     parts = [_score(detector, images) for images in evaluated]
     cost["score_seconds"] = time.perf_counter() - start
     threshold, metrics, rows = None, {}, []

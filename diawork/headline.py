@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-COARSE = 0.05  # half an interval: above, a test set is called too small to tell detectors apart
+COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
+SPLITS = {"test": "test", "val": "validation"}  # in words
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -45,7 +46,7 @@ def _number(row: pd.Series) -> str:
 def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
     """Return the findings on one data set from its summary rows and the paired tests of its focus."""
     focus, fair = focus_of(table), table[~table["oracle"]]
-    images = f"{focus['n_normal']} healthy and {focus['n_anomalous']} anomalous test images"
+    images = f"{focus['n_normal']} healthy and {focus['n_anomalous']} anomalous {SPLITS[focus['split']]} images"
     if fair.empty:
         return [f"Only oracles were run on these {images}; none of them is a detector."]
     best = fair.iloc[0]
@@ -91,7 +92,8 @@ def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
     verdict = "no label-free detector here reaches it"
     if passed:
         verdict = f"{' and '.join(passed[:3])} {'lies' if len(passed) == 1 else 'lie'} above it"
-    return [f"A bar, not a detector: {top['label']}, chosen with the test labels, has {top['auroc']:.3f}; {verdict}."]
+    chosen = f"chosen with the {SPLITS[top['split']]} labels"
+    return [f"A bar, not a detector: {top['label']}, {chosen}, has {top['auroc']:.3f}; {verdict}."]
 
 
 def _cautions(focus: pd.Series) -> list[str]:
@@ -102,7 +104,7 @@ def _cautions(focus: pd.Series) -> list[str]:
     if focus["auroc_low"] == focus["auroc_high"] == 0.5:
         said.append(f"All scores of {focus['label']} are equal: the model collapsed.")
     elif half > COARSE:
-        said.append(f"The test set is small: a single AUROC is known to about ±{half:.2f} only.")
+        said.append(f"The {SPLITS[focus['split']]} set is small: a single AUROC is known to about ±{half:.2f} only.")
     if focus["seeds"] == 1 and not focus["control"]:
         said.append("One seed was run, so how much training alone moves these numbers is unknown.")
     return said

@@ -20,7 +20,7 @@ def ledger(folder: Path | str) -> pd.DataFrame:
     """Return one row a cell of the sweep in ``folder``, in the order of its file.
 
     Columns: digest, label, data set, seed, state (pending, running, done, failed, died, interrupted),
-    error, test AUROC of its run, seconds, run folder ("" without one), all run folders, cell folder.
+    error, AUROC of its run (a search's: on val), seconds, run folder ("" without one), all run folders, cell folder.
     """
     path = Path(folder)
     if not (path / "sweep.json").exists():
@@ -46,6 +46,7 @@ def row_of(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
 
 def _auroc(runs: list[str]) -> float:
     try:
-        return float(Run(runs[0]).result()["metrics"]["test"]["auroc"])
+        metrics = Run(runs[0]).result()["metrics"]
+        return float(metrics.get("test", metrics.get("val", {}))["auroc"])
     except (DiaworkError, LookupError, TypeError, ValueError):
         return float("nan")

@@ -35,9 +35,9 @@ def localisation(label: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the maps of {label} are incomplete ({type(error).__name__}: {error}).") from None
     caption = (
-        f"Anomaly maps of {label} on test images, trained on healthy images alone; outlined: the mask. "
+        f"Anomaly maps of {label} on images it never saw, trained on healthy images alone; outlined: the mask. "
         "Brighter is more anomalous, one scale a row."
     )
-    counts = f"{n} test images, {anomalous} of them with {regions} lesions"
+    counts = f"{n} images, {anomalous} of them with {regions} lesions"
     rows = table.to_dict("records")
     return {"maps": {"image": plots.png_bytes(figure, 90), "caption": caption, "rows": rows, "counts": counts}}

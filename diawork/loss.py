@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diawork.config import LossConfig
+from diawork.config import K, LossConfig
 from diawork.errors import UsageError
 
 DISSOLVED = 2  # the branch that is a negative only
@@ -100,9 +100,14 @@ def nt_xent(
     return total / divisor
 
 
-def shift_cross_entropy(shift_logits: Tensor, shift: Tensor) -> Tensor:
+def shift_classes(shift: Tensor, branch: Tensor, cfg: LossConfig) -> Tensor:
+    """Return each view's class (R,): its shift or, with ``shift_dissolved``, K more for a dissolved view."""
+    return shift + K * (branch == DISSOLVED) if cfg.classifier == "shift_dissolved" else shift
+
+
+def shift_cross_entropy(shift_logits: Tensor, classes: Tensor) -> Tensor:
     """Return the mean cross-entropy of the shift classifier over all views (Eq. 8)."""
-    return F.cross_entropy(shift_logits.float(), shift.to(shift_logits.device))
+    return F.cross_entropy(shift_logits.float(), classes.to(shift_logits.device))
 
 
 def dia_loss(
@@ -111,5 +116,5 @@ def dia_loss(
     """Return L = L_con + γ·L_cls (Eq. 9); without dissolved rows it is CSI's loss."""
     cfg = cfg or LossConfig()
     contrastive = nt_xent(z, image, shift, branch, cfg=cfg)
-    classifier = shift_cross_entropy(shift_logits, shift)
+    classifier = shift_cross_entropy(shift_logits, shift_classes(shift, branch, cfg))
     return LossParts(cfg.contrastive_weight * contrastive + cfg.shift_weight * classifier, contrastive, classifier)

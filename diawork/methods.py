@@ -50,7 +50,8 @@ def with_facts(cfg: ExperimentConfig, facts: Manifest) -> ExperimentConfig:
     if cfg.detector in CONTROLS:
         return ExperimentConfig(dataset=cfg.dataset, detector=cfg.detector, data=cfg.data)
     if cfg.detector != "dia":
-        return cfg.model_copy(update={"diffusion": DiffusionConfig(), "dissolve": DissolveConfig()})
+        loss = cfg.loss.model_copy(update={"classifier": "shift"})  # without dissolved views there is no other
+        return cfg.model_copy(update={"diffusion": DiffusionConfig(), "dissolve": DissolveConfig(), "loss": loss})
     if not needs_ddpm(cfg):
         return cfg.model_copy(update={"diffusion": DiffusionConfig()})
     dissolve, diffusion = cfg.dissolve, cfg.diffusion

@@ -268,3 +268,22 @@ def maps_grid(
     for ax, name in zip(axes[:, 0], ("image", "mask", *maps), strict=True):
         ax.set_ylabel(fill(word(name), 15), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=6)
     return figure
+
+
+# --- a table in colours -----------------------------------------------------------------------------------
+
+
+@styled
+def table_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """Return values (R, C) in [−1, 1] as numbers on colours that diverge around 0; a rule before the last column."""
+    figure, axes = new_figure(2.6 + 0.74 * len(columns), 0.75 + 0.3 * len(rows))
+    ax = axes[0, 0]
+    show(ax, values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(columns)), [fill(word(name), 10) for name in columns], fontsize=8)
+    ax.set_yticks(range(len(rows)), [word(name) for name in rows])
+    ax.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False)
+    ax.axvline(len(columns) - 1.5, color=INK, lw=1.2)
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if abs(value) > 0.6 else INK
+        ax.text(column, row, f"{value:+.2f}".replace("-", "−"), ha="center", va="center", color=color, fontsize=8)
+    return figure

@@ -161,6 +161,6 @@ def _run(name: dict[str, Any], row: pd.Series, out: Path) -> dict[str, Any]:
         files = [f for f in ("config.json", "result.json", "executed.ipynb") if (folder / f).exists()]
         links = [(file, "./" + quote(f"{inside}/{file}")) for file in files]
     kept = ("dataset", "seed", "run", "digest", "data", "created", "selection")
-    details = {key: row[key] for key in kept} | {"label": name["label"], "auroc": row["test.auroc"]}
+    details = {key: row[key] for key in kept} | {"label": name["label"], "auroc": row[f"{row['split']}.auroc"]}
     shown = {**row["facts"], **dict(sorted(row["settings"].items()))}
     return details | {"links": links, "settings": {str(k): str(v) for k, v in shown.items()}}

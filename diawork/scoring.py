@@ -26,7 +26,7 @@ UNDEFINED = 1e-3  # a mean shift logit nearer to zero than this, or negative, ha
 
 @dataclass(frozen=True)
 class Features:
-    """Mean features over the augmented samples: z (K, N, D) and shift logits (K, N, K)."""
+    """Mean features over the augmented samples: z (K, N, D) and shift logits (K, N, K or 2K; the first K count)."""
 
     z: Tensor
     shift_logits: Tensor
@@ -77,12 +77,12 @@ def extract_features(
         sums.append(torch.stack(per_shift))
     encoder.train(was_training)
     mean = torch.stack(sums).mean(0)
-    z, logits = mean[..., :-K], mean[..., -K:]
-    return Features(z, logits)
+    dim = encoder.cfg.projection_dim
+    return Features(mean[..., :dim], mean[..., dim:])
 
 
 def _embed(encoder: Encoder, x: Tensor, compute: Compute, batch: int) -> Tensor:
-    """Return (N, D + K): projection and shift logits, batch by batch."""
+    """Return (N, D + classes): projection and shift logits, batch by batch."""
     parts = []
     for rows in x.split(batch):
         raise_if_stopping()

@@ -12,11 +12,12 @@ import pandas as pd
 from diawork import plots
 from diawork.errors import DiaworkError
 from diawork.files import read_arrays
-from diawork.headline import focus_of, headline, reading, rivals_of
+from diawork.headline import SPLITS, focus_of, headline, reading, rivals_of
 from diawork.localisation import localisation
 from diawork.manifests import load_manifest
 from diawork.player import player_html
 from diawork.published import paper_comparison
+from diawork.shortcuts import shortcuts
 from diawork.tables import compare, score_pairs
 
 FIGURE_STEPS = (50, 100, 200, 400)  # of the paper's Fig. 1
@@ -31,7 +32,7 @@ def section(frame: pd.DataFrame, table: pd.DataFrame, runs: Runs, pictures: str)
     ``pictures`` is "all", "few" (no slider, fewer curves) or "none".
     """
     dataset, name = table["dataset"].iloc[0], table["section"].iloc[0]
-    paper = _paper(frame, name)
+    paper = _paper(frame, name) if table["split"].iloc[0] == "test" else pd.DataFrame()
     values = dict(zip(paper["label"], paper["published"], strict=True)) if len(paper) else {}
     colors = [plots.detector_style(label)["color"] for label in table["label"]]
     table = table.assign(color=colors, published=[values.get(label, math.nan) for label in table["label"]])
@@ -40,14 +41,16 @@ def section(frame: pd.DataFrame, table: pd.DataFrame, runs: Runs, pictures: str)
     title += name.removeprefix(dataset)
     shown = _pictures(table, runs, failures, few=pictures == "few") if pictures != "none" else {}
     return {
-        "title": title, "headline": headline(table, tests), "tiles": _tiles(table), "rows": table.to_dict("records"),
+        "title": title, "split": SPLITS[table["split"].iloc[0]],
+        "headline": headline(table, tests), "tiles": _tiles(table), "rows": table.to_dict("records"),
         "notes": list(dict.fromkeys(note for r in runs.values() for notes in r["notes"] for note in notes)),
         "low": math.floor(10 * max(0.0, min(0.5, table["auroc_low"].min()))) / 10,
         "tracked": bool(table["oracle_epoch"].notna().any()),
         "pairs": [row | {"reading": reading(row)} for row in tests.to_dict("records")],
         "paper": paper.to_dict("records"), "ran": len(paper) and int(paper["auroc"].notna().sum()),
         "paper_remarks": _remarks(paper), "failures": failures,
-        "facts": facts, "curves": [], "strip": None, "player": None, "errors": None, "maps": None, **shown,
+        "facts": facts, "curves": [], "strip": None, "player": None, "errors": None, "maps": None, "shortcuts": None,
+        **shown,
     }  # fmt: skip
 
 
@@ -129,6 +132,7 @@ def _pictures(table: pd.DataFrame, runs: Runs, failures: list[str], *, few: bool
         lambda: _dissolving(order, runs, few),
         lambda: _errors(order, runs),
         lambda: localisation(*found) if (found := _evidence(order, runs, "maps")) else {},
+        lambda: _followed(table, runs),
     ):
         try:
             shown |= part()
@@ -140,14 +144,15 @@ def _pictures(table: pd.DataFrame, runs: Runs, failures: list[str], *, few: bool
 def _curves(table: pd.DataFrame, runs: Runs, few: bool) -> dict[str, Any]:
     labels = list(table["label"])[:MOST_CURVES]
     pairs = {label: score_pairs(runs[label]) for label in labels}
-    limits = {label: runs[label].iloc[0].get("test.threshold") for label in labels}
+    limits = {label: runs[label].iloc[0].get(f"{table['split'].iloc[0]}.threshold") for label in labels}
     roc = _picture(plots.roc(pairs), "ROC curves, mean and one standard deviation over seeds.")
     if few:
         return {"curves": [roc]}
     first = plots.score_histogram(
         {label: p[0] for label, p in pairs.items()}, threshold=limits, columns=3 if len(labels) < 7 else 4
     )
-    text = "Test scores of the first seed, each group's area 1; the end bins hold what lies beyond."
+    text = f"Scores of the {SPLITS[table['split'].iloc[0]]} images, first seed, each group's area 1; "
+    text += "the end bins hold what lies beyond."
     return {"curves": [roc, _picture(first, text, 100)]}
 
 
@@ -174,13 +179,23 @@ def _dissolving(order: list[str], runs: Runs, few: bool) -> dict[str, Any]:
     keep = list(keep) or list(range(0, len(ts), -(-len(ts) // MANY_STEPS)))
     rows = [str(x) for x in arrays["strip_label"]] if "strip_label" in arrays else None
     figure = plots.dissolve_strip(strip[:, [0, *(i + 1 for i in keep)]], [ts[i] for i in keep], rows)
-    text = f"Test images through the dissolver of {label} (Eq. 4): larger t removes larger structures."
+    text = f"Images through the dissolver of {label} (Eq. 4): larger t removes larger structures."
     shown = {"strip": _picture(figure, text, 90)}
     if few:
         return shown
     frames = plots.dissolve_frames(strip[:, 0], strip[:, 1:], ts, dpi=120)
     start = int(np.argmin(np.abs(np.array(ts) - 100)))
     return shown | {"player": player_html(frames, [f"t = {t}" for t in ts], "dissolving step", start=start)}
+
+
+def _followed(table: pd.DataFrame, runs: Runs) -> dict[str, Any]:
+    """Return what the scores follow; all runs of a section scored the same images."""
+    labels = [str(label) for label in table.loc[~table["oracle"], "label"]]
+    found = _evidence(labels, runs, "statistics")
+    if found is None:
+        return {}
+    names = [str(name) for name in found[1]["statistics_names"]]
+    return shortcuts({label: score_pairs(runs[label]) for label in labels}, found[1]["statistics"], names)
 
 
 def _errors(order: list[str], runs: Runs) -> dict[str, Any]:

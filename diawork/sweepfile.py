@@ -185,6 +185,9 @@ class Reader:
         taken: dict[str, int] = {}
         for i, axis in enumerate(axes):
             for key in dict.fromkeys(k for _, settings in axis for k in settings):
+                if key == "score.evaluate":
+                    self.refuse("score.evaluate holds for a whole sweep: rows scored on different images are not "
+                                "compared.", ("axes", i), "Set it below fixed:.")  # fmt: skip
                 if taken.setdefault(key, i) != i:
                     self.refuse(f"{key!r} is set by two axes.", ("axes", i))
         return axes

@@ -19,7 +19,7 @@ from diawork.ledger import ledger
 from diawork.metrics import holm
 from diawork.published import SAME_METHOD, published
 from diawork.report import write_html
-from diawork.tables import collect, compare, groups, summary_table
+from diawork.tables import collect, compare, groups, split_of, summary_table
 
 LEVEL = 0.05  # of the adjusted p that a reading goes by
 
@@ -138,7 +138,8 @@ def _ours(p: dict[str, Any], ours: list[dict[str, Any]], parts: dict[str, tuple]
     for row in ours:
         method = SAME_METHOD.get(row["detector"], row["detector"])
         wanted = {p["setting"]} - {""}
-        if row["dataset"] == p["dataset"] and method == p["method"] and wanted <= set(parts[row["label"]]):
+        same = row["split"] == "test" and row["dataset"] == p["dataset"] and method == p["method"]
+        if same and wanted <= set(parts[row["label"]]):
             keys = ("auroc", "auroc_sd", "seeds")
             return {key: row[key] for key in keys} | {"difference": row["auroc"] - p["value"]}
     return {"auroc": math.nan}
@@ -154,7 +155,7 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
     series: dict[str, list[tuple[float, float, float]]] = {}
     levels: dict[str, float] = {}
     for name, runs in groups(frame):
-        x, values = runs["x"].iloc[0], runs["test.auroc"]
+        x, values = runs["x"].iloc[0], runs[f"{split_of(runs)}.auroc"]
         if math.isnan(x):
             levels[name["label"]] = values.mean()
             continue
@@ -162,9 +163,8 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
         own = ", ".join(parts[:-1]) or name["detector"]
         series.setdefault(own, []).append((x, values.mean(), values.std(ddof=1)))
     figure = plots.auroc_curves(series, levels, xlabel=sweep["x"].replace("_", " "))
-    text = (
-        "Test AUROC (higher score = more anomalous), mean and standard deviation over seeds; rows without x lie across."
-    )
+    text = f"AUROC on {split_of(frame)} (higher score = more anomalous), mean and standard deviation over seeds; "
+    text += "rows without x lie across."
     return {"image": plots.png_bytes(figure, 120), "caption": text}
 
 

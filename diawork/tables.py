@@ -24,6 +24,7 @@ from diawork.runs import ORACLE, Run
 
 METRICS = ("auroc", "auprc", "fpr95")  # with an interval each
 AT_THRESHOLD = ("f1", "accuracy", "sensitivity", "specificity")
+SEARCHED = "scored on val alone, as part of a search"
 Z95 = 1.959964  # half of a normal 95 % interval, in standard deviations
 _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretrained_weights")
 
@@ -34,8 +35,10 @@ _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretr
 def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
     """Return one row a finished run, from a folder of runs or a list of run folders.
 
-    Columns: what ``result.json`` says, metrics as ``test.auroc``, settings and costs by dotted name.
-    ``attrs``: ``found`` runs in all, ``unfinished`` and ``unreadable`` as lists of (name, reason).
+    Columns: what ``result.json`` says, metrics as ``test.auroc``, settings and costs by dotted name, ``split``,
+    the one that a table is about: test, or val where no run scored test (a search); beside runs that did, such
+    runs count as unfinished. ``attrs``: ``found`` runs in all, ``unfinished`` and ``unreadable`` as lists of
+    (name, reason).
     """
     rows, unfinished, unreadable = [], [], []
     folders = _run_folders(runs)
@@ -47,6 +50,9 @@ def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
                 unfinished.append((folder.name, _state(folder)))
         except DiaworkError as error:
             unreadable.append((folder.name, error.what))
+    if any(row["split"] == "test" for row in rows):
+        unfinished += [(row["run"], SEARCHED) for row in rows if row["split"] == "val"]
+        rows = [row for row in rows if row["split"] == "test"]
     frame = pd.DataFrame(rows)
     if rows:
         frame = frame.sort_values(["dataset", "detector", "seed", "created"]).reset_index(drop=True)
@@ -89,7 +95,8 @@ def _row(folder: Path) -> dict[str, Any]:
         row |= {f"cost.{name}": value for name, value in result.get("cost", {}).items()}
         settings = result.get("settings", {})
         row |= {"settings": {k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")}}
-        complete = all(math.isfinite(row[f"test.{name}{end}"]) for name in METRICS for end in ("", "_low", "_high"))
+        row["split"] = split = "test" if "test" in result["metrics"] else "val"
+        complete = all(math.isfinite(row[f"{split}.{name}{end}"]) for name in METRICS for end in ("", "_low", "_high"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"result.json or config.json is incomplete ({type(error).__name__}: {error}).") from None
     if not complete:
@@ -106,6 +113,11 @@ def _best_test_epoch(folder: Path) -> float:
 def _versions(config: dict[str, Any]) -> dict[str, str]:
     parts = {**config.get("versions", {}), **config.get("compute", {})}
     return {str(name): str(value) for name, value in parts.items()}
+
+
+def split_of(frame: pd.DataFrame) -> str:
+    """Return the split that these runs' tables are about: "test", or "val" for a search."""
+    return frame["split"].iloc[0] if len(frame) else "test"
 
 
 def groups(frame: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
@@ -149,14 +161,15 @@ def _differing(runs: pd.DataFrame) -> list[str]:
 # --- tables -----------------------------------------------------------------------------------------
 
 
-def summary_table(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+def summary_table(frame: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     """Return one row a data set and detector, best AUROC first, oracles last.
 
     ``auroc`` and the others are means over seeds, ``_sd`` their spread over seeds (training). ``_low`` and
     ``_high`` are the ends of each run's own BCa interval (test images), averaged over seeds: the interval of
-    scores averaged over seeds would belong to an ensemble, which is another detector.
+    scores averaged over seeds would belong to an ensemble, which is another detector. ``split`` is that of
+    ``split_of`` unless given.
     """
-    rows = []
+    rows, split = [], split or split_of(frame)
     for name, runs in groups(frame):
         numbers = {f"{m}{end}": runs[f"{split}.{m}{end}"].mean() for m in METRICS for end in ("", "_low", "_high")}
         for m in (*METRICS, *AT_THRESHOLD):
@@ -165,7 +178,11 @@ def summary_table(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
         numbers["oracle_epoch"] = runs.get("oracle_epoch", pd.Series(dtype=float)).mean()
         numbers["val_auroc"] = runs.get("val.auroc", pd.Series(dtype=float)).mean()
         facts = {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
-        facts |= {"oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}
+        facts |= {
+            "split": split,
+            "oracle": bool(runs["oracle"].any()),
+            "pretrained": bool(runs["pretrained_weights"].any()),
+        }
         facts |= {f"n_{kind}": int(runs[f"{split}.n_{kind}"].iloc[0]) for kind in ("normal", "anomalous")}
         for cost in ("fit_seconds", "score_seconds", "peak_memory_mb", "parameters"):
             facts[cost] = runs.get(f"cost.{cost}", pd.Series(dtype=float)).astype(float).mean()
@@ -194,13 +211,13 @@ def read_scores(folder: Path | str, split: str = "test") -> pd.DataFrame:
     return scores.assign(anomalous=scores["anomalous"].astype(bool))
 
 
-def score_pairs(runs: pd.DataFrame, split: str = "test") -> list[tuple[np.ndarray, np.ndarray]]:
+def score_pairs(runs: pd.DataFrame, split: str | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (scores, anomalous) of each run, as the plots take them."""
-    parts = [read_scores(folder, split) for folder in runs["folder"]]
+    parts = [read_scores(folder, split or split_of(runs)) for folder in runs["folder"]]
     return [(part["score"].to_numpy(), part["anomalous"].to_numpy()) for part in parts]
 
 
-def curves(frame: pd.DataFrame, split: str = "test") -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def curves(frame: pd.DataFrame, split: str | None = None) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Return label → one (scores, anomalous) a seed, for ``plots.roc``; of several data sets the name goes first."""
     several = frame["dataset"].nunique() > 1 or any(" [" in name["section"] for name, _ in groups(frame))
     return {
@@ -209,7 +226,7 @@ def curves(frame: pd.DataFrame, split: str = "test") -> dict[str, list[tuple[np.
     }
 
 
-def paired(frame: pd.DataFrame, a: str, b: str, split: str = "test") -> pd.DataFrame:
+def paired(frame: pd.DataFrame, a: str, b: str, split: str | None = None) -> pd.DataFrame:
     """Return, for each data set with both, mean AUROC of a minus that of b on the same images.
 
     ``a`` and ``b`` are labels of ``summary_table``; how seeds are treated is said in ``compare``.
@@ -224,13 +241,14 @@ def paired(frame: pd.DataFrame, a: str, b: str, split: str = "test") -> pd.DataF
     return pd.DataFrame([{"section": s, "a": a, "b": b} | compare(labels[a], labels[b], split) for s, labels in both])
 
 
-def compare(a: pd.DataFrame, b: pd.DataFrame, split: str = "test") -> dict[str, float]:
+def compare(a: pd.DataFrame, b: pd.DataFrame, split: str | None = None) -> dict[str, float]:
     """Return the paired comparison of two groups of runs (one a seed) on the same images.
 
     Each seed of a is tested against each of b (DeLong) and the ends of their intervals are averaged, so that
     the difference is that of the mean AUROCs and the interval speaks of one training. Scores averaged over
     seeds would belong to an ensemble, which is another detector.
     """
+    split = split or split_of(a)
     left, right = ([read_scores(folder, split) for folder in runs["folder"]] for runs in (a, b))
     images = left[0][["index", "anomalous"]]
     if any(not part[["index", "anomalous"]].equals(images) for part in (*left, *right)):

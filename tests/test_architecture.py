@@ -56,7 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "panels": {"errors", "pictures", "plots"},
     "localisation": {"errors", "panels", "plots"},
-    "evidence": {"config", "diffusion", "dissolve", "images", "maps", "pixel_metrics"},
+    "shortcuts": {"errors", "panels", "plots"},
+    "evidence": {"config", "detectors.controls", "diffusion", "dissolve", "images", "maps", "pixel_metrics"},
     "detectors": {"detectors.contrastive", "detectors.controls"},
     "methods": {"config", "detectors", "errors", "images", "manifests"},
     "parents": {
@@ -80,7 +81,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "published": {"errors", "strictyaml", "tables"},
     "tables": {"errors", "files", "metrics", "plots", "runs"},
     "headline": {"errors", "tables"},
-    "sections": {"errors", "files", "headline", "localisation", "manifests", "plots", "player", "published", "tables"},
+    "sections": {
+        "errors", "files", "headline", "localisation", "manifests", "plots", "player", "published", "shortcuts",
+        "tables",
+    },
     "sweepreport": {"errors", "files", "headline", "ledger", "metrics", "plots", "published", "report", "tables"},
     "report": {"errors", "files", "headline", "metrics", "player", "plots", "published", "sections", "tables"},
     "widgets": {"widgets.dissolve", "widgets.score", "widgets.views"},

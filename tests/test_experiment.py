@@ -54,6 +54,27 @@ def test_a_run_leaves_everything_a_report_reads(run):
     assert len(run.metrics()) == 6 and run.evidence()["strip"].shape[1] == 13
 
 
+def test_a_search_scores_val_and_never_test(root, monkeypatch):
+    scored = []
+    score = DIA.score
+    monkeypatch.setattr(
+        DIA, "score", lambda self, images, **kw: (scored.append(images.split), score(self, images, **kw))[1]
+    )
+    found = run_experiment(SMOKE.override({"score.evaluate": "val"}), root=root, progress=False)
+    assert scored == ["val"] and set(found.result()["metrics"]) == {"val"}
+    assert {line.split(",")[0] for line in (found.folder / "scores.csv").read_text().splitlines()[1:]} == {"val"}
+    assert len(found.evidence()["statistics"]) == len(load("phantom").val)
+
+
+def test_a_classifier_of_shift_and_dissolved_trains_scores_and_loads(root):
+    cfg = SMOKE.override({"loss.classifier": "shift_dissolved"})
+    found = run_experiment(cfg, root=root, progress=False)
+    assert DIA.load(found.folder).encoder.shift.out_features == 8
+    assert np.isfinite(found.result()["metrics"]["test"]["auroc"])
+    csi = [method_config(one, "csi") for one in (cfg, SMOKE)]
+    assert len({resolve(one, load("phantom")).digest() for one in csi}) == 1
+
+
 def test_a_finished_run_is_reused(run, root, monkeypatch):
     monkeypatch.setattr("diawork.experiment.build_detector", None)
     assert run_experiment(SMOKE, root=root, progress=False).folder == run.folder

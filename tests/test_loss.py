@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diawork.config import LossConfig
 from diawork.errors import UsageError
-from diawork.loss import dia_loss, negatives_mask, nt_xent, pair_roles, shift_cross_entropy, view_key
+from diawork.loss import dia_loss, negatives_mask, nt_xent, pair_roles, shift_classes, shift_cross_entropy, view_key
 from diawork.views import _row_indices
 
 GOLDEN = {  # spec of the method, §6: constant "repo", τ = 0.5, float64
@@ -158,3 +158,15 @@ def test_weights_scale_the_parts():
     parts = dia_loss(z, logits, image=image, shift=shift, branch=branch, cfg=cfg)
     assert parts.total.item() == pytest.approx(0.5 * parts.contrastive.item() + 2 * parts.shift.item(), rel=1e-5)
     assert shift_cross_entropy(torch.zeros(24, 4), shift).item() == pytest.approx(math.log(4))
+
+
+def test_a_classifier_of_shift_and_dissolved_has_classes_of_its_own_for_dissolved_views():
+    image, shift, branch = indices(2, 4)
+    cfg = LossConfig(classifier="shift_dissolved")
+    wanted = [k + 4 * (b == 2) for b in range(3) for k in range(4) for _ in range(2)]
+    assert shift_classes(shift, branch, cfg).tolist() == wanted and shift_classes(shift, branch, LossConfig()) is shift
+    sure = 50 * torch.eye(8)[torch.tensor(wanted)]
+    parts = [
+        dia_loss(torch.randn(24, 4), x, image=image, shift=shift, branch=branch, cfg=cfg) for x in (sure, 0 * sure)
+    ]
+    assert [p.shift.item() for p in parts] == pytest.approx([0, math.log(8)], abs=1e-6)

@@ -16,7 +16,8 @@ from diawork.metrics import auroc
 from diawork.player import player_html
 from diawork.published import paper_comparison, published
 from diawork.report import write_html
-from diawork.tables import _joined, collect, curves, paired, summary_table
+from diawork.shortcuts import ALL, followed, shortcuts
+from diawork.tables import SEARCHED, _joined, collect, compare, curves, paired, split_of, summary_table
 
 CONTROL, ORACLE = "image statistics, 5-NN", "best single statistic (oracle)"
 PNG = b"\x89PNG not really"
@@ -319,7 +320,8 @@ def told(rows, **test):
     names = ["detector", "auroc", "control", "oracle"]
     table = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
     table = table.assign(label=table["detector"], auroc_low=table["auroc"] - 0.02, auroc_high=table["auroc"] + 0.02,
-                         auroc_sd=0.01, seeds=3, val_auroc=0.9, n_normal=234, n_anomalous=390)  # fmt: skip
+                         auroc_sd=0.01, seeds=3, split="test", val_auroc=0.9,
+                         n_normal=234, n_anomalous=390)  # fmt: skip
     table = table.sort_values(["oracle", "auroc"], ascending=[True, False], ignore_index=True)
     tests = pd.DataFrame([{"a": rows[0][0], "b": rows[1][0]} | test]) if test else pd.DataFrame()
     return " ".join(headline(table, tests))
@@ -355,6 +357,7 @@ def test_headline_is_cautious(area, says):
     row |= {
         "auroc_sd": float("nan"),
         "seeds": 1,
+        "split": "test",
         "n_normal": 9,
         "n_anomalous": 9,
         "control": False,
@@ -511,3 +514,69 @@ def test_the_player_escapes_and_refuses():
     assert "<b>" not in str(player_html([PNG], ["<b>"], "<b>"))
     with pytest.raises(UsageError, match="as many labels"):
         player_html([PNG], [], "step")
+
+
+# --- a search, scored on validation alone -----------------------------------------------------------------
+
+
+def make_search(root, method, strength):
+    folder = make_run(root, method, strength=strength)
+    result = json.loads((folder / "result.json").read_text())
+    del result["metrics"]["test"]
+    (folder / "result.json").write_text(json.dumps(result))
+    scores = pd.read_csv(folder / "scores.csv").assign(split="val")
+    scores.to_csv(folder / "scores.csv", index=False)
+    return folder
+
+
+def test_a_search_has_a_page_about_val_and_no_published_rows(tmp_path, quick):
+    for method, strength in (("DIA", 1.6), ("CSI", 1.0)):
+        make_search(tmp_path / "runs", method, strength)
+    frame = collect(tmp_path / "runs")
+    assert split_of(frame) == "val" and summary_table(frame)["auroc"].notna().all()
+    assert compare(frame[:1], frame[1:])["n"] == 60
+    page = write_html(frame, tmp_path / "page.html", title="t", asked="a").read_text()
+    assert "Results on the validation images" in page and "anomalous validation images" in page
+    assert "Results on the test" not in page and "Beside the paper" not in page
+
+
+def test_beside_scored_runs_a_searched_one_gives_no_number(suite):
+    folder = make_search(suite / "more", "DIA", 3.0)
+    frame = collect(suite)
+    assert (folder.name, SEARCHED) in frame.attrs["unfinished"] and set(frame["split"]) == {"test"}
+
+
+# --- what a score follows ---------------------------------------------------------------------------------
+
+
+def test_a_score_made_of_statistics_is_explained_by_them_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    statistics = rng.normal(size=(400, 3))
+    rho, explained = followed(np.exp(2 * statistics[:, 1]), statistics)
+    assert rho[1] == pytest.approx(1) and abs(rho[[0, 2]]).max() < 0.2 and explained == pytest.approx(1)
+    assert followed(rng.normal(size=400), statistics)[1] == pytest.approx(0, abs=0.03)
+    with pytest.raises(DataError, match="do not fit"):
+        followed(np.zeros(5), statistics)
+
+
+def test_shortcuts_look_at_healthy_images_alone(tmp_path):
+    anomalous = np.arange(60) >= 40
+    statistics = np.random.default_rng(0).normal(size=(60, 2))
+    scores = np.where(anomalous, -1, 1) * statistics[:, 0]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diawork.panels.table_map", lambda values, *names: drawn.append((values, *names)))
+        patch.setattr(plots, "png_bytes", lambda *_: PNG)
+        found = shortcuts({"DIA": [(scores, anomalous)] * 2}, statistics, ["mean", "sd"])["shortcuts"]
+    values, rows, columns = drawn[0]
+    assert values.shape == (1, 3) and values[0, 0] == pytest.approx(1) and rows == ["DIA"] and columns[-1] == ALL
+    assert "40 healthy images" in found["caption"]
+
+
+def test_a_page_shows_what_the_scores_follow(tmp_path):
+    folder = make_run(tmp_path, "DIA", evidence=True)
+    arrays = dict(np.load(folder / "evidence.npz"))
+    names = np.array(["mean", "sd"])
+    np.savez(folder / "evidence.npz", **arrays, statistics=np.random.rand(60, 2), statistics_names=names)
+    page = write_html(collect(tmp_path), tmp_path / "page.html", title="t", asked="a").read_text()
+    assert "What the scores follow" in page and "among the 20 healthy images" in page

@@ -94,6 +94,7 @@ def test_digests_do_not_depend_on_names_and_order(read):
         (("preset: smoke", "preset: smoke\n  out: x"), 5, "Give it on the command line"),
         (("baseline: DIA", "baseline: DAI"), 11, "is not a row. Did you mean 'DIA'"),
         (("x: views.shift", "x: views"), 12, "is not on an axis"),
+        (("cutperm]}", "cutperm], score.evaluate: [test, val]}"), 6, "holds for a whole sweep"),
         (("  cpu: {}", "  cpu: {presets: x}"), 15, "'presets' is not a parameter"),
         (("name: tiny", "name: ../x"), 1, "must be a word"),
         (("fixed:", "fixd:"), 2, "Did you mean 'fixed'"),

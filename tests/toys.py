@@ -48,19 +48,20 @@ SETTINGS = {"diffusion.steps": 15, "diffusion.image_size": 16, "diffusion.batch_
 class Small(nn.Module):
     """An encoder of a few hundred weights, with BatchNorm."""
 
-    def __init__(self, projection_dim):
+    def __init__(self, cfg, shifts):
         super().__init__()
+        self.cfg = cfg
         self.body = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.projection, self.shift = nn.Linear(8, projection_dim), nn.Linear(8, 4)
+        self.projection, self.shift = nn.Linear(8, cfg.projection_dim), nn.Linear(8, shifts)
 
     def forward(self, x):
         h = self.body(x).mean((2, 3))
         return Embedding(h, self.projection(h), self.shift(h))
 
 
-def small_encoder(cfg, *, seed=0):
+def small_encoder(cfg, *, seed=0, shifts=4):
     with isolated_rng(seed, "encoder", "init"):
-        return Small(cfg.projection_dim)
+        return Small(cfg, shifts)
 
 
 class Eager(Keeper):

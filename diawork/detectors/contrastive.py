@@ -55,7 +55,7 @@ class DIA:
         """Take a pretrained DDPM or, as ``dissolve``, any other occupant of the slot (a bank, an operator)."""
         self.cfg, self.compute = cfg or ExperimentConfig(), compute or Compute.auto()
         self.dissolve = dissolve or self._slot(ddpm)
-        self.encoder = build_encoder(self.cfg.encoder, seed=self.cfg.seed)
+        self.encoder = build_encoder(self.cfg.encoder, seed=self.cfg.seed, shifts=self.cfg.classes)
         self.bank: FeatureBank | None = None
         self.history = History()
         self.spec: dict[str, Any] = {}  # what the fitted weights belong to
@@ -157,7 +157,7 @@ class DIA:
             raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
         detector = cls.__new__(cls)
         detector.cfg, detector.compute, detector.dissolve = cfg, compute or Compute.auto(), None
-        detector.encoder = build_encoder(cfg.encoder, seed=cfg.seed)
+        detector.encoder = build_encoder(cfg.encoder, seed=cfg.seed, shifts=cfg.classes)
         return detector._restore(checkpoint)
 
     def _restore(self, checkpoint: Checkpoint) -> Self:
