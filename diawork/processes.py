@@ -38,14 +38,13 @@ class Worker:
 
 
 def slot_environment(slot: int, slots: int, gpus: list[str]) -> dict[str, str]:
-    """Return a slot's share of the machine: a GPU of its own, or as many threads as its part of the cores."""
-    if gpus:
-        return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
+    """Return a slot's share of the machine: its part of the cores and, where there are GPUs, one of them in turn."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // slots)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     asked = {name: os.environ.get(name, "") for name in names}
-    return {name: str(min(share, int(n)) if (n := asked[name]).isdigit() else share) for name in names}
+    threads = {name: str(min(share, int(n)) if (n := asked[name]).isdigit() else share) for name in names}
+    return threads | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 
 def visible_gpus(device: str) -> list[str]:

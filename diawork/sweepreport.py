@@ -73,7 +73,9 @@ def _states(cells: pd.DataFrame) -> str:
 
 
 def _links(row: dict[str, Any], out: Path) -> list[tuple[str, str]]:
-    """Return the files of a cell by addresses relative to the page."""
+    """Return the files of a cell by addresses relative to the page; none where it lies elsewhere than the runs."""
+    if not out.resolve().is_relative_to(Path(row["folder"]).resolve().parents[3]):
+        return []
     places = [Path(row["run"]) / name for name in ("config.json", "result.json")] if row["run"] else []
     places.append(Path(row["folder"]) / "executed.ipynb")
     there = [path for path in places if path.exists()]

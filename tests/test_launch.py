@@ -158,4 +158,4 @@ def test_slots_share_the_cores_and_the_gpus(monkeypatch, slots, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
     assert slot_environment(0, slots, [])["OMP_NUM_THREADS"] == str(threads)
-    assert slot_environment(3, slots, ["0", "2"]) == {"CUDA_VISIBLE_DEVICES": "2"}
+    assert slot_environment(3, slots, ["0", "2"]) == slot_environment(0, slots, []) | {"CUDA_VISIBLE_DEVICES": "2"}

@@ -64,7 +64,10 @@ def test_the_page_says_n_of_n_and_loads_nothing(folder):
     assert "3 of 4 cells finished" in text and "1 pending" in text and "CSI, seed 0: pending" in text
     assert "Controls &lt;beside&gt; one another" in text and "Not in this build" in text and "GANomaly" in text
     assert "<script" not in text and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
-    assert len(text) < 5_000_000 and all((page.parent / link).exists() for link in re.findall(r'href="([^"]+)"', text))
+    links = r'href="([^"]+)"'
+    assert len(text) < 5_000_000 and all((page.parent / link).exists() for link in re.findall(links, text))
+    elsewhere = write_sweep_html(folder, folder.parents[2] / "elsewhere" / "page.html")
+    assert re.findall(links, text) and not re.findall(links, elsewhere.read_text())  # a page that travels leads nowhere
 
 
 def test_holm_by_hand():
