@@ -33,7 +33,7 @@ _ROOMS = {
     "presets": ("preset",),
     "report": ("collect", "write_html"),
     "scoring": ("FeatureBank", "score"),
-    "sweepreport": ("write_sweep_html",),
+    "sweepreport": ("write_sweep_html", "write_sweep_json"),
     "notebooks": ("run_notebook",),
     "slots": ("checkpoint_slot", "dissolving_slots", "fit_to"),
     "launch": ("run_sweep",),

@@ -26,6 +26,7 @@ class Sweep:
     baseline: str = ""  # the label, or part of one, against which the others are tested
     x: str = ""  # the axis that a plot puts on x
     needs: tuple[str, ...] = ()  # what this build does not have
+    conclusion: str = ""  # what its author read from the numbers, shown on the page
     source: str = ""  # the file
     lines: dict[str, int] = field(default_factory=dict)  # of the data sets in it
 

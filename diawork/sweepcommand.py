@@ -25,7 +25,7 @@ def sweep(file: str | None, name: str | None, size: str | None, dry_run: bool, *
     """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
     from diawork.launch import run_sweep, sweep_folder
     from diawork.sweep import Sweep, list_sweeps
-    from diawork.sweepreport import write_sweep_html
+    from diawork.sweepreport import write_sweep_html, write_sweep_json
 
     if (file is None) == (name is None):
         raise UsageError("give a FILE, or --table or --figure.", hint=f"Known: {', '.join(list_sweeps())}.")
@@ -41,7 +41,7 @@ def sweep(file: str | None, name: str | None, size: str | None, dry_run: bool, *
     frame = run_sweep(found, options={key.strip(): _number(value) for key, _, value in pairs}, **options)
     folder = sweep_folder(found, options["out"])
     if (frame["state"] == "done").any():
-        click.echo(printable(f"report: {write_sweep_html(folder)}"))
+        click.echo(printable(f"report: {write_sweep_html(folder)}, its numbers: {write_sweep_json(folder).name}"))
     _end(frame, folder)
 
 

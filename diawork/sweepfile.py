@@ -19,7 +19,7 @@ MAX_CELLS = 5_000
 LAUNCHERS = ("out", "data_root", "device", "overrides")  # notebook parameters that are no part of a cell
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str, "title": str, "published": (str, list), "notebook": str, "fixed": dict, "axes": list, "seeds": list,
-    "baseline": str, "x": str, "sizes": dict, "needs": list,
+    "baseline": str, "x": str, "sizes": dict, "needs": list, "conclusion": str,
 }  # fmt: skip
 _WORDS = {dict: "'key: value' lines", list: "a list", str: "text", (str, list): "text or a list of texts"}
 
@@ -67,7 +67,7 @@ class Reader:
             "name": values["name"], "title": values.get("title", values["name"]), "size": size, "cells": cells,
             "notebook": self.notebook_name, "published": (published,) if isinstance(published, str) else published,
             "needs": tuple(needs), "baseline": values.get("baseline", ""), "x": values.get("x", ""),
-            "source": self.where, "lines": self._dataset_lines(),
+            "conclusion": values.get("conclusion", ""), "source": self.where, "lines": self._dataset_lines(),
         }  # fmt: skip
         self._names(found["baseline"], found["x"], cells)
         return found | {"published": tuple(found["published"])}

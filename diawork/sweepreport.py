@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 
 from diawork import plots
 from diawork.errors import DiaworkError
-from diawork.files import read_json
+from diawork.files import read_json, write_json
 from diawork.headline import reading
 from diawork.ledger import ledger
 from diawork.metrics import holm
@@ -33,7 +34,8 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
     rows = summary_table(frame)
     pairs, failures = baseline_tests(frame, sweep)
     added = {
-        "notebook": sweep["notebook"], "needs": sweep["needs"], "baseline": sweep["baseline"], "failures": failures,
+        "notebook": sweep["notebook"], "conclusion": sweep.get("conclusion", ""),
+        "needs": sweep["needs"], "baseline": sweep["baseline"], "failures": failures,
         "cells": [row | {"links": _links(row, out)} for row in cells.to_dict("records")],
         "done": int((cells["state"] == "done").sum()), "states": _states(cells), "plot": _curve(frame, sweep),
         "drawings": _drawings(cells), "pairs": pairs,
@@ -41,6 +43,27 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
     }  # fmt: skip
     asked = f"diawork sweep {sweep['name']}{' --size ' + sweep['size'] if sweep['size'] else ''}"
     return write_html(frame, out, title=sweep["title"], asked=asked, sweep=added)
+
+
+def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
+    """Write the numbers behind the page of a sweep's folder to ``out`` (``report.json`` inside it)."""
+    out, frame = Path(out or Path(folder) / "report.json"), sweep_frame(folder)
+    sweep = read_json(Path(folder) / "sweep.json")
+    tests, failures = baseline_tests(frame, sweep)
+    kept = [c for c in frame.columns if c.startswith(("val.", "test.", "cost."))]
+    kept = ["row", "dataset", "detector", "seed", "selection", "oracle_epoch", "digest", "data", *kept, "settings"]
+    numbers = {
+        "sweep": {key: sweep[key] for key in ("name", "title", "size", "baseline")}, "split": split_of(frame),
+        "rows": _plain(summary_table(frame)), "tests": _plain(pd.DataFrame(tests)), "not_compared": failures,
+        "runs": _plain(frame[kept]) if len(frame) else [],
+    }  # fmt: skip
+    write_json(out, numbers)
+    return out
+
+
+def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows of plain values; what is not a number is None."""
+    return json.loads(frame.to_json(orient="records", double_precision=6))
 
 
 def sweep_frame(folder: Path | str) -> pd.DataFrame:

@@ -7,11 +7,11 @@ import pytest
 
 from diawork.cellfolder import CellFolder
 from diawork.experiment import run_experiment
-from diawork.files import write_json
+from diawork.files import read_json, write_json
 from diawork.metrics import holm
 from diawork.runs import CELL
 from diawork.sweep import Sweep
-from diawork.sweepreport import baseline_tests, sweep_frame, write_sweep_html
+from diawork.sweepreport import baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 
 SWEEP = """
 name: small
@@ -68,6 +68,21 @@ def test_the_page_says_n_of_n_and_loads_nothing(folder):
     assert len(text) < 5_000_000 and all((page.parent / link).exists() for link in re.findall(links, text))
     elsewhere = write_sweep_html(folder, folder.parents[2] / "elsewhere" / "page.html")
     assert re.findall(links, text) and not re.findall(links, elsewhere.read_text())  # a page that travels leads nowhere
+
+
+def test_the_numbers_behind_the_page_are_those_of_its_runs(folder):
+    numbers = read_json(write_sweep_json(folder))
+    auroc = {row["label"]: row["auroc"] for row in numbers["rows"]}
+    runs = {run["row"]: run for run in numbers["runs"]}
+    assert len(auroc) == len(runs) == 3 and numbers["split"] == "test"
+    assert all(auroc[label] == pytest.approx(run["test.auroc"]) for label, run in runs.items())
+    assert {test["a"] for test in numbers["tests"]} < set(auroc)
+
+
+def test_what_the_author_reads_stands_on_the_page_as_text(folder):
+    sweep = read_json(folder / "sweep.json")
+    write_json(folder / "sweep.json", sweep | {"conclusion": "Nothing <pays>."})
+    assert "<p>Nothing &lt;pays&gt;.</p>" in write_sweep_html(folder).read_text("utf-8")
 
 
 def test_holm_by_hand():
