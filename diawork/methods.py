@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diawork.config import DiffusionConfig, DissolveConfig, ExperimentConfig
+from diawork.config import DiffusionConfig, DissolveConfig, ExperimentConfig, ScoreConfig
 from diawork.detectors import DETECTORS
 from diawork.errors import UsageError, did_you_mean
 from diawork.images import Splits
@@ -48,7 +48,8 @@ def resolve(cfg: ExperimentConfig, splits: Splits) -> ExperimentConfig:
 def with_facts(cfg: ExperimentConfig, facts: Manifest) -> ExperimentConfig:
     """Return what ``resolve`` does, from the manifest alone."""
     if cfg.detector in CONTROLS:
-        return ExperimentConfig(dataset=cfg.dataset, detector=cfg.detector, data=cfg.data)
+        score = ScoreConfig(evaluate=cfg.score.evaluate)
+        return ExperimentConfig(dataset=cfg.dataset, detector=cfg.detector, data=cfg.data, score=score)
     if cfg.detector != "dia":
         loss = cfg.loss.model_copy(update={"classifier": "shift"})  # without dissolved views there is no other
         return cfg.model_copy(update={"diffusion": DiffusionConfig(), "dissolve": DissolveConfig(), "loss": loss})

@@ -240,7 +240,7 @@ def nearest_neighbours(errors_images: Sequence, errors_nearest: Sequence, scores
         show_image(axes[0, i], errors_images[i])
         show_image(axes[1, i], errors_nearest[i])
         axes[0, i].set_title(f"{word(words[i])}\nscore {float(scores[i]):.3g}", fontsize=8.5)
-    axes[0, 0].set_ylabel("test image")
+    axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel("nearest healthy\ntraining image")
     figure.suptitle("worst errors (score: higher = more anomalous)", fontsize=9.5)
     return figure

@@ -147,7 +147,7 @@ def loss_curve(metrics: Any, *, smooth: float = 0.9) -> Figure:
     stages = sorted({stage for _, f in frames for stage in f["stage"].unique()})
     if not stages:
         raise UsageError("no row of these metrics holds stage, step and loss.")
-    figure, axes = new_figure(4.4 * len(stages), 2.9, 1, len(stages))
+    figure, axes = new_figure(4.4 * len(stages) + (2.4 if any(runs) else 0), 2.9, 1, len(stages))
     for ax, stage in zip(axes[0], stages, strict=True):
         seen: set[str] = set()
         for name, f in frames:
@@ -156,8 +156,8 @@ def loss_curve(metrics: Any, *, smooth: float = 0.9) -> Figure:
                 _loss_line(ax, rows, name, smooth=smooth, first=name not in seen)
                 seen.add(name)
         ax.set(xlabel="step", ylabel="loss", title=word(stage))
-        if seen - {""}:
-            ax.legend()
+    if any(runs):
+        figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 

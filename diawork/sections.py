@@ -70,7 +70,7 @@ def _tiles(table: pd.DataFrame) -> list[dict[str, Any]]:
     focus, rivals = focus_of(table), rivals_of(table)
     picks = [("the method in question", table[table["label"] == focus["label"]])]
     picks += [("best other detector", rivals[~rivals["control"]]), ("best trivial control", rivals[rivals["control"]])]
-    picks += [("oracle: chosen with the test labels", table[table["oracle"]])]
+    picks += [(f"oracle: chosen with the {SPLITS[focus['split']]} labels", table[table["oracle"]])]
     return [rows.iloc[0].to_dict() | {"tile": text} for text, rows in picks if len(rows)]
 
 

@@ -167,7 +167,7 @@ def test_loss_panels_per_stage_and_one_legend_entry_a_detector():
     rows = [{"stage": s, "step": i, "loss": 1.0} for s in ("ddpm", "train") for i in range(3)]
     figure = plots.loss_curve({"DIA": [rows, rows], "CSI": [rows[3:]]})
     assert [ax.get_title() for ax in figure.axes] == ["ddpm", "train"]
-    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["DIA", "CSI"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["DIA", "CSI"]
 
 
 def test_constant_scores_still_draw():

@@ -7,8 +7,7 @@ import pytest
 from diawork.cli import main
 from diawork.errors import DataError, UsageError
 from diawork.launch import data_identities
-from diawork.strictyaml import parse_yaml
-from diawork.sweep import Sweep, find_sweep, list_sweeps
+from diawork.sweep import Sweep
 
 TEXT = """name: tiny
 fixed:
@@ -116,13 +115,6 @@ def test_a_missing_data_set_is_refused_with_its_line(read, tmp_path):
     sweep = read("dataset: phantom", "dataset: pneumoniamnist")
     with pytest.raises(DataError, match=r"tiny.yaml, line 3: pneumoniamnist: .* was not found"):
         data_identities(sweep, tmp_path)
-
-
-@pytest.mark.parametrize("name", list_sweeps())
-def test_every_shipped_sweep_expands_at_every_size(name):
-    values, _ = parse_yaml(find_sweep(name).read_bytes(), name)
-    assert {"smoke", "cpu"} <= set(values["sizes"])
-    assert all(Sweep.load(name, size).cells for size in values["sizes"])
 
 
 def test_the_command_lists_the_cells_and_runs_nothing(read, tmp_path, capsys):

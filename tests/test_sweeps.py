@@ -6,6 +6,7 @@ import pytest
 
 from diawork.experiment import CONTROLS, run_experiment
 from diawork.figures import draw_figure
+from diawork.presets import preset
 from diawork.published import published
 from diawork.strictyaml import parse_yaml
 from diawork.sweep import Sweep, list_sweeps, sweeps_folder
@@ -15,6 +16,14 @@ PAPER = {"t1", "t2", "t3", "t4", "ratio", "heuristics", "f1", "f3", "f4", "f5"}
 
 def sizes(name):
     return parse_yaml((sweeps_folder() / f"{name}.yaml").read_bytes(), name)[0]["sizes"]
+
+
+def test_the_releases_at_the_papers_size_are_their_presets_cut_short():
+    cut = {"diffusion.steps": 25_000, "diffusion.batch_size": 256, "train.epochs": 200, "train.track_test": True}
+    found = {cell.label: cell.config for cell in Sweep.load("recipe_paper", "paper").cells if cell.config.seed == 0}
+    for name in ("paper", "repo2023", "repo2024"):
+        wanted = preset(name, dataset="pneumoniamnist").override(cut)
+        assert found["DIA, paper" if name == "paper" else f"DIA, {name}, cut"] == wanted
 
 
 def test_every_table_and_figure_of_the_paper_is_there():
