@@ -208,6 +208,8 @@ class ExperimentConfig(_Frozen):
         t_range = self.dissolve.t_range
         if t_range and t_range[1] >= self.diffusion.timesteps:
             raise ValueError(f"dissolve.t_range={list(t_range)} must lie in [0, {self.diffusion.timesteps})")
+        if self.train.track_test and self.score.evaluate == "val":
+            raise ValueError("train.track_test scores test after every epoch; score.evaluate='val' never does")
         return self
 
     def override(self, changes: dict[str, Any]) -> ExperimentConfig:

@@ -64,7 +64,7 @@ def run_experiment(
     """
     compute = compute or Compute.auto()
     splits = open_data(cfg, data_root)
-    cfg = resolve(cfg, splits)
+    cfg, evaluated = resolve(cfg, splits), _evaluated(splits, cfg)
     data = _checked_data(splits, runs_root(root), acknowledge_leak)
     if needs_ddpm(cfg) and cfg.diffusion.dataset:
         data["identity"] = digest([data["identity"], diffusion_data(cfg, splits, data_root).train.identity])
@@ -86,7 +86,7 @@ def run_experiment(
         start = time.perf_counter()
         _fit(detector, cfg, splits, run, progress=progress)
         cost = {"fit_seconds": max(time.perf_counter() - start, _trained_before(detector))}
-        metrics, rows = _evaluate(detector, _evaluated(splits, cfg), cost)
+        metrics, rows = _evaluate(detector, evaluated, cost)
         run.write_scores(rows)
         if isinstance(detector, DIA):
             run.write_evidence(evidence(splits, rows, slot, cfg, detector))

@@ -189,13 +189,15 @@ def _dissolving(order: list[str], runs: Runs, few: bool) -> dict[str, Any]:
 
 
 def _followed(table: pd.DataFrame, runs: Runs) -> dict[str, Any]:
-    """Return what the scores follow; all runs of a section scored the same images."""
+    """Return what the scores follow, of the rows that scored the very images whose statistics are known."""
     labels = [str(label) for label in table.loc[~table["oracle"], "label"]]
     found = _evidence(labels, runs, "statistics")
     if found is None:
         return {}
-    names = [str(name) for name in found[1]["statistics_names"]]
-    return shortcuts({label: score_pairs(runs[label]) for label in labels}, found[1]["statistics"], names)
+    label, arrays = found
+    data = set(runs[label]["data"])
+    alike = {label: score_pairs(runs[label]) for label in labels if set(runs[label]["data"]) == data}
+    return shortcuts(alike, arrays["statistics"], [str(name) for name in arrays["statistics_names"]])
 
 
 def _errors(order: list[str], runs: Runs) -> dict[str, Any]:

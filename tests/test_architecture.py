@@ -214,8 +214,18 @@ def test_the_table_has_no_circle():
         below = {room: arrows for room, arrows in below.items() if room not in free}
 
 
+UNSAFE = re.compile(
+    r"(?<!allow_)pickle(?!d\b)|allow_pickle=True|dill\b|joblib|shelve|marshal"
+    r"|torch\.(jit\.|export\.)?(load|save)\b|yaml\.(unsafe_|full_)?load|UnsafeLoader|FullLoader"
+)
+
+
 def test_nothing_is_unpickled():
-    unsafe = re.compile(
-        r"\bpickle\b|torch\.load|torch\.save|joblib|allow_pickle=True|torch\.jit\.load|torch\.export\.load"
-    )
-    assert {room for room, path in ROOMS.items() if unsafe.search(path.read_text("utf-8"))} == set()
+    assert {room for room, path in ROOMS.items() if UNSAFE.search(path.read_text("utf-8"))} == set()
+
+
+@pytest.mark.parametrize(
+    "line", ["import pickle", "pd.read_pickle(path)", "np.load(f, allow_pickle=True)", "torch.load(f)", "yaml.load(f)"]
+)
+def test_the_search_for_unpickling_finds_it(line):
+    assert UNSAFE.search(line) and not UNSAFE.search("np.load(f, allow_pickle=False)")

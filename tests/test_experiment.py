@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,16 @@ def test_a_search_scores_val_and_never_test(root, monkeypatch):
     assert scored == ["val"] and set(found.result()["metrics"]) == {"val"}
     assert {line.split(",")[0] for line in (found.folder / "scores.csv").read_text().splitlines()[1:]} == {"val"}
     assert len(found.evidence()["statistics"]) == len(load("phantom").val)
+
+
+def test_a_search_that_would_score_test_or_nothing_is_refused_before_it_starts(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="scores test after every epoch"):
+        SMOKE.override({"score.evaluate": "val", "train.track_test": True})
+    whole = load("phantom")
+    monkeypatch.setattr("diawork.experiment.open_data", lambda *_: replace(whole, val=whole.val.take(np.arange(0))))
+    with pytest.raises(UsageError, match="no validation images"):
+        run_experiment(SMOKE.override({"score.evaluate": "val"}), root=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_classifier_of_shift_and_dissolved_trains_scores_and_loads(root):
