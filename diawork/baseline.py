@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diawork.compute import Compute
-from diawork.config import EncoderConfig, K, ViewsConfig
+from diawork.base.compute import Compute
+from diawork.base.config import EncoderConfig, K, ViewsConfig
 from diawork.dissolve import dissolve
 from diawork.encoder import Encoder, build_encoder
-from diawork.seeding import generator
+from diawork.base.seeding import generator
 from diawork.views import augment, draw_augmentation, rotate
 
 

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diawork.errors import CheckpointError, DiaworkError
-from diawork.files import read_json, write_json
-from diawork.locks import holder
+from diawork.base.errors import CheckpointError, DiaworkError
+from diawork.base.files import read_json, write_json
+from diawork.base.locks import holder
 from diawork.runs import SCHEMA, Run, code_version
 
 

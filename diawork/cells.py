@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diawork.config import ExperimentConfig
-from diawork.files import digest
+from diawork.base.config import ExperimentConfig
+from diawork.base.files import digest
 from diawork.manifests import load_manifest
 from diawork.methods import label_of, with_facts
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from diawork.errors import DiaworkError, ResourceError, UsageError, printable
-from diawork.stopping import StopNow, stop_at_once
+from diawork.base.errors import DiaworkError, ResourceError, UsageError, printable
+from diawork.base.stopping import StopNow, stop_at_once
 from diawork.sweepcommand import sweep
 
 _out = click.option(
@@ -169,11 +169,11 @@ def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench.html"), show_default=True)
 def bench(quick: bool, compiled: bool | None, device: str, precision: str, out: Path, **options: Any) -> None:
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
-    from diawork.compute import Compute
+    from diawork.base.compute import Compute
     from diawork.costpage import write_cost_html
     from diawork.costs import measure_all
     from diawork.fidelity import accuracy
-    from diawork.files import write_json
+    from diawork.base.files import write_json
 
     compute = Compute.auto(device, precision, compile=compiled)
     changes = parse_overrides(options.pop("overrides"))
@@ -222,7 +222,7 @@ def _suite(dataset: str, preset_name: str, methods: tuple[str, ...], seeds: tupl
            page: Path | None = None, changes: dict[str, Any] | None = None, acknowledge_leak: str = "",
            show: bool = False) -> None:  # fmt: skip
     """Run methods × seeds and write the report; shared by ``demo`` and ``run``."""
-    from diawork.compute import Compute
+    from diawork.base.compute import Compute
     from diawork.experiment import CONTROLS, method_config, run_suite
     from diawork.manifests import load_manifest
     from diawork.presets import preset

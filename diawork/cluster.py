@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.processes import Worker
 
 EXECUTORS = ("slurm", "submitit-local", "debug")

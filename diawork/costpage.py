@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diawork import plots
-from diawork.files import write_text
+from diawork.base.files import write_text
 
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
 

@@ -14,13 +14,13 @@ import torch
 
 from diawork.bank import DissolvedBank
 from diawork.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
-from diawork.compute import Compute
-from diawork.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ViewsConfig
+from diawork.base.compute import Compute
+from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ViewsConfig
 from diawork.diffusion import build_ddpm
 from diawork.dissolve import Dissolver
 from diawork.encoder import build_encoder
 from diawork.loss import dia_loss
-from diawork.seeding import generator
+from diawork.base.seeding import generator
 from diawork.training import train_step
 from diawork.views import BranchBuilder
 

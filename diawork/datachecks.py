@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.errors import CheckpointError, DataError
-from diawork.files import digest, read_json, write_json
+from diawork.base.errors import CheckpointError, DataError
+from diawork.base.files import digest, read_json, write_json
 from diawork.images import ImageSet, Splits
 
 SCHEMA = 1

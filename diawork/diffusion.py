@@ -14,7 +14,7 @@ from ema_pytorch import EMA
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diawork.checkpoints import (
+from diawork.base.checkpoints import (
     Checkpoint,
     Keeper,
     Tensors,
@@ -25,13 +25,13 @@ from diawork.checkpoints import (
     refuse_differences,
     save_checkpoint,
 )
-from diawork.compute import Compute
-from diawork.config import DiffusionConfig, validated
+from diawork.base.compute import Compute
+from diawork.base.config import DiffusionConfig, validated
 from diawork.dissolve import to_model
-from diawork.errors import CheckpointError, DataError, NumericError, UsageError
+from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
 from diawork.images import ImageSet, batches
-from diawork.seeding import generator, isolated_rng
-from diawork.stopping import graceful_stop
+from diawork.base.seeding import generator, isolated_rng
+from diawork.base.stopping import graceful_stop
 
 WEIGHTS = "ddpm"
 VALUE_RANGE = [-1, 1]  # of the images that the model sees

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diawork.compute import Compute
-from diawork.config import NO_STEP, DissolveConfig
-from diawork.errors import UsageError
+from diawork.base.compute import Compute
+from diawork.base.config import NO_STEP, DissolveConfig
+from diawork.base.errors import UsageError
 from diawork.frozen_unet import frozen_unet
-from diawork.seeding import generator as keyed_generator
+from diawork.base.seeding import generator as keyed_generator
 
 Dissolve = Callable[..., tuple[Tensor, Tensor]]
 

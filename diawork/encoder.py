@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from diawork.config import EncoderConfig, K
-from diawork.seeding import isolated_rng
+from diawork.base.config import EncoderConfig, K
+from diawork.base.seeding import isolated_rng
 
 
 class Embedding(NamedTuple):

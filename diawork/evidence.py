@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diawork.config import ExperimentConfig
+from diawork.base.config import ExperimentConfig
 from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.diffusion import DDPM
 from diawork.dissolve import Dissolver

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diawork.compute import Compute
-from diawork.config import DiffusionConfig, ExperimentConfig
+from diawork.base.compute import Compute
+from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.detectors import DIA
 from diawork.diffusion import DDPM, pretrain_ddpm
-from diawork.errors import DataError, UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.images import Splits, load
 from diawork.methods import resolve
 from diawork.metrics import paired_test, summary

@@ -13,13 +13,13 @@ from torch import nn
 from torchvision.models import resnet18
 
 from diawork import plots
-from diawork.compute import count_macs
-from diawork.config import DissolveConfig, ExperimentConfig
+from diawork.base.compute import count_macs
+from diawork.base.config import DissolveConfig, ExperimentConfig
 from diawork.diffusion import build_ddpm
 from diawork.dissolve import build_operator, preview
-from diawork.errors import UsageError, did_you_mean
+from diawork.base.errors import UsageError, did_you_mean
 from diawork.evidence import dissolving_strip, strip_rows
-from diawork.files import digest, write_bytes, write_json
+from diawork.base.files import digest, write_bytes, write_json
 from diawork.loss import pair_roles
 from diawork.matching import mean_squared_change
 from diawork.methods import resolve

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.pictures import (
     INK,
     SOFT,

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diawork.errors import DataError, printable
-from diawork.files import digest
+from diawork.base.errors import DataError, printable
+from diawork.base.files import digest
 from diawork.manifests import Manifest, load_manifest
 from diawork.npz import Arrays, decoded_bytes, read_npz, refuse_beyond_memory
 from diawork.phantom import make_phantom
-from diawork.seeding import key
+from diawork.base.seeding import key
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,14 +16,14 @@ from tqdm.auto import tqdm
 from diawork.cellfolder import CellFolder
 from diawork.cells import Cell
 from diawork.cluster import EXECUTORS, Submitted, make_executor
-from diawork.config import ExperimentConfig
-from diawork.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
-from diawork.files import write_json
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
+from diawork.base.files import write_json
 from diawork.ledger import ledger, row_of
 from diawork.notebooks import find_notebook, notebook_parameters
 from diawork.processes import Worker, slot_environment, visible_gpus
 from diawork.runs import code_version, runs_root
-from diawork.stopping import graceful_stop, raise_if_stopping, stop_requested
+from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
 from diawork.sweep import Sweep
 from diawork.variants import open_data
 

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from diawork.cellfolder import CellFolder
-from diawork.errors import DiaworkError, UsageError
-from diawork.files import read_json
+from diawork.base.errors import DiaworkError, UsageError
+from diawork.base.files import read_json
 from diawork.runs import Run
 
 STATES = ("done", "failed", "died", "interrupted", "running", "pending")

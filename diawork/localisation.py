@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diawork import panels, plots
-from diawork.errors import DataError
+from diawork.base.errors import DataError
 
 MOST_ROWS = 4  # maps drawn; the table has them all
 COLUMNS = ("pixel_auroc", "pixel_auroc_low", "pixel_auroc_high", "aupro", "aupro_low", "aupro_high")

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diawork.config import K, LossConfig
-from diawork.errors import UsageError
+from diawork.base.config import K, LossConfig
+from diawork.base.errors import UsageError
 
 DISSOLVED = 2  # the branch that is a negative only
 

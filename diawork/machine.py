@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from diawork.compute import Compute
+from diawork.base.compute import Compute
 from diawork.images import data_roots
 from diawork.runs import runs_root, versions
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from diawork.errors import DataError, UsageError, did_you_mean, printable
+from diawork.base.errors import DataError, UsageError, did_you_mean, printable
 from diawork.phantom import PhantomSpec
 from diawork.strictyaml import MAX_BYTES, parse_yaml
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from diawork.bank import DissolvedBank
-from diawork.config import K
+from diawork.base.config import K
 from diawork.detectors.contrastive import DIA
 from diawork.dissolve import Dissolve, Dissolver, GaussianBlur, preview
-from diawork.errors import DataError, NumericError, UsageError, did_you_mean
+from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 from diawork.images import ImageSet
 from diawork.patches import PatchBank
 from diawork.scoring import Features, Scores, score
-from diawork.stopping import raise_if_stopping
+from diawork.base.stopping import raise_if_stopping
 from diawork.views import all_shifts
 
 # Chosen on the phantom's validation masks: the residual peaks between a fifth and a third of T, beyond the

@@ -12,9 +12,9 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from diawork.config import DissolveConfig
+from diawork.base.config import DissolveConfig
 from diawork.dissolve import Dissolve, build_operator, preview
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 
 MOST_IMAGES = 512  # evenly spaced; more would move the mean by nothing visible
 CHUNK = 64

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diawork.config import DiffusionConfig, DissolveConfig, ExperimentConfig, ScoreConfig
+from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfig, ScoreConfig
 from diawork.detectors import DETECTORS
-from diawork.errors import UsageError, did_you_mean
+from diawork.base.errors import UsageError, did_you_mean
 from diawork.images import Splits
 from diawork.manifests import Manifest
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import bootstrap, norm, rankdata
 
-from diawork.errors import DataError, NumericError, UsageError, did_you_mean
+from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 
 BCA_MAX_IMAGES = 5_000  # above, the jackknife of BCa costs minutes and moves the interval by nothing visible
 _BATCH_VALUES = 2_000_000  # resampled scores in memory at once

@@ -20,7 +20,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
-from diawork.errors import DiaworkError, Interrupted, UsageError, did_you_mean
+from diawork.base.errors import DiaworkError, Interrupted, UsageError, did_you_mean
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list,

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, NoReturn
 
 import numpy as np
 
-from diawork.errors import DataError, DiaworkError, did_you_mean, printable
+from diawork.base.errors import DataError, DiaworkError, did_you_mean, printable
 from diawork.manifests import Manifest
 
 GIB = 2**30

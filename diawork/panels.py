@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.pictures import (
     INK,
     SOFT,

@@ -6,13 +6,13 @@ import contextlib
 from pathlib import Path
 
 from diawork.bank import DissolvedBank
-from diawork.compute import Compute
-from diawork.config import ExperimentConfig
+from diawork.base.compute import Compute
+from diawork.base.config import ExperimentConfig
 from diawork.diffusion import DDPM, pretrain_ddpm
 from diawork.dissolve import Dissolver
-from diawork.files import digest, sha256_file
+from diawork.base.files import digest, sha256_file
 from diawork.images import Splits, load
-from diawork.locks import locked
+from diawork.base.locks import locked
 from diawork.methods import resolve
 from diawork.runs import runs_root, slug
 

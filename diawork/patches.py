@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.config import K
+from diawork.base.config import K
 from diawork.encoder import Encoder
-from diawork.seeding import generator
-from diawork.stopping import raise_if_stopping
+from diawork.base.seeding import generator
+from diawork.base.stopping import raise_if_stopping
 from diawork.views import SHIFTS
 
 MOST_IMAGES = 256  # evenly spaced; their patches are more than the bank keeps

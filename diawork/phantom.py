@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from diawork.errors import UsageError, did_you_mean
+from diawork.base.errors import UsageError, did_you_mean
 
 LESIONS = ("spot", "ring", "twist")
 _VISIBLE = 0.03  # of the grey range: smaller changes are not counted into the mask

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 
 INK, SOFT, ACCENT = "#1d2227", "#5b6470", "#0072B2"
 STEP_LABEL = "dissolving step t"

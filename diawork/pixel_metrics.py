@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import label
 
-from diawork.errors import DataError, NumericError, UsageError
+from diawork.base.errors import DataError, NumericError, UsageError
 
 FPR_LIMIT = 0.3  # of the AUPRO, as in the literature on anomaly localisation
 _BATCH_VALUES = 4_000_000  # counts in memory at once

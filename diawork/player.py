@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 
 MAX_FRAMES = 60
 # Radio buttons are the slider: arrow keys move it, a screen reader reads it, and the page needs no script.

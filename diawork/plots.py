@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from diawork.errors import NumericError, UsageError
+from diawork.base.errors import NumericError, UsageError
 from diawork.pictures import (
     ACCENT,
     INK,

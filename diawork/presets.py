@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diawork.config import ExperimentConfig
-from diawork.errors import UsageError, did_you_mean
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import UsageError, did_you_mean
 
 
 def smoke() -> dict[str, Any]:

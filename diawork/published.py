@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from diawork.errors import UsageError, did_you_mean
+from diawork.base.errors import UsageError, did_you_mean
 from diawork.strictyaml import parse_yaml
 from diawork.tables import summary_table
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from diawork.errors import DataError, UsageError, printable
+from diawork.base.errors import DataError, UsageError, printable
 
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000

@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from diawork import plots
-from diawork.errors import UsageError
-from diawork.files import write_text
+from diawork.base.errors import UsageError
+from diawork.base.files import write_text
 from diawork.headline import headline, signed
 from diawork.metrics import holm
 from diawork.player import player_html

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from diawork.config import ExperimentConfig
-from diawork.errors import CheckpointError, DiaworkError, Interrupted
-from diawork.files import (
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import CheckpointError, DiaworkError, Interrupted
+from diawork.base.files import (
     digest,
     read_arrays,
     read_json,
@@ -31,7 +31,7 @@ from diawork.files import (
     write_json,
     write_text,
 )
-from diawork.locks import locked
+from diawork.base.locks import locked
 
 SCHEMA = 1
 CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for

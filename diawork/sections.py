@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from diawork import plots
-from diawork.errors import DiaworkError
-from diawork.files import read_arrays
+from diawork.base.errors import DiaworkError
+from diawork.base.files import read_arrays
 from diawork.headline import SPLITS, focus_of, headline, reading, rivals_of
 from diawork.localisation import localisation
 from diawork.manifests import load_manifest

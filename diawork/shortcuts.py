@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from diawork import panels, plots
-from diawork.errors import DataError
+from diawork.base.errors import DataError
 
 ALL = "all together"
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diawork.compute import Compute
-from diawork.config import DissolveConfig
+from diawork.base.compute import Compute
+from diawork.base.config import DissolveConfig
 from diawork.diffusion import DDPM, load_ddpm
 from diawork.dissolve import Dissolver, build_operator, preview, to_model
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 
 Occupant = Callable[..., np.ndarray]
 PASS = 64  # rows of one batched pass

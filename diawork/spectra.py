@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diawork.errors import DataError
+from diawork.base.errors import DataError
 
 
 def energy_removed(x: np.ndarray, stack: np.ndarray) -> np.ndarray:

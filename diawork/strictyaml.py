@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 5_000
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diawork.cells import Cell
-from diawork.errors import UsageError, did_you_mean, printable
+from diawork.base.errors import UsageError, did_you_mean, printable
 from diawork.strictyaml import MAX_BYTES, parse_yaml
 from diawork.sweepfile import Reader
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from diawork.errors import UsageError, printable
+from diawork.base.errors import UsageError, printable
 
 
 @click.command()

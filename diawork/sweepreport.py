@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from diawork import plots
-from diawork.errors import DiaworkError
-from diawork.files import read_json, write_json
+from diawork.base.errors import DiaworkError
+from diawork.base.files import read_json, write_json
 from diawork.headline import reading
 from diawork.ledger import ledger
 from diawork.metrics import holm

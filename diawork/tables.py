@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diawork.errors import DataError, DiaworkError, UsageError, did_you_mean
-from diawork.files import read_json
+from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
+from diawork.base.files import read_json
 from diawork.metrics import paired_test
 from diawork.plots import is_control
 from diawork.runs import ORACLE, Run

@@ -13,15 +13,15 @@ from timm.optim.lars import Lars
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diawork.checkpoints import Checkpoint, Keeper, Tensors, load_optimizer, load_weights, matching, optimizer_state
-from diawork.compute import Compute
-from diawork.config import LossConfig, TrainConfig
+from diawork.base.checkpoints import Checkpoint, Keeper, Tensors, load_optimizer, load_weights, matching, optimizer_state
+from diawork.base.compute import Compute
+from diawork.base.config import LossConfig, TrainConfig
 from diawork.encoder import Encoder
-from diawork.errors import Interrupted, NumericError, UsageError
+from diawork.base.errors import Interrupted, NumericError, UsageError
 from diawork.images import batches
 from diawork.loss import LossParts, dia_loss
-from diawork.seeding import generator
-from diawork.stopping import graceful_stop
+from diawork.base.seeding import generator
+from diawork.base.stopping import graceful_stop
 from diawork.views import BranchBuilder, Views
 
 EpochHook = Callable[[int, Encoder], float | None]

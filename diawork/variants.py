@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diawork.config import DataConfig, ExperimentConfig
-from diawork.errors import DataError, UsageError
+from diawork.base.config import DataConfig, ExperimentConfig
+from diawork.base.errors import DataError, UsageError
 from diawork.images import Splits, load
 from diawork.manifests import Manifest, load_manifest
-from diawork.seeding import generator
+from diawork.base.seeding import generator
 
 
 def open_data(cfg: ExperimentConfig, root: Path | str | None = None) -> Splits:

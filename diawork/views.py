@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.config import NO_STEP, K, ViewsConfig
-from diawork.seeding import generator
+from diawork.base.config import NO_STEP, K, ViewsConfig
+from diawork.base.seeding import generator
 
 
 @dataclass(frozen=True)

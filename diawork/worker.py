@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from diawork.cellfolder import CellFolder
-from diawork.errors import BusyError, DiaworkError, Interrupted
-from diawork.files import remove_orphans
-from diawork.locks import locked
+from diawork.base.errors import BusyError, DiaworkError, Interrupted
+from diawork.base.files import remove_orphans
+from diawork.base.locks import locked
 from diawork.notebooks import KernelDied, NotebookError, run_notebook
 from diawork.runs import CELL
 

@@ -7,7 +7,7 @@ import time
 
 import nbformat
 
-from diawork.files import process_alive
+from diawork.base.files import process_alive
 
 PARAMETERS = """seed: int = 0  # 0 …
 method: str = "dia"  # a method
@@ -16,7 +16,7 @@ pause: float = 0.0  # s of work
 out: str = "runs"  # folder for runs
 fault: str = ""  # what goes wrong"""
 WORK = """import os, signal, sys, time
-from diawork.config import ExperimentConfig
+from diawork.base.config import ExperimentConfig
 from diawork.runs import Run
 
 cfg = ExperimentConfig(seed=seed).override({"loss.temperature": temperature})

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from diawork.bank import DissolvedBank
-from diawork.config import DiffusionConfig, DissolveConfig
+from diawork.base.config import DiffusionConfig, DissolveConfig
 from diawork.diffusion import build_ddpm
 from diawork.dissolve import Dissolver
-from diawork.errors import CheckpointError, UsageError
-from diawork.seeding import generator
+from diawork.base.errors import CheckpointError, UsageError
+from diawork.base.seeding import generator
 
 DDPM = build_ddpm(DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16))
 X = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(0))

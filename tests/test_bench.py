@@ -8,8 +8,8 @@ import torch
 from diawork.baseline import plain_encoder, released_dissolve, released_step
 from diawork.bench import QUICK, Pair, ceilings, sgd
 from diawork.cli import main
-from diawork.compute import Compute
-from diawork.config import DiffusionConfig, EncoderConfig
+from diawork.base.compute import Compute
+from diawork.base.config import DiffusionConfig, EncoderConfig
 from diawork.costs import bank_cost, loss_memory, scaling, step_shares
 from diawork.diffusion import build_ddpm
 from diawork.encoder import build_encoder

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from diawork import checkpoints
-from diawork.checkpoints import (
+from diawork.base import checkpoints
+from diawork.base.checkpoints import (
     Keeper,
     load_checkpoint,
     load_optimizer,
@@ -18,8 +18,8 @@ from diawork.checkpoints import (
     optimizer_state,
     save_checkpoint,
 )
-from diawork.errors import CheckpointError, Interrupted
-from diawork.stopping import _asked
+from diawork.base.errors import CheckpointError, Interrupted
+from diawork.base.stopping import _asked
 
 SPEC = {"kind": "toy", "size": 3}
 

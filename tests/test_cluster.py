@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("submitit")
 
 from diawork.cluster import Job, Submitted, make_executor
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.launch import prepare, run_sweep, sweep_folder
 from diawork.sweep import Sweep
 from tests.sweeping import holders, toy_sweep, wait_for

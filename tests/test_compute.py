@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.compute import Compute, count_macs, has_bf16, has_compiler
-from diawork.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
+from diawork.base.compute import Compute, count_macs, has_bf16, has_compiler
+from diawork.base.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
 from diawork.diffusion import build_ddpm
 from diawork.dissolve import Dissolver, GaussianBlur
 from diawork.encoder import build_encoder
-from diawork.errors import ResourceError, UsageError
+from diawork.base.errors import ResourceError, UsageError
 from diawork.training import train_step
 from diawork.views import BranchBuilder
 

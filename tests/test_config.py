@@ -2,8 +2,8 @@
 
 import pytest
 
-from diawork.config import ExperimentConfig
-from diawork.errors import UsageError
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import UsageError
 from diawork.presets import PRESETS, preset
 
 

@@ -18,7 +18,7 @@ from diawork.detectors.controls import (
     StatsMahalanobis,
     image_statistics,
 )  # fmt: skip
-from diawork.errors import CheckpointError, DataError, UsageError
+from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.images import ImageSet, load
 from diawork.metrics import auroc
 

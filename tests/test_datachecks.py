@@ -17,7 +17,7 @@ from PIL import Image
 from diawork import datachecks
 from diawork.cli import main
 from diawork.datachecks import DataReport, check_splits, contact_sheet, pair_images
-from diawork.errors import CheckpointError, DataError
+from diawork.base.errors import CheckpointError, DataError
 from diawork.experiment import run_experiment
 from diawork.images import ImageSet, Splits, _phantom, load
 from diawork.manifests import Manifest, load_manifest

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from diawork.checkpoints import load_checkpoint
-from diawork.config import DiffusionConfig
+from diawork.base.checkpoints import load_checkpoint
+from diawork.base.config import DiffusionConfig
 from diawork.diffusion import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
-from diawork.errors import CheckpointError, DataError, Interrupted, NumericError
-from diawork.stopping import _asked
+from diawork.base.errors import CheckpointError, DataError, Interrupted, NumericError
+from diawork.base.stopping import _asked
 from tests.conftest import make_images
 
 TINY = DiffusionConfig(

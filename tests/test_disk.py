@@ -8,9 +8,11 @@ import os
 import pytest
 import torch
 
-from diawork import checkpoints, diffusion, files
+from diawork import diffusion
+from diawork.base import checkpoints
+from diawork.base import files
 from diawork.diffusion import load_ddpm, pretrain_ddpm
-from diawork.errors import ResourceError
+from diawork.base.errors import ResourceError
 from diawork.experiment import run_experiment
 from diawork.presets import preset
 from tests.toys import IMAGES, SETTINGS, TINY, Eager

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.config import DiffusionConfig, DissolveConfig
+from diawork.base.config import DiffusionConfig, DissolveConfig
 from diawork.diffusion import build_ddpm
 from diawork.dissolve import (
     AddNoise,
@@ -19,8 +19,8 @@ from diawork.dissolve import (
     from_model,
     to_model,
 )
-from diawork.errors import UsageError
-from diawork.seeding import generator
+from diawork.base.errors import UsageError
+from diawork.base.seeding import generator
 
 TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.config import EncoderConfig
+from diawork.base.config import EncoderConfig
 from diawork.encoder import SmallMapConv2d, build_encoder
 
 

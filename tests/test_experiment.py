@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diawork.detectors import CSI, DIA
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.experiment import (
     CONTROLS,
     METHODS,
@@ -211,7 +211,7 @@ def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, 
         (folder / "ddpm.json").write_bytes(record)
         lock.unlink()
 
-    monkeypatch.setattr("diawork.locks.time.sleep", the_other_finishes)
+    monkeypatch.setattr("diawork.base.locks.time.sleep", the_other_finishes)
     monkeypatch.setattr("diawork.diffusion._Trainer", None)
     assert shared_ddpm(SMOKE, splits, root=tmp_path, progress=False).folder == folder
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from diawork import panels, plots
-from diawork.config import ExperimentConfig
+from diawork.base.config import ExperimentConfig
 from diawork.dissolve import GaussianBlur, Identity
-from diawork.errors import DataError, UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.experiment import run_experiment
 from diawork.images import load
 from diawork.presets import preset

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from diawork.compute import Compute, has_bf16
-from diawork.config import DiffusionConfig
-from diawork.errors import DataError, UsageError
+from diawork.base.compute import Compute, has_bf16
+from diawork.base.config import DiffusionConfig
+from diawork.base.errors import DataError, UsageError
 from diawork.experiment import resolve, shared_ddpm
 from diawork.fidelity import PATHS, compare_paths, compare_pretraining, paths_table
 from diawork.images import load

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from diawork import files
-from diawork.errors import CheckpointError, ResourceError
-from diawork.files import digest, read_arrays, read_json, remove_orphans, sha256_file, write_bytes, write_json
+from diawork.base import files
+from diawork.base.errors import CheckpointError, ResourceError
+from diawork.base.files import digest, read_arrays, read_json, remove_orphans, sha256_file, write_bytes, write_json
 
 
 def test_returns_the_hash_of_what_it_wrote(tmp_path):

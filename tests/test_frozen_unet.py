@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.compute import Compute
-from diawork.config import DiffusionConfig
+from diawork.base.compute import Compute
+from diawork.base.config import DiffusionConfig
 from diawork.diffusion import build_ddpm
 from diawork.frozen_unet import _LinearAttention, frozen_unet
 

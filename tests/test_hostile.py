@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save as serialize
 
 from diawork import sections
-from diawork.checkpoints import Keeper, _seal, load_checkpoint, save_checkpoint
+from diawork.base.checkpoints import Keeper, _seal, load_checkpoint, save_checkpoint
 from diawork.cli import main
-from diawork.config import DiffusionConfig
+from diawork.base.config import DiffusionConfig
 from diawork.detectors import CSI
 from diawork.diffusion import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
-from diawork.errors import CheckpointError, DiaworkError, printable
+from diawork.base.errors import CheckpointError, DiaworkError, printable
 from diawork.manifests import load_manifest
 from diawork.presets import preset
 from diawork.report import write_html
@@ -174,7 +174,7 @@ def test_resealed_records_that_lie_are_refused(ddpm, changes, words):
 
 
 def test_a_resumed_optimiser_must_fit_its_parameters(tmp_path):
-    from diawork.compute import Compute
+    from diawork.base.compute import Compute
 
     def trainer():
         return _Trainer(TINY, Compute(), {"name": "noise"})

@@ -14,10 +14,10 @@ import torch
 
 from diawork import images as house
 from diawork import npz
-from diawork.errors import DataError, UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.images import ImageSet, batches, describe, load
 from diawork.manifests import Manifest, load_manifest
-from diawork.seeding import generator
+from diawork.base.seeding import generator
 
 COUNTS = {"train": {"well": 6, "ill": 2}, "val": {"well": 2, "ill": 2}, "test": {"well": 3, "ill": 2}}
 TOY = {

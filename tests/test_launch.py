@@ -10,7 +10,7 @@ import pytest
 
 from diawork.cellfolder import CellFolder
 from diawork.cli import main
-from diawork.files import process_alive
+from diawork.base.files import process_alive
 from diawork.launch import prepare, run_sweep, sweep_folder
 from diawork.ledger import ledger
 from diawork.processes import slot_environment

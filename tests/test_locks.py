@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from diawork import locks
-from diawork.errors import BusyError
-from diawork.files import process_alive
-from diawork.locks import holder, locked
+from diawork.base import locks
+from diawork.base.errors import BusyError
+from diawork.base.files import process_alive
+from diawork.base.locks import holder, locked
 
 ELSEWHERE = {"pid": 7, "host": "elsewhere"}
 

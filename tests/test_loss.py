@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diawork.config import LossConfig
-from diawork.errors import UsageError
+from diawork.base.config import LossConfig
+from diawork.base.errors import UsageError
 from diawork.loss import dia_loss, negatives_mask, nt_xent, pair_roles, shift_classes, shift_cross_entropy, view_key
 from diawork.views import _row_indices
 

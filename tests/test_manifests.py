@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diawork import manifests
-from diawork.errors import DataError, UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.manifests import Manifest, check_manifest, list_manifests, load_manifest
 from diawork.strictyaml import MAX_BYTES, parse_yaml
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from diawork import localisation, maps
-from diawork.config import ExperimentConfig
+from diawork.base.config import ExperimentConfig
 from diawork.detectors import DIA
 from diawork.dissolve import GaussianBlur, Identity
 from diawork.encoder import build_encoder
-from diawork.errors import DataError, NumericError, UsageError
+from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.evidence import mapped
 from diawork.images import load
 from diawork.patches import PatchBank

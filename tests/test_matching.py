@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from diawork.config import DissolveConfig
+from diawork.base.config import DissolveConfig
 from diawork.dissolve import AddNoise, GaussianBlur, build_operator
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.images import load
 from diawork.matching import matched, mean_squared_change
 

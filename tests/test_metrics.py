@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diawork import metrics
-from diawork.errors import DataError, DiaworkError, NumericError, UsageError
+from diawork.base.errors import DataError, DiaworkError, NumericError, UsageError
 
 
 def scored(n=200, lift=1.0, decimals=9, seed=0):

@@ -6,7 +6,7 @@ import statistics
 import nbformat
 import pytest
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.notebooks import find_notebook, notebook_folder, notebook_parameters, run_notebook, typed_parameters
 
 NOTEBOOKS = sorted(notebook_folder().glob("*.ipynb"))

@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from diawork.detectors.controls import PixelKNN, StatsKNN, StatsMahalanobis
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.images import ImageSet
 from diawork.metrics import auroc
 from diawork.phantom import KINDS, LESIONS, PhantomSpec, make_phantom

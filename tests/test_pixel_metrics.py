@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from diawork.errors import DataError, NumericError, UsageError
+from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.pixel_metrics import aupro, pixel_auroc, pixel_differences, pixel_summary, regions
 
 

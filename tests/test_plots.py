@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from diawork import pictures, plots
-from diawork.errors import NumericError, UsageError
+from diawork.base.errors import NumericError, UsageError
 
 RNG = np.random.default_rng(0)
 X = RNG.random((4, 8, 8), np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diawork.errors import DataError, UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.readers import read_image
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from diawork import plots, report
-from diawork.errors import DataError, UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.headline import focus_of, headline
 from diawork.metrics import auroc
 from diawork.player import player_html

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from diawork.config import ExperimentConfig
-from diawork.errors import BusyError, CheckpointError, Interrupted
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import BusyError, CheckpointError, Interrupted
 from diawork.runs import Run, runs_root, slug
 
 DATA = {"name": "noise", "identity": "abc", "notes": []}

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diawork.config import ScoreConfig, ViewsConfig
+from diawork.base.config import ScoreConfig, ViewsConfig
 from diawork.encoder import build_encoder
-from diawork.errors import NumericError, UsageError
+from diawork.base.errors import NumericError, UsageError
 from diawork.scoring import FeatureBank, Features, extract_features, score
 
 K, SAMPLES = 4, 2

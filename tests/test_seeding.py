@@ -2,7 +2,7 @@
 
 import torch
 
-from diawork.seeding import generator, isolated_rng, key
+from diawork.base.seeding import generator, isolated_rng, key
 
 
 def test_equal_names_draw_equally_and_others_differ():

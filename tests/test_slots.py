@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from diawork.config import DissolveConfig
+from diawork.base.config import DissolveConfig
 from diawork.diffusion import DDPM, build_ddpm, save_ddpm
 from diawork.dissolve import dissolve
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 from diawork.slots import checkpoint_slot, dissolving_slots, fit_to
 from tests.toys import TINY
 

@@ -15,8 +15,8 @@ import torch
 from diawork import diffusion, runs, training
 from diawork.cli import main
 from diawork.detectors import DIA, contrastive
-from diawork.errors import Interrupted
-from diawork.stopping import graceful_stop, raise_if_stopping, stop_at_once
+from diawork.base.errors import Interrupted
+from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_at_once
 from tests.toys import CFG, IMAGES, SETTINGS, TEST, child, disturbed, duration, ended, equal, pretrained, trained
 
 pytestmark = [
@@ -194,7 +194,7 @@ def test_a_finished_training_is_loaded(tmp_path, monkeypatch):
 
 
 KERNEL = """
-from diawork.config import DiffusionConfig
+from diawork.base.config import DiffusionConfig
 from diawork.diffusion import pretrain_ddpm
 from tests.conftest import make_images
 def go(steps):

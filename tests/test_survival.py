@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from diawork import files
-from diawork.checkpoints import Keeper
+from diawork.base import files
+from diawork.base.checkpoints import Keeper
 from tests.toys import child, disturbed, duration, ended, equal, pretrained, trained
 
 pytestmark = [

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diawork.cli import main
-from diawork.errors import DataError, UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.launch import data_identities
 from diawork.sweep import Sweep
 

@@ -7,7 +7,7 @@ import pytest
 
 from diawork.cellfolder import CellFolder
 from diawork.experiment import run_experiment
-from diawork.files import read_json, write_json
+from diawork.base.files import read_json, write_json
 from diawork.metrics import holm
 from diawork.runs import CELL
 from diawork.sweep import Sweep

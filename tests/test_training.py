@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from diawork import training
-from diawork.checkpoints import Keeper
-from diawork.config import LossConfig, TrainConfig, ViewsConfig
+from diawork.base.checkpoints import Keeper
+from diawork.base.config import LossConfig, TrainConfig, ViewsConfig
 from diawork.encoder import build_encoder
-from diawork.errors import Interrupted, NumericError, UsageError
+from diawork.base.errors import Interrupted, NumericError, UsageError
 from diawork.presets import preset
 from diawork.scoring import extract_features
-from diawork.stopping import _asked
+from diawork.base.stopping import _asked
 from diawork.training import build_optimizer, epoch_batches, fit, learning_rate
 from diawork.views import BranchBuilder
 

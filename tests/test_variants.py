@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diawork.config import ExperimentConfig
-from diawork.errors import DataError, UsageError
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import DataError, UsageError
 from diawork.images import Splits, load
 from diawork.variants import contaminated, open_data
 from tests.conftest import make_images

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from diawork.config import ViewsConfig
+from diawork.base.config import ViewsConfig
 from diawork.dissolve import GaussianBlur
-from diawork.seeding import generator
+from diawork.base.seeding import generator
 from diawork.views import BranchBuilder, all_shifts, augment, cutperm, draw_augmentation, rotate
 
 ARANGE = torch.arange(16.0).reshape(1, 1, 4, 4)

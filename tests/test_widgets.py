@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diawork.errors import DataError, NumericError, UsageError
+from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.frames import DissolveFrames
 from diawork.spectra import energy_removed, radial_power
 from diawork.widgets import DissolveExplorer, stacks

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from diawork import diffusion, training
-from diawork.checkpoints import Keeper, optimizer_state
-from diawork.config import DiffusionConfig
+from diawork.base.checkpoints import Keeper, optimizer_state
+from diawork.base.config import DiffusionConfig
 from diawork.detectors import DIA
 from diawork.diffusion import pretrain_ddpm
 from diawork.encoder import Embedding
 from diawork.presets import preset
-from diawork.seeding import isolated_rng
+from diawork.base.seeding import isolated_rng
 from tests.conftest import make_images
 
 TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=8, steps=5, batch_size=4, lr=1e-3, ema_every=1)

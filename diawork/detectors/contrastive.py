@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diawork.checkpoints import (
+from diawork.base.checkpoints import (
     Checkpoint,
     Keeper,
     load_checkpoint,
@@ -20,12 +20,12 @@ from diawork.checkpoints import (
     refuse_differences,
     save_checkpoint,
 )
-from diawork.compute import Compute
-from diawork.config import ExperimentConfig, K, validated
+from diawork.base.compute import Compute
+from diawork.base.config import ExperimentConfig, K, validated
 from diawork.diffusion import DDPM
 from diawork.dissolve import Dissolve, Dissolver, build_operator
 from diawork.encoder import build_encoder
-from diawork.errors import CheckpointError, DataError, UsageError
+from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.images import ImageSet
 from diawork.scoring import FeatureBank, Scores, extract_features, score
 from diawork.training import History, epoch_batches, fit

@@ -16,8 +16,8 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from diawork.errors import CheckpointError, DataError, UsageError
-from diawork.files import read_arrays, write_bytes
+from diawork.base.errors import CheckpointError, DataError, UsageError
+from diawork.base.files import read_arrays, write_bytes
 from diawork.images import ImageSet
 
 BANDS = ((1, 2), (2, 4), (4, 7), (7, 10), (10, 14))  # cycles an image, lower end included

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets as w
 
-from diawork.errors import UsageError
+from diawork.base.errors import UsageError
 
 WIDE = {"description_width": "initial"}
 _WRAP = {"flex_flow": "row wrap"}

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from diawork import panels, plots
-from diawork.config import K
+from diawork.base.config import K
 from diawork.detectors import CSI, DIA
-from diawork.errors import DataError, DiaworkError, UsageError, did_you_mean
+from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.images import Splits
 from diawork.maps import MAP_WORDS, AnomalyMaps, residuals
 from diawork.runs import Run

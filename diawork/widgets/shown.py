@@ -8,7 +8,7 @@ from collections.abc import Callable
 import ipywidgets
 
 from diawork import plots
-from diawork.errors import DiaworkError
+from diawork.base.errors import DiaworkError
 
 DPI = 100
 WIDE = {"description_width": "initial"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diawork.errors import DataError, NumericError, UsageError, did_you_mean
+from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 from diawork.frames import DissolveFrames
 
 Images = Mapping[str, tuple[np.ndarray, np.ndarray]]  # split → images (N, [C,] H, W), class names (N,)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from diawork import panels, plots
-from diawork.config import ExperimentConfig, K, LossConfig
-from diawork.errors import DataError, UsageError
+from diawork.base.config import ExperimentConfig, K, LossConfig
+from diawork.base.errors import DataError, UsageError
 from diawork.images import ImageSet
 from diawork.loss import pair_roles
 from diawork.views import SHIFT_NAMES, BranchBuilder, Views

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diawork.errors import BusyError, ResourceError
-from diawork.files import process_alive
+from diawork.base.errors import BusyError, ResourceError
+from diawork.base.files import process_alive
 
 BEAT, STALE = 30.0, 180.0  # seconds between heartbeats, and after which another machine's lock is left behind
 POLL = 0.5  # seconds between looks while waiting

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diawork.errors import Interrupted
+from diawork.base.errors import Interrupted
 
 _SIGNALS = [getattr(signal, s) for s in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, s)]
 _asked = threading.Event()

@@ -22,9 +22,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import nn
 
-from diawork.errors import CheckpointError, ResourceError
-from diawork.files import read_json, remove_orphans, write_bytes, write_json
-from diawork.stopping import raise_if_stopping, stop_requested
+from diawork.base.errors import CheckpointError, ResourceError
+from diawork.base.files import read_json, remove_orphans, write_bytes, write_json
+from diawork.base.stopping import raise_if_stopping, stop_requested
 
 Tensors = dict[str, torch.Tensor]
 FORMAT = 1

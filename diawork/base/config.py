@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diawork.errors import UsageError, did_you_mean
-from diawork.files import digest
+from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.files import digest
 
 Range = tuple[float, float]
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diawork.errors import CheckpointError, ResourceError
+from diawork.base.errors import CheckpointError, ResourceError
 
 _TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
 

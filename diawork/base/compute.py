@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diawork.errors import ResourceError, UsageError, did_you_mean
+from diawork.base.errors import ResourceError, UsageError, did_you_mean
 
 CPU = torch.device("cpu")
 PRECISIONS = ("fp32", "bf16")

@@ -1,0 +1,1 @@
+"""Ground floor: errors, files, locks, seeds, stopping, arithmetic, checkpoints, configs."""
