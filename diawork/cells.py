@@ -9,7 +9,7 @@ from typing import Any
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.files import digest
-from diawork.manifests import load_manifest
+from diawork.data.manifests import load_manifest
 from diawork.methods import label_of, with_facts
 
 

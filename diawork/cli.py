@@ -63,7 +63,7 @@ def data() -> None:
 @data.command("list")
 def data_list() -> None:
     """List the data sets that have a manifest."""
-    from diawork.manifests import list_manifests, load_manifest
+    from diawork.data.manifests import list_manifests, load_manifest
 
     for name in list_manifests():
         manifest = load_manifest(name)
@@ -75,7 +75,7 @@ def data_list() -> None:
 @_data_root
 def data_show(name: str, data_root: Path | None) -> None:
     """Describe a data set: counts per split and class, licence, notes."""
-    from diawork.images import describe, load
+    from diawork.data.images import describe, load
 
     _say(describe(load(name, data_root)))
 
@@ -85,7 +85,7 @@ def data_show(name: str, data_root: Path | None) -> None:
 @_data_root
 def data_download(name: str, data_root: Path | None) -> None:
     """Download a data set from its published address and verify its checksum."""
-    from diawork.images import describe, load
+    from diawork.data.images import describe, load
 
     _say(describe(load(name, data_root, download=True)))
 
@@ -96,8 +96,8 @@ def data_download(name: str, data_root: Path | None) -> None:
 @_out
 def data_check(name: str, data_root: Path | None, out: Path | None) -> None:
     """Look for duplicates across splits, constant images and missing roles."""
-    from diawork.datachecks import check_splits
-    from diawork.images import load
+    from diawork.data.checks import check_splits
+    from diawork.data.images import load
     from diawork.runs import runs_root
 
     report = check_splits(load(name, data_root), cache=runs_root(out) / "data-checks")
@@ -224,7 +224,7 @@ def _suite(dataset: str, preset_name: str, methods: tuple[str, ...], seeds: tupl
     """Run methods × seeds and write the report; shared by ``demo`` and ``run``."""
     from diawork.base.compute import Compute
     from diawork.experiment import CONTROLS, method_config, run_suite
-    from diawork.manifests import load_manifest
+    from diawork.data.manifests import load_manifest
     from diawork.presets import preset
     from diawork.report import write_html
     from diawork.runs import runs_root

@@ -29,7 +29,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, validated
 from diawork.dissolve import to_model
 from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
-from diawork.images import ImageSet, batches
+from diawork.data.images import ImageSet, batches
 from diawork.base.seeding import generator, isolated_rng
 from diawork.base.stopping import graceful_stop
 

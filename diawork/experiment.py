@@ -14,21 +14,21 @@ from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
-from diawork.datachecks import check_splits
+from diawork.data.checks import check_splits
 from diawork.detectors import DETECTORS, DIA
 from diawork.diffusion import DDPM
 from diawork.dissolve import Dissolve, Dissolver
 from diawork.base.errors import UsageError
 from diawork.evidence import evidence
 from diawork.base.files import digest, read_json, write_json
-from diawork.images import ImageSet, Splits
+from diawork.data.images import ImageSet, Splits
 from diawork.matching import matched
 from diawork.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
 from diawork.metrics import auroc, summary, threshold_at_specificity
 from diawork.parents import diffusion_data, shared_bank, shared_ddpm
 from diawork.runs import Run, runs_root
 from diawork.base.stopping import stop_at_once
-from diawork.variants import open_data
+from diawork.data.variants import open_data
 
 __all__ = [
     "CONTROLS", "METHODS", "build_detector", "label_of", "method_config", "resolve", "run_experiment", "run_suite",

@@ -19,7 +19,7 @@ from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.detectors import DIA
 from diawork.diffusion import DDPM, pretrain_ddpm
 from diawork.base.errors import DataError, UsageError
-from diawork.images import Splits, load
+from diawork.data.images import Splits, load
 from diawork.methods import resolve
 from diawork.metrics import paired_test, summary
 from diawork.parents import shared_bank, shared_ddpm

@@ -25,7 +25,7 @@ from diawork.matching import mean_squared_change
 from diawork.methods import resolve
 from diawork.parents import shared_ddpm
 from diawork.runs import in_cell, runs_root
-from diawork.variants import open_data
+from diawork.data.variants import open_data
 
 STEPS = (50, 100, 200, 400)  # of Fig. 1
 STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of Fig. 5, weak to strong

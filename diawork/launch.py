@@ -25,7 +25,7 @@ from diawork.processes import Worker, slot_environment, visible_gpus
 from diawork.runs import code_version, runs_root
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
 from diawork.sweep import Sweep
-from diawork.variants import open_data
+from diawork.data.variants import open_data
 
 POLL = 0.1  # seconds
 _TRIED = ("failed", "died")

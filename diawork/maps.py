@@ -21,7 +21,7 @@ from diawork.base.config import K
 from diawork.detectors.contrastive import DIA
 from diawork.dissolve import Dissolve, Dissolver, GaussianBlur, preview
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
-from diawork.images import ImageSet
+from diawork.data.images import ImageSet
 from diawork.patches import PatchBank
 from diawork.scoring import Features, Scores, score
 from diawork.base.stopping import raise_if_stopping

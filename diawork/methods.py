@@ -7,8 +7,8 @@ from typing import Any
 from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfig, ScoreConfig
 from diawork.detectors import DETECTORS
 from diawork.base.errors import UsageError, did_you_mean
-from diawork.images import Splits
-from diawork.manifests import Manifest
+from diawork.data.images import Splits
+from diawork.data.manifests import Manifest
 
 METHODS: dict[str, dict[str, Any]] = {
     "dia": {"detector": "dia"},

@@ -11,7 +11,7 @@ from diawork.base.config import ExperimentConfig
 from diawork.diffusion import DDPM, pretrain_ddpm
 from diawork.dissolve import Dissolver
 from diawork.base.files import digest, sha256_file
-from diawork.images import Splits, load
+from diawork.data.images import Splits, load
 from diawork.base.locks import locked
 from diawork.methods import resolve
 from diawork.runs import runs_root, slug

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from diawork.base.errors import UsageError, did_you_mean
-from diawork.strictyaml import parse_yaml
+from diawork.data.strictyaml import parse_yaml
 from diawork.tables import summary_table
 
 SAME_METHOD = {"gaussian blur in the slot": "Gaussian blur", "median blur in the slot": "Median blur"}

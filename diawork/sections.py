@@ -14,7 +14,7 @@ from diawork.base.errors import DiaworkError
 from diawork.base.files import read_arrays
 from diawork.headline import SPLITS, focus_of, headline, reading, rivals_of
 from diawork.localisation import localisation
-from diawork.manifests import load_manifest
+from diawork.data.manifests import load_manifest
 from diawork.player import player_html
 from diawork.published import paper_comparison
 from diawork.shortcuts import shortcuts

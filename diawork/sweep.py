@@ -9,7 +9,7 @@ from typing import Any
 
 from diawork.cells import Cell
 from diawork.base.errors import UsageError, did_you_mean, printable
-from diawork.strictyaml import MAX_BYTES, parse_yaml
+from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 from diawork.sweepfile import Reader
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from diawork.cells import Cell, merged
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DiaworkError, UsageError, did_you_mean
-from diawork.manifests import load_manifest
+from diawork.data.manifests import load_manifest
 from diawork.methods import METHODS, label_of, method_config
 from diawork.notebooks import defaults, find_notebook, notebook_folder, notebook_parameters, require_type
 from diawork.presets import PRESETS, preset

@@ -18,7 +18,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import LossConfig, TrainConfig
 from diawork.encoder import Encoder
 from diawork.base.errors import Interrupted, NumericError, UsageError
-from diawork.images import batches
+from diawork.data.images import batches
 from diawork.loss import LossParts, dia_loss
 from diawork.base.seeding import generator
 from diawork.base.stopping import graceful_stop

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diawork.images import ImageSet
+from diawork.data.images import ImageSet
 
 
 @pytest.fixture(autouse=True)

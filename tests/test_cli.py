@@ -73,7 +73,7 @@ def test_an_unwritable_folder_is_a_resource_error(call, tmp_path):
 
 
 def test_a_bug_of_ours_leaves_its_traceback_in_a_file(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("diawork.manifests.list_manifests", lambda: 1 / 0)
+    monkeypatch.setattr("diawork.data.manifests.list_manifests", lambda: 1 / 0)
     code, _, err = call("data", "list")
     assert code == 1 and "a bug of ours" in err and "ZeroDivisionError" in next(tmp_path.glob("crash-*")).read_text()
 

@@ -19,7 +19,7 @@ from diawork.detectors.controls import (
     image_statistics,
 )  # fmt: skip
 from diawork.base.errors import CheckpointError, DataError, UsageError
-from diawork.images import ImageSet, load
+from diawork.data.images import ImageSet, load
 from diawork.metrics import auroc
 
 CONTROLS = (StatsKNN, StatsMahalanobis, PixelKNN, OracleStatistic)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diawork import datachecks
+from diawork.data import checks
 from diawork.cli import main
-from diawork.datachecks import DataReport, check_splits, contact_sheet, pair_images
+from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
 from diawork.base.errors import CheckpointError, DataError
 from diawork.experiment import run_experiment
-from diawork.images import ImageSet, Splits, _phantom, load
-from diawork.manifests import Manifest, load_manifest
+from diawork.data.images import ImageSet, Splits, _phantom, load
+from diawork.data.manifests import Manifest, load_manifest
 from diawork.presets import preset
 
 REAL = Path(os.environ.get("DIAWORK_DATA", "/nowhere")) / "pneumoniamnist.npz"
@@ -185,7 +185,7 @@ def test_other_json_is_refused(damage):
 
 def test_a_check_is_made_once_for_the_same_data(tmp_path, monkeypatch):
     first = check_splits(leaky(), cache=tmp_path)
-    monkeypatch.setattr(datachecks, "_checked", lambda _: pytest.fail("checked again"))
+    monkeypatch.setattr(checks, "_checked", lambda _: pytest.fail("checked again"))
     assert check_splits(leaky(), cache=tmp_path) == first
     assert check_splits(leaky(), cache=tmp_path, acknowledged=first.digest).ok
     with pytest.raises(pytest.fail.Exception):

@@ -21,7 +21,7 @@ from diawork.experiment import (
     select_on,
     shared_ddpm,
 )
-from diawork.images import load
+from diawork.data.images import load
 from diawork.presets import preset
 from diawork.runs import ORACLE
 

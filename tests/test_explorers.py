@@ -12,7 +12,7 @@ from diawork.base.config import ExperimentConfig
 from diawork.dissolve import GaussianBlur, Identity
 from diawork.base.errors import DataError, UsageError
 from diawork.experiment import run_experiment
-from diawork.images import load
+from diawork.data.images import load
 from diawork.presets import preset
 from diawork.widgets import ScoreExplorer, ViewsExplorer
 from tests.conftest import make_images

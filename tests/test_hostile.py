@@ -23,7 +23,7 @@ from diawork.base.config import DiffusionConfig
 from diawork.detectors import CSI
 from diawork.diffusion import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
 from diawork.base.errors import CheckpointError, DiaworkError, printable
-from diawork.manifests import load_manifest
+from diawork.data.manifests import load_manifest
 from diawork.presets import preset
 from diawork.report import write_html
 from tests.conftest import make_images
@@ -396,13 +396,13 @@ def test_names_of_files_do_not_steer_the_terminal(call, tmp_path, monkeypatch, n
 
 
 def test_a_shown_data_set_does_not_steer_the_terminal(call, monkeypatch):
-    monkeypatch.setattr("diawork.images.describe", lambda _: "".join(NAMES))
+    monkeypatch.setattr("diawork.data.images.describe", lambda _: "".join(NAMES))
     code, said = call("data", "show", "phantom")
     assert code == 0 and harmless(said) and r"\x1b[31mred" in said
 
 
 def test_a_bug_with_a_hostile_text_is_harmless_too(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("diawork.manifests.list_manifests", lambda: {}["\x1b[31m\udc80"])
+    monkeypatch.setattr("diawork.data.manifests.list_manifests", lambda: {}["\x1b[31m\udc80"])
     code, said = call("data", "list")
     assert code == 1 and harmless(said) and "udc80" in next(tmp_path.glob("crash-*")).read_text()
 
@@ -411,7 +411,7 @@ def test_out_of_memory_is_a_resource_error(call, monkeypatch):
     def full():
         raise MemoryError("tried to allocate 3 GB")
 
-    monkeypatch.setattr("diawork.manifests.list_manifests", full)
+    monkeypatch.setattr("diawork.data.manifests.list_manifests", full)
     code, said = call("data", "list")
     assert code == 5 and "out of memory" in said and "batch_size" in said
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from diawork import images as house
-from diawork import npz
+from diawork.data.readers import npz
 from diawork.base.errors import DataError, UsageError
-from diawork.images import ImageSet, batches, describe, load
-from diawork.manifests import Manifest, load_manifest
+from diawork.data.images import ImageSet, batches, describe, load
+from diawork.data.manifests import Manifest, load_manifest
 from diawork.base.seeding import generator
 
 COUNTS = {"train": {"well": 6, "ill": 2}, "val": {"well": 2, "ill": 2}, "test": {"well": 3, "ill": 2}}

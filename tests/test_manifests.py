@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diawork import manifests
+from diawork.data import manifests
 from diawork.base.errors import DataError, UsageError
-from diawork.manifests import Manifest, check_manifest, list_manifests, load_manifest
-from diawork.strictyaml import MAX_BYTES, parse_yaml
+from diawork.data.manifests import Manifest, check_manifest, list_manifests, load_manifest
+from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
 TEXT = (manifests._folder() / "pneumoniamnist.yaml").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from diawork.dissolve import GaussianBlur, Identity
 from diawork.encoder import build_encoder
 from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.evidence import mapped
-from diawork.images import load
+from diawork.data.images import load
 from diawork.patches import PatchBank
 from diawork.scoring import FeatureBank
 

@@ -6,7 +6,7 @@ import torch
 from diawork.base.config import DissolveConfig
 from diawork.dissolve import AddNoise, GaussianBlur, build_operator
 from diawork.base.errors import UsageError
-from diawork.images import load
+from diawork.data.images import load
 from diawork.matching import matched, mean_squared_change
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diawork.base.errors import DataError, UsageError
-from diawork.readers import read_image
+from diawork.data.readers.picture import read_image
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 FINE = GREY.astype(np.uint16) * 100
@@ -98,7 +98,7 @@ def test_refuses_in_one_sentence(says):
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr("diawork.readers.MOST_PIXELS", 100)
+    monkeypatch.setattr("diawork.data.readers.picture.MOST_PIXELS", 100)
     with pytest.raises(DataError, match="12×10 px are too many"):
         read_image(encoded(GREY))
 
@@ -116,6 +116,6 @@ def test_paths_are_read_and_refused_by_name(tmp_path, monkeypatch):
         read_image(tmp_path)
     with pytest.raises(DataError, match="No such file"):
         read_image(tmp_path / "b.tif")
-    monkeypatch.setattr("diawork.readers.MOST_BYTES", 10)
+    monkeypatch.setattr("diawork.data.readers.picture.MOST_BYTES", 10)
     with pytest.raises(DataError, match="too many for one image"):
         read_image(str(tmp_path / "a.tif"))

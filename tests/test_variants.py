@@ -8,8 +8,8 @@ import torch
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.images import Splits, load
-from diawork.variants import contaminated, open_data
+from diawork.data.images import Splits, load
+from diawork.data.variants import contaminated, open_data
 from tests.conftest import make_images
 
 

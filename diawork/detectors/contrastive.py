@@ -26,7 +26,7 @@ from diawork.diffusion import DDPM
 from diawork.dissolve import Dissolve, Dissolver, build_operator
 from diawork.encoder import build_encoder
 from diawork.base.errors import CheckpointError, DataError, UsageError
-from diawork.images import ImageSet
+from diawork.data.images import ImageSet
 from diawork.scoring import FeatureBank, Scores, extract_features, score
 from diawork.training import History, epoch_batches, fit
 from diawork.views import BranchBuilder

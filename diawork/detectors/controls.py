@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.base.files import read_arrays, write_bytes
-from diawork.images import ImageSet
+from diawork.data.images import ImageSet
 
 BANDS = ((1, 2), (2, 4), (4, 7), (7, 10), (10, 14))  # cycles an image, lower end included
 STATISTICS = ("mean", "sd", "gradient x", "gradient y", *(f"energy {lo}-{hi}" for lo, hi in BANDS))

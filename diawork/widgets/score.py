@@ -15,7 +15,7 @@ from diawork import panels, plots
 from diawork.base.config import K
 from diawork.detectors import CSI, DIA
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
-from diawork.images import Splits
+from diawork.data.images import Splits
 from diawork.maps import MAP_WORDS, AnomalyMaps, residuals
 from diawork.runs import Run
 from diawork.views import SHIFT_NAMES

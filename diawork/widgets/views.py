@@ -11,7 +11,7 @@ import torch
 from diawork import panels, plots
 from diawork.base.config import ExperimentConfig, K, LossConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.images import ImageSet
+from diawork.data.images import ImageSet
 from diawork.loss import pair_roles
 from diawork.views import SHIFT_NAMES, BranchBuilder, Views
 from diawork.widgets.shown import WIDE, Shown

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError
 from diawork.base.files import digest, read_json, write_json
-from diawork.images import ImageSet, Splits
+from diawork.data.images import ImageSet, Splits
 
 SCHEMA = 1
 NEAR = 0.97  # correlation from which two images may be the same picture

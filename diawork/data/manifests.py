@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from diawork.base.errors import DataError, UsageError, did_you_mean, printable
-from diawork.phantom import PhantomSpec
-from diawork.strictyaml import MAX_BYTES, parse_yaml
+from diawork.data.phantom import PhantomSpec
+from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
 SPLITS = ("train", "val", "test")
 

@@ -10,8 +10,8 @@ import torch
 
 from diawork.base.config import DataConfig, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.images import Splits, load
-from diawork.manifests import Manifest, load_manifest
+from diawork.data.images import Splits, load
+from diawork.data.manifests import Manifest, load_manifest
 from diawork.base.seeding import generator
 
 

@@ -17,7 +17,7 @@ from typing import IO, NamedTuple, NoReturn
 import numpy as np
 
 from diawork.base.errors import DataError, DiaworkError, did_you_mean, printable
-from diawork.manifests import Manifest
+from diawork.data.manifests import Manifest
 
 GIB = 2**30
 HEADER_BYTES = 65_536  # generous room for an array's header

@@ -1,0 +1,1 @@
+"""Data sets: facts, readers, splits, the phantom, checks, changes made on purpose."""

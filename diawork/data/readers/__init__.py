@@ -1,0 +1,1 @@
+"""Pixels of files that nobody vouches for, decoded in one place."""
