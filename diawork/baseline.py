@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from diawork.base.compute import Compute
 from diawork.base.config import EncoderConfig, K, ViewsConfig
-from diawork.dissolve import dissolve
-from diawork.encoder import Encoder, build_encoder
+from diawork.method.dissolve import dissolve
+from diawork.method.encoder import Encoder, build_encoder
 from diawork.base.seeding import generator
-from diawork.views import augment, draw_augmentation, rotate
+from diawork.method.views import augment, draw_augmentation, rotate
 
 
 def plain_encoder(cfg: EncoderConfig, compute: Compute) -> Encoder:

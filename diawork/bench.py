@@ -22,13 +22,13 @@ from torch import Tensor
 from diawork.baseline import plain_encoder, released_dissolve, released_step
 from diawork.base.compute import Compute, count_macs, has_bf16
 from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ScoreConfig, ViewsConfig
-from diawork.diffusion import build_ddpm
-from diawork.dissolve import Dissolver
-from diawork.encoder import Encoder, build_encoder
-from diawork.scoring import extract_features
+from diawork.method.ddpm import build_ddpm
+from diawork.method.dissolve import Dissolver
+from diawork.method.encoder import Encoder, build_encoder
+from diawork.method.scoring import extract_features
 from diawork.base.seeding import generator
-from diawork.training import train_step
-from diawork.views import BranchBuilder
+from diawork.method.training import train_step
+from diawork.method.views import BranchBuilder
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from diawork.bank import DissolvedBank
+from diawork.method.bank import DissolvedBank
 from diawork.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ViewsConfig
-from diawork.diffusion import build_ddpm
-from diawork.dissolve import Dissolver
-from diawork.encoder import build_encoder
-from diawork.loss import dia_loss
+from diawork.method.ddpm import build_ddpm
+from diawork.method.dissolve import Dissolver
+from diawork.method.encoder import build_encoder
+from diawork.method.loss import dia_loss
 from diawork.base.seeding import generator
-from diawork.training import train_step
-from diawork.views import BranchBuilder
+from diawork.method.training import train_step
+from diawork.method.views import BranchBuilder
 
 
 def measure_all(*, quick: bool = False, compute: Compute | None = None, say: Callable[[str], Any] = print) -> dict:

@@ -9,8 +9,8 @@ import numpy as np
 
 from diawork.base.config import ExperimentConfig
 from diawork.detectors.controls import STATISTICS, image_statistics
-from diawork.diffusion import DDPM
-from diawork.dissolve import Dissolver
+from diawork.method.ddpm import DDPM
+from diawork.method.dissolve import Dissolver
 from diawork.data.images import ImageSet, Splits
 from diawork.maps import MAP_WORDS, SMOOTH, AnomalyMaps, blur_map, mean_map
 from diawork.pixel_metrics import pixel_summary

@@ -16,13 +16,13 @@ from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.data.checks import check_splits
 from diawork.detectors import DETECTORS, DIA
-from diawork.diffusion import DDPM
-from diawork.dissolve import Dissolve, Dissolver
+from diawork.method.ddpm import DDPM
+from diawork.method.dissolve import Dissolve, Dissolver
 from diawork.base.errors import UsageError
 from diawork.evidence import evidence
 from diawork.base.files import digest, read_json, write_json
 from diawork.data.images import ImageSet, Splits
-from diawork.matching import matched
+from diawork.method.matching import matched
 from diawork.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
 from diawork.metrics import auroc, summary, threshold_at_specificity
 from diawork.parents import diffusion_data, shared_bank, shared_ddpm

@@ -17,7 +17,7 @@ import pandas as pd
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.detectors import DIA
-from diawork.diffusion import DDPM, pretrain_ddpm
+from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import Splits, load
 from diawork.methods import resolve

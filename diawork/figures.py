@@ -15,13 +15,13 @@ from torchvision.models import resnet18
 from diawork import plots
 from diawork.base.compute import count_macs
 from diawork.base.config import DissolveConfig, ExperimentConfig
-from diawork.diffusion import build_ddpm
-from diawork.dissolve import build_operator, preview
+from diawork.method.ddpm import build_ddpm
+from diawork.method.dissolve import build_operator, preview
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.evidence import dissolving_strip, strip_rows
 from diawork.base.files import digest, write_bytes, write_json
-from diawork.loss import pair_roles
-from diawork.matching import mean_squared_change
+from diawork.method.loss import pair_roles
+from diawork.method.matching import mean_squared_change
 from diawork.methods import resolve
 from diawork.parents import shared_ddpm
 from diawork.runs import in_cell, runs_root

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diawork.bank import DissolvedBank
+from diawork.method.bank import DissolvedBank
 from diawork.base.config import K
 from diawork.detectors.contrastive import DIA
-from diawork.dissolve import Dissolve, Dissolver, GaussianBlur, preview
+from diawork.method.dissolve import Dissolve, Dissolver, GaussianBlur, preview
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 from diawork.data.images import ImageSet
 from diawork.patches import PatchBank
-from diawork.scoring import Features, Scores, score
+from diawork.method.scoring import Features, Scores, score
 from diawork.base.stopping import raise_if_stopping
-from diawork.views import all_shifts
+from diawork.method.views import all_shifts
 
 # Chosen on the phantom's validation masks: the residual peaks between a fifth and a third of T, beyond the
 # steps that train best, and every map gains from smoothing at a quarter of the lesion's size.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from diawork.bank import DissolvedBank
+from diawork.method.bank import DissolvedBank
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
-from diawork.diffusion import DDPM, pretrain_ddpm
-from diawork.dissolve import Dissolver
+from diawork.method.ddpm import DDPM, pretrain_ddpm
+from diawork.method.dissolve import Dissolver
 from diawork.base.files import digest, sha256_file
 from diawork.data.images import Splits, load
 from diawork.base.locks import locked

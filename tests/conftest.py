@@ -51,7 +51,7 @@ def eager(monkeypatch):
     """Save after every step."""
     from tests.toys import Eager
 
-    monkeypatch.setattr("diawork.diffusion.Keeper", Eager)
+    monkeypatch.setattr("diawork.method.ddpm.Keeper", Eager)
     monkeypatch.setattr("diawork.detectors.contrastive.Keeper", Eager)
 
 

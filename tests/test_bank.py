@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from diawork.bank import DissolvedBank
+from diawork.method.bank import DissolvedBank
 from diawork.base.config import DiffusionConfig, DissolveConfig
-from diawork.diffusion import build_ddpm
-from diawork.dissolve import Dissolver
+from diawork.method.ddpm import build_ddpm
+from diawork.method.dissolve import Dissolver
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.seeding import generator
 

@@ -11,8 +11,8 @@ from diawork.cli import main
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, EncoderConfig
 from diawork.costs import bank_cost, loss_memory, scaling, step_shares
-from diawork.diffusion import build_ddpm
-from diawork.encoder import build_encoder
+from diawork.method.ddpm import build_ddpm
+from diawork.method.encoder import build_encoder
 
 
 def test_ratio_is_taken_pair_by_pair():

@@ -6,12 +6,12 @@ from torch import nn
 
 from diawork.base.compute import Compute, count_macs, has_bf16, has_compiler
 from diawork.base.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
-from diawork.diffusion import build_ddpm
-from diawork.dissolve import Dissolver, GaussianBlur
-from diawork.encoder import build_encoder
+from diawork.method.ddpm import build_ddpm
+from diawork.method.dissolve import Dissolver, GaussianBlur
+from diawork.method.encoder import build_encoder
 from diawork.base.errors import ResourceError, UsageError
-from diawork.training import train_step
-from diawork.views import BranchBuilder
+from diawork.method.training import train_step
+from diawork.method.views import BranchBuilder
 
 BF16 = pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16 arithmetic")
 

@@ -5,7 +5,7 @@ import torch
 
 from diawork.base.checkpoints import load_checkpoint
 from diawork.base.config import DiffusionConfig
-from diawork.diffusion import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
+from diawork.method.ddpm import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
 from diawork.base.errors import CheckpointError, DataError, Interrupted, NumericError
 from diawork.base.stopping import _asked
 from tests.conftest import make_images
@@ -64,7 +64,7 @@ def test_average_and_raw_weights_differ_and_both_are_kept(trained, tmp_path):
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_stopped_training_goes_on_exactly(trained, tmp_path, monkeypatch, stop_after):
-    from diawork import diffusion
+    from diawork.method import ddpm as diffusion
 
     take_step = diffusion._Trainer.one_step
 
@@ -85,7 +85,7 @@ def test_a_stopped_training_goes_on_exactly(trained, tmp_path, monkeypatch, stop
 
 def test_a_finished_training_is_loaded(trained, tmp_path, monkeypatch):
     pretrain_ddpm(make_images(), TINY, folder=tmp_path)
-    monkeypatch.setattr("diawork.diffusion._Trainer", None)
+    monkeypatch.setattr("diawork.method.ddpm._Trainer", None)
     assert same_weights(pretrain_ddpm(make_images(), TINY, folder=tmp_path).raw, trained.raw)
 
 
@@ -125,7 +125,7 @@ def test_an_image_that_is_not_finite_stops_the_training_and_is_named(tmp_path, m
     images = make_images()
     broken = images.images.clone()
     broken[5, 0, 0, 0] = value
-    monkeypatch.setattr("diawork.diffusion.to_model", lambda *_, **__: broken)
+    monkeypatch.setattr("diawork.method.ddpm.to_model", lambda *_, **__: broken)
     with pytest.raises(NumericError, match=r"images hold NaN or infinite values; healthy images \[.*\b5\b"):
         pretrain_ddpm(images, TINY, folder=tmp_path, save_every=0)
     for path in tmp_path.glob("step-*.json"):

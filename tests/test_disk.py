@@ -8,10 +8,10 @@ import os
 import pytest
 import torch
 
-from diawork import diffusion
+from diawork.method import ddpm as diffusion
 from diawork.base import checkpoints
 from diawork.base import files
-from diawork.diffusion import load_ddpm, pretrain_ddpm
+from diawork.method.ddpm import load_ddpm, pretrain_ddpm
 from diawork.base.errors import ResourceError
 from diawork.experiment import run_experiment
 from diawork.presets import preset

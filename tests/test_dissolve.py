@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from diawork.base.config import DiffusionConfig, DissolveConfig
-from diawork.diffusion import build_ddpm
-from diawork.dissolve import (
+from diawork.method.ddpm import build_ddpm
+from diawork.method.dissolve import (
     AddNoise,
     Dissolver,
     GaussianBlur,

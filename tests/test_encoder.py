@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from diawork.base.config import EncoderConfig
-from diawork.encoder import SmallMapConv2d, build_encoder
+from diawork.method.encoder import SmallMapConv2d, build_encoder
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])

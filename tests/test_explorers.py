@@ -9,7 +9,7 @@ import torch
 
 from diawork import panels, plots
 from diawork.base.config import ExperimentConfig
-from diawork.dissolve import GaussianBlur, Identity
+from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.base.errors import DataError, UsageError
 from diawork.experiment import run_experiment
 from diawork.data.images import load

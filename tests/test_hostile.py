@@ -21,7 +21,7 @@ from diawork.base.checkpoints import Keeper, _seal, load_checkpoint, save_checkp
 from diawork.cli import main
 from diawork.base.config import DiffusionConfig
 from diawork.detectors import CSI
-from diawork.diffusion import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
+from diawork.method.ddpm import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
 from diawork.base.errors import CheckpointError, DiaworkError, printable
 from diawork.data.manifests import load_manifest
 from diawork.presets import preset

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diawork.base.config import LossConfig
 from diawork.base.errors import UsageError
-from diawork.loss import dia_loss, negatives_mask, nt_xent, pair_roles, shift_classes, shift_cross_entropy, view_key
-from diawork.views import _row_indices
+from diawork.method.loss import dia_loss, negatives_mask, nt_xent, pair_roles, shift_classes, shift_cross_entropy, view_key
+from diawork.method.views import _row_indices
 
 GOLDEN = {  # spec of the method, §6: constant "repo", τ = 0.5, float64
     (2, 2, 4): {"naive": 3.2114366144191, "shifted_removed": 3.1397817059367, "csi": 4.2946276703779},

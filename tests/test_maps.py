@@ -7,13 +7,13 @@ import torch
 from diawork import localisation, maps
 from diawork.base.config import ExperimentConfig
 from diawork.detectors import DIA
-from diawork.dissolve import GaussianBlur, Identity
-from diawork.encoder import build_encoder
+from diawork.method.dissolve import GaussianBlur, Identity
+from diawork.method.encoder import build_encoder
 from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.evidence import mapped
 from diawork.data.images import load
 from diawork.patches import PatchBank
-from diawork.scoring import FeatureBank
+from diawork.method.scoring import FeatureBank
 
 SIDE = 16
 

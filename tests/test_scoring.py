@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from diawork.base.config import ScoreConfig, ViewsConfig
-from diawork.encoder import build_encoder
+from diawork.method.encoder import build_encoder
 from diawork.base.errors import NumericError, UsageError
-from diawork.scoring import FeatureBank, Features, extract_features, score
+from diawork.method.scoring import FeatureBank, Features, extract_features, score
 
 K, SAMPLES = 4, 2
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diawork.base.config import DissolveConfig
-from diawork.diffusion import DDPM, build_ddpm, save_ddpm
-from diawork.dissolve import dissolve
+from diawork.method.ddpm import DDPM, build_ddpm, save_ddpm
+from diawork.method.dissolve import dissolve
 from diawork.base.errors import UsageError
 from diawork.slots import checkpoint_slot, dissolving_slots, fit_to
 from tests.toys import TINY

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diawork import diffusion, runs, training
+from diawork import runs
+from diawork.method import ddpm as diffusion
+from diawork.method import training
 from diawork.cli import main
 from diawork.detectors import DIA, contrastive
 from diawork.base.errors import Interrupted
@@ -195,7 +197,7 @@ def test_a_finished_training_is_loaded(tmp_path, monkeypatch):
 
 KERNEL = """
 from diawork.base.config import DiffusionConfig
-from diawork.diffusion import pretrain_ddpm
+from diawork.method.ddpm import pretrain_ddpm
 from tests.conftest import make_images
 def go(steps):
     cfg = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=8, steps=steps, batch_size=4)
@@ -217,7 +219,7 @@ def test_interrupting_a_kernel_leaves_it_usable(tmp_path, monkeypatch):
         reply = client.get_shell_msg(timeout=30)
         assert reply["parent_header"]["msg_id"] == asked and reply["content"]["ename"] == "Interrupted"
         assert len(list((tmp_path / "kept").glob("step-*.json"))) == 1
-        script = "import diawork.diffusion as d\nd._Trainer.one_step = lambda s, x: int(f'at {s.step}')\ngo(5000)"
+        script = "import diawork.method.ddpm as d\nd._Trainer.one_step = lambda s, x: int(f'at {s.step}')\ngo(5000)"
         reply = client.execute_interactive(script, timeout=30)["content"]
         assert reply["ename"] == "ValueError" and re.search("'at [1-9]", reply["evalue"])  # it goes on from there
     finally:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diawork.base.config import ViewsConfig
-from diawork.dissolve import GaussianBlur
+from diawork.method.dissolve import GaussianBlur
 from diawork.base.seeding import generator
-from diawork.views import BranchBuilder, all_shifts, augment, cutperm, draw_augmentation, rotate
+from diawork.method.views import BranchBuilder, all_shifts, augment, cutperm, draw_augmentation, rotate
 
 ARANGE = torch.arange(16.0).reshape(1, 1, 4, 4)
 STILL = ViewsConfig(crop_scale=(1, 1), crop_ratio=(1, 1), jitter_probability=0, grey_probability=0, hflip=False)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from diawork import diffusion, training
+from diawork.method import ddpm as diffusion
+from diawork.method import training
 from diawork.base.checkpoints import Keeper, optimizer_state
 from diawork.base.config import DiffusionConfig
 from diawork.detectors import DIA
-from diawork.diffusion import pretrain_ddpm
-from diawork.encoder import Embedding
+from diawork.method.ddpm import pretrain_ddpm
+from diawork.method.encoder import Embedding
 from diawork.presets import preset
 from diawork.base.seeding import isolated_rng
 from tests.conftest import make_images

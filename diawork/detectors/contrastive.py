@@ -22,14 +22,14 @@ from diawork.base.checkpoints import (
 )
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig, K, validated
-from diawork.diffusion import DDPM
-from diawork.dissolve import Dissolve, Dissolver, build_operator
-from diawork.encoder import build_encoder
+from diawork.method.ddpm import DDPM
+from diawork.method.dissolve import Dissolve, Dissolver, build_operator
+from diawork.method.encoder import build_encoder
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.data.images import ImageSet
-from diawork.scoring import FeatureBank, Scores, extract_features, score
-from diawork.training import History, epoch_batches, fit
-from diawork.views import BranchBuilder
+from diawork.method.scoring import FeatureBank, Scores, extract_features, score
+from diawork.method.training import History, epoch_batches, fit
+from diawork.method.views import BranchBuilder
 
 WEIGHTS = "detector"
 

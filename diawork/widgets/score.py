@@ -18,7 +18,7 @@ from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mea
 from diawork.data.images import Splits
 from diawork.maps import MAP_WORDS, AnomalyMaps, residuals
 from diawork.runs import Run
-from diawork.views import SHIFT_NAMES
+from diawork.method.views import SHIFT_NAMES
 from diawork.widgets.shown import WIDE, Shown
 
 FILTERS = ("all", "healthy", "anomalous", "errors")

@@ -12,8 +12,8 @@ from diawork import panels, plots
 from diawork.base.config import ExperimentConfig, K, LossConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import ImageSet
-from diawork.loss import pair_roles
-from diawork.views import SHIFT_NAMES, BranchBuilder, Views
+from diawork.method.loss import pair_roles
+from diawork.method.views import SHIFT_NAMES, BranchBuilder, Views
 from diawork.widgets.shown import WIDE, Shown
 
 MASKS = {"naive": "naive (Eq. 6)", "shifted_removed": "shifted_removed"}

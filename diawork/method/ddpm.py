@@ -27,7 +27,7 @@ from diawork.base.checkpoints import (
 )
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, validated
-from diawork.dissolve import to_model
+from diawork.method.dissolve import to_model
 from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
 from diawork.data.images import ImageSet, batches
 from diawork.base.seeding import generator, isolated_rng

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from diawork.base.config import DissolveConfig
-from diawork.dissolve import Dissolve, build_operator, preview
+from diawork.method.dissolve import Dissolve, build_operator, preview
 from diawork.base.errors import UsageError
 
 MOST_IMAGES = 512  # evenly spaced; more would move the mean by nothing visible

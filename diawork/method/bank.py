@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diawork.dissolve import Dissolver
+from diawork.method.dissolve import Dissolver
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import digest, read_json, remove_orphans, sha256_file, write_array, write_json
 from diawork.base.stopping import raise_if_stopping

@@ -1,0 +1,1 @@
+"""The method: DDPM, dissolver, views, encoder, loss, training, scoring."""
