@@ -13,7 +13,7 @@ from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolver
 from diawork.data.images import ImageSet, Splits
 from diawork.maps import MAP_WORDS, SMOOTH, AnomalyMaps, blur_map, mean_map
-from diawork.pixel_metrics import pixel_summary
+from diawork.evaluation.pixels import pixel_summary
 
 MAPPED = 80  # images whose maps are measured, evenly spaced
 SHOWN = 6  # of them kept as pictures

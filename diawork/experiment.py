@@ -24,7 +24,7 @@ from diawork.base.files import digest, read_json, write_json
 from diawork.data.images import ImageSet, Splits
 from diawork.method.matching import matched
 from diawork.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
-from diawork.metrics import auroc, summary, threshold_at_specificity
+from diawork.evaluation.metrics import auroc, summary, threshold_at_specificity
 from diawork.parents import diffusion_data, shared_bank, shared_ddpm
 from diawork.runs import Run, runs_root
 from diawork.base.stopping import stop_at_once

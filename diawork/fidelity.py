@@ -21,7 +21,7 @@ from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import Splits, load
 from diawork.methods import resolve
-from diawork.metrics import paired_test, summary
+from diawork.evaluation.metrics import paired_test, summary
 from diawork.parents import shared_bank, shared_ddpm
 from diawork.presets import preset
 from diawork.runs import runs_root

@@ -22,7 +22,7 @@ from diawork import plots
 from diawork.base.errors import UsageError
 from diawork.base.files import write_text
 from diawork.headline import headline, signed
-from diawork.metrics import holm
+from diawork.evaluation.metrics import holm
 from diawork.player import player_html
 from diawork.published import paper_comparison, published
 from diawork.sections import section

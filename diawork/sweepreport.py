@@ -17,7 +17,7 @@ from diawork.base.errors import DiaworkError
 from diawork.base.files import read_json, write_json
 from diawork.headline import reading
 from diawork.ledger import ledger
-from diawork.metrics import holm
+from diawork.evaluation.metrics import holm
 from diawork.published import SAME_METHOD, published
 from diawork.report import write_html
 from diawork.tables import collect, compare, groups, split_of, summary_table

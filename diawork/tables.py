@@ -18,7 +18,7 @@ import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.base.files import read_json
-from diawork.metrics import paired_test
+from diawork.evaluation.metrics import paired_test
 from diawork.plots import is_control
 from diawork.runs import ORACLE, Run
 

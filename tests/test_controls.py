@@ -20,7 +20,7 @@ from diawork.detectors.controls import (
 )  # fmt: skip
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.data.images import ImageSet, load
-from diawork.metrics import auroc
+from diawork.evaluation.metrics import auroc
 
 CONTROLS = (StatsKNN, StatsMahalanobis, PixelKNN, OracleStatistic)
 LABEL_FREE = CONTROLS[:3]

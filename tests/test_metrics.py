@@ -8,7 +8,7 @@ import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diawork import metrics
+from diawork.evaluation import metrics
 from diawork.base.errors import DataError, DiaworkError, NumericError, UsageError
 
 

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from diawork.detectors.controls import PixelKNN, StatsKNN, StatsMahalanobis
 from diawork.base.errors import UsageError
 from diawork.data.images import ImageSet
-from diawork.metrics import auroc
+from diawork.evaluation.metrics import auroc
 from diawork.data.phantom import KINDS, LESIONS, PhantomSpec, make_phantom
 
 VISIBLE = 0.03 * 255

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.pixel_metrics import aupro, pixel_auroc, pixel_differences, pixel_summary, regions
+from diawork.evaluation.pixels import aupro, pixel_auroc, pixel_differences, pixel_summary, regions
 
 
 def case(seed=0, n=6, side=9, levels=None):
@@ -77,7 +77,7 @@ def test_intervals_hold_the_value_and_depend_on_the_seed_alone():
 
 def test_the_bootstrap_draws_whole_images():
     """Resampling by hand, with an image repeated, gives the weighted value."""
-    from diawork.pixel_metrics import _curves
+    from diawork.evaluation.pixels import _curves
 
     maps, masks = case()
     rows = [0, 0, 1, 3, 4, 4]

@@ -12,7 +12,7 @@ import pytest
 from diawork import plots, report
 from diawork.base.errors import DataError, UsageError
 from diawork.headline import focus_of, headline
-from diawork.metrics import auroc
+from diawork.evaluation.metrics import auroc
 from diawork.player import player_html
 from diawork.published import paper_comparison, published
 from diawork.report import write_html

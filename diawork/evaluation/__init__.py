@@ -1,0 +1,1 @@
+"""Numbers from arrays: of images and of pixels."""
