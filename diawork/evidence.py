@@ -12,7 +12,7 @@ from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolver
 from diawork.data.images import ImageSet, Splits
-from diawork.maps import MAP_WORDS, SMOOTH, AnomalyMaps, blur_map, mean_map
+from diawork.detectors.maps import MAP_WORDS, SMOOTH, AnomalyMaps, blur_map, mean_map
 from diawork.evaluation.pixels import pixel_summary
 
 MAPPED = 80  # images whose maps are measured, evenly spaced

@@ -39,7 +39,7 @@ def small(monkeypatch):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    monkeypatch.setattr("diawork.detectors.contrastive.build_encoder", small_encoder)
+    monkeypatch.setattr("diawork.detectors.dia.build_encoder", small_encoder)
     monkeypatch.setattr("diawork.sections._pictures", lambda *_, **__: {})
     monkeypatch.setattr("diawork.evidence.MEASURED", ("residual",))  # a map that asks no encoder
     yield
@@ -52,7 +52,7 @@ def eager(monkeypatch):
     from tests.toys import Eager
 
     monkeypatch.setattr("diawork.method.ddpm.Keeper", Eager)
-    monkeypatch.setattr("diawork.detectors.contrastive.Keeper", Eager)
+    monkeypatch.setattr("diawork.detectors.dia.Keeper", Eager)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diawork import localisation, maps
+from diawork import localisation
+from diawork.detectors import maps
 from diawork.base.config import ExperimentConfig
 from diawork.detectors import DIA
 from diawork.method.dissolve import GaussianBlur, Identity
@@ -12,7 +13,7 @@ from diawork.method.encoder import build_encoder
 from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.evidence import mapped
 from diawork.data.images import load
-from diawork.patches import PatchBank
+from diawork.detectors.patches import PatchBank
 from diawork.method.scoring import FeatureBank
 
 SIDE = 16

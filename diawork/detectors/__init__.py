@@ -1,6 +1,6 @@
 """Detectors behind one face: ``fit``, ``anomaly_scores`` (higher = more anomalous), ``save``, ``load``."""
 
-from diawork.detectors.contrastive import CSI, DIA
+from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.controls import OracleStatistic, PixelKNN, StatsKNN, StatsMahalanobis
 
 DETECTORS = {

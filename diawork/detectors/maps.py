@@ -18,11 +18,11 @@ from torch import Tensor
 
 from diawork.method.bank import DissolvedBank
 from diawork.base.config import K
-from diawork.detectors.contrastive import DIA
+from diawork.detectors.dia import DIA
 from diawork.method.dissolve import Dissolve, Dissolver, GaussianBlur, preview
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 from diawork.data.images import ImageSet
-from diawork.patches import PatchBank
+from diawork.detectors.patches import PatchBank
 from diawork.method.scoring import Features, Scores, score
 from diawork.base.stopping import raise_if_stopping
 from diawork.method.views import all_shifts
