@@ -12,7 +12,7 @@ from typing import Any
 from diawork.base.errors import CheckpointError, DiaworkError
 from diawork.base.files import read_json, write_json
 from diawork.base.locks import holder
-from diawork.runs import SCHEMA, Run, code_version
+from diawork.runs.run import SCHEMA, Run, code_version
 
 
 class CellFolder:

@@ -10,7 +10,7 @@ from typing import Any
 from diawork.base.config import ExperimentConfig
 from diawork.base.files import digest
 from diawork.data.manifests import load_manifest
-from diawork.methods import label_of, with_facts
+from diawork.runs.methods import label_of, with_facts
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def data_check(name: str, data_root: Path | None, out: Path | None) -> None:
     """Look for duplicates across splits, constant images and missing roles."""
     from diawork.data.checks import check_splits
     from diawork.data.images import load
-    from diawork.runs import runs_root
+    from diawork.runs.run import runs_root
 
     report = check_splits(load(name, data_root), cache=runs_root(out) / "data-checks")
     _say(str(report))
@@ -134,7 +134,7 @@ def run(
     """Train and score methods on a data set for several seeds, and write the report."""
     changes = parse_overrides(overrides)
     if print_config:
-        from diawork.presets import preset
+        from diawork.runs.presets import preset
 
         config = preset(preset_name, dataset=options["dataset"]).override(changes)
         _say(json.dumps(config.model_dump(mode="json"), indent=1))
@@ -190,7 +190,7 @@ def bench(quick: bool, compiled: bool | None, device: str, precision: str, out: 
 @click.option("--out", type=click.Path(path_type=Path), help="The executed copy [default: ./NAME.executed.ipynb].")
 def notebook(name: str, parameters: tuple[str, ...], out: Path | None) -> None:
     """Run a numbered notebook headless, e.g. `diawork notebook 03 -p preset=smoke`."""
-    from diawork.notebooks import find_notebook, run_notebook
+    from diawork.runs.notebooks import find_notebook, run_notebook
 
     given = dict(_split(item) for item in parameters)
     _say(run_notebook(name, out or f"{find_notebook(name).stem}.executed.ipynb", parameters=given))
@@ -223,11 +223,11 @@ def _suite(dataset: str, preset_name: str, methods: tuple[str, ...], seeds: tupl
            show: bool = False) -> None:  # fmt: skip
     """Run methods × seeds and write the report; shared by ``demo`` and ``run``."""
     from diawork.base.compute import Compute
-    from diawork.experiment import CONTROLS, method_config, run_suite
+    from diawork.runs.experiment import CONTROLS, method_config, run_suite
     from diawork.data.manifests import load_manifest
-    from diawork.presets import preset
+    from diawork.runs.presets import preset
     from diawork.report import write_html
-    from diawork.runs import runs_root
+    from diawork.runs.run import runs_root
 
     named = [m for method in methods for m in (CONTROLS if method == "controls" else (method.strip(),))]
     cfg = preset(preset_name, dataset=dataset).override(changes or {})

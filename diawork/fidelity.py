@@ -20,11 +20,11 @@ from diawork.detectors import DIA
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import Splits, load
-from diawork.methods import resolve
+from diawork.runs.methods import resolve
 from diawork.evaluation.metrics import paired_test, summary
-from diawork.parents import shared_bank, shared_ddpm
-from diawork.presets import preset
-from diawork.runs import runs_root
+from diawork.runs.parents import shared_bank, shared_ddpm
+from diawork.runs.presets import preset
+from diawork.runs.run import runs_root
 
 LAST = 50  # steps whose mean loss is compared
 PATHS = ("plain", "bf16", "bank", "few samples")

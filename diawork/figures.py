@@ -18,13 +18,13 @@ from diawork.base.config import DissolveConfig, ExperimentConfig
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import build_operator, preview
 from diawork.base.errors import UsageError, did_you_mean
-from diawork.evidence import dissolving_strip, strip_rows
+from diawork.runs.evidence import dissolving_strip, strip_rows
 from diawork.base.files import digest, write_bytes, write_json
 from diawork.method.loss import pair_roles
 from diawork.method.matching import mean_squared_change
-from diawork.methods import resolve
-from diawork.parents import shared_ddpm
-from diawork.runs import in_cell, runs_root
+from diawork.runs.methods import resolve
+from diawork.runs.parents import shared_ddpm
+from diawork.runs.run import in_cell, runs_root
 from diawork.data.variants import open_data
 
 STEPS = (50, 100, 200, 400)  # of Fig. 1

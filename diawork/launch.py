@@ -20,9 +20,9 @@ from diawork.base.config import ExperimentConfig
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.files import write_json
 from diawork.ledger import ledger, row_of
-from diawork.notebooks import find_notebook, notebook_parameters
+from diawork.runs.notebooks import find_notebook, notebook_parameters
 from diawork.processes import Worker, slot_environment, visible_gpus
-from diawork.runs import code_version, runs_root
+from diawork.runs.run import code_version, runs_root
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
 from diawork.sweep import Sweep
 from diawork.data.variants import open_data

@@ -10,7 +10,7 @@ import pandas as pd
 from diawork.cellfolder import CellFolder
 from diawork.base.errors import DiaworkError, UsageError
 from diawork.base.files import read_json
-from diawork.runs import Run
+from diawork.runs.run import Run
 
 STATES = ("done", "failed", "died", "interrupted", "running", "pending")
 COLUMNS = ("cell", "label", "dataset", "seed", "state", "error", "auroc", "seconds", "run", "runs", "folder")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diawork.base.compute import Compute
 from diawork.data.images import data_roots
-from diawork.runs import runs_root, versions
+from diawork.runs.run import runs_root, versions
 
 _BARE = {"python", f"python{sys.version_info[0]}", "python" + ".".join(map(str, sys.version_info[:2]))}
 

@@ -10,9 +10,9 @@ from diawork.cells import Cell, merged
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DiaworkError, UsageError, did_you_mean
 from diawork.data.manifests import load_manifest
-from diawork.methods import METHODS, label_of, method_config
-from diawork.notebooks import defaults, find_notebook, notebook_folder, notebook_parameters, require_type
-from diawork.presets import PRESETS, preset
+from diawork.runs.methods import METHODS, label_of, method_config
+from diawork.runs.notebooks import defaults, find_notebook, notebook_folder, notebook_parameters, require_type
+from diawork.runs.presets import PRESETS, preset
 
 NOTEBOOK = "06_run_cell"
 MAX_CELLS = 5_000

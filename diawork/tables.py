@@ -20,7 +20,7 @@ from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mea
 from diawork.base.files import read_json
 from diawork.evaluation.metrics import paired_test
 from diawork.plots import is_control
-from diawork.runs import ORACLE, Run
+from diawork.runs.run import ORACLE, Run
 
 METRICS = ("auroc", "auprc", "fpr95")  # with an interval each
 AT_THRESHOLD = ("f1", "accuracy", "sensitivity", "specificity")

@@ -15,8 +15,8 @@ from diawork.cellfolder import CellFolder
 from diawork.base.errors import BusyError, DiaworkError, Interrupted
 from diawork.base.files import remove_orphans
 from diawork.base.locks import locked
-from diawork.notebooks import KernelDied, NotebookError, run_notebook
-from diawork.runs import CELL
+from diawork.runs.notebooks import KernelDied, NotebookError, run_notebook
+from diawork.runs.run import CELL
 
 PR_SET_PDEATHSIG = 1
 

@@ -15,7 +15,7 @@ from diawork.data.images import ImageSet
 @pytest.fixture(autouse=True)
 def _away_from_the_users_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("DIAWORK_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("diawork.evidence.MAPPED", 6)  # images whose anomaly maps every run measures
+    monkeypatch.setattr("diawork.runs.evidence.MAPPED", 6)  # images whose anomaly maps every run measures
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,7 +41,7 @@ def small(monkeypatch):
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     monkeypatch.setattr("diawork.detectors.dia.build_encoder", small_encoder)
     monkeypatch.setattr("diawork.sections._pictures", lambda *_, **__: {})
-    monkeypatch.setattr("diawork.evidence.MEASURED", ("residual",))  # a map that asks no encoder
+    monkeypatch.setattr("diawork.runs.evidence.MEASURED", ("residual",))  # a map that asks no encoder
     yield
     torch.set_num_threads(threads)
 

@@ -17,7 +17,7 @@ out: str = "runs"  # folder for runs
 fault: str = ""  # what goes wrong"""
 WORK = """import os, signal, sys, time
 from diawork.base.config import ExperimentConfig
-from diawork.runs import Run
+from diawork.runs.run import Run
 
 cfg = ExperimentConfig(seed=seed).override({"loss.temperature": temperature})
 data = {"name": "toy", "identity": "toy", "notes": []}

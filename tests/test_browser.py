@@ -2,7 +2,7 @@
 
 import pytest
 
-from diawork.notebooks import notebook_folder
+from diawork.runs.notebooks import notebook_folder
 from diawork.report import write_html
 from tests import browsing
 

@@ -4,7 +4,7 @@ import pytest
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError
-from diawork.presets import PRESETS, preset
+from diawork.runs.presets import PRESETS, preset
 
 
 def test_override_changes_a_copy_and_the_digest():

@@ -18,10 +18,10 @@ from diawork.data import checks
 from diawork.cli import main
 from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
 from diawork.base.errors import CheckpointError, DataError
-from diawork.experiment import run_experiment
+from diawork.runs.experiment import run_experiment
 from diawork.data.images import ImageSet, Splits, _phantom, load
 from diawork.data.manifests import Manifest, load_manifest
-from diawork.presets import preset
+from diawork.runs.presets import preset
 
 REAL = Path(os.environ.get("DIAWORK_DATA", "/nowhere")) / "pneumoniamnist.npz"
 

@@ -13,8 +13,8 @@ from diawork.base import checkpoints
 from diawork.base import files
 from diawork.method.ddpm import load_ddpm, pretrain_ddpm
 from diawork.base.errors import ResourceError
-from diawork.experiment import run_experiment
-from diawork.presets import preset
+from diawork.runs.experiment import run_experiment
+from diawork.runs.presets import preset
 from tests.toys import IMAGES, SETTINGS, TINY, Eager
 
 pytestmark = pytest.mark.usefixtures("small")

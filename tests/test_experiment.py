@@ -10,7 +10,7 @@ import torch
 
 from diawork.detectors import CSI, DIA
 from diawork.base.errors import UsageError
-from diawork.experiment import (
+from diawork.runs.experiment import (
     CONTROLS,
     METHODS,
     label_of,
@@ -22,8 +22,8 @@ from diawork.experiment import (
     shared_ddpm,
 )
 from diawork.data.images import load
-from diawork.presets import preset
-from diawork.runs import ORACLE
+from diawork.runs.presets import preset
+from diawork.runs.run import ORACLE
 
 SMOKE = preset("smoke")
 
@@ -71,7 +71,7 @@ def test_a_search_that_would_score_test_or_nothing_is_refused_before_it_starts(t
     with pytest.raises(UsageError, match="scores test after every epoch"):
         SMOKE.override({"score.evaluate": "val", "train.track_test": True})
     whole = load("phantom")
-    monkeypatch.setattr("diawork.experiment.open_data", lambda *_: replace(whole, val=whole.val.take(np.arange(0))))
+    monkeypatch.setattr("diawork.runs.experiment.open_data", lambda *_: replace(whole, val=whole.val.take(np.arange(0))))
     with pytest.raises(UsageError, match="no validation images"):
         run_experiment(SMOKE.override({"score.evaluate": "val"}), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
@@ -87,7 +87,7 @@ def test_a_classifier_of_shift_and_dissolved_trains_scores_and_loads(root):
 
 
 def test_a_finished_run_is_reused(run, root, monkeypatch):
-    monkeypatch.setattr("diawork.experiment.build_detector", None)
+    monkeypatch.setattr("diawork.runs.experiment.build_detector", None)
     assert run_experiment(SMOKE, root=root, progress=False).folder == run.folder
 
 
@@ -217,7 +217,7 @@ def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, 
 
 
 def test_failure_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr("diawork.experiment._evaluate", lambda *_: 1 / 0)
+    monkeypatch.setattr("diawork.runs.experiment._evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_experiment(SMOKE.override({"detector": "csi"}), root=tmp_path, progress=False)
     state = json.loads(next(tmp_path.glob("*/status.json")).read_text())

@@ -11,9 +11,9 @@ from diawork import panels, plots
 from diawork.base.config import ExperimentConfig
 from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.base.errors import DataError, UsageError
-from diawork.experiment import run_experiment
+from diawork.runs.experiment import run_experiment
 from diawork.data.images import load
-from diawork.presets import preset
+from diawork.runs.presets import preset
 from diawork.widgets import ScoreExplorer, ViewsExplorer
 from tests.conftest import make_images
 

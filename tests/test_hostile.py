@@ -24,7 +24,7 @@ from diawork.detectors import CSI
 from diawork.method.ddpm import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
 from diawork.base.errors import CheckpointError, DiaworkError, printable
 from diawork.data.manifests import load_manifest
-from diawork.presets import preset
+from diawork.runs.presets import preset
 from diawork.report import write_html
 from tests.conftest import make_images
 from tests.test_report import make_run

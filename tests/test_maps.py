@@ -11,7 +11,7 @@ from diawork.detectors import DIA
 from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.method.encoder import build_encoder
 from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.evidence import mapped
+from diawork.runs.evidence import mapped
 from diawork.data.images import load
 from diawork.detectors.patches import PatchBank
 from diawork.method.scoring import FeatureBank

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from diawork.base.errors import UsageError
-from diawork.notebooks import find_notebook, notebook_folder, notebook_parameters, run_notebook, typed_parameters
+from diawork.runs.notebooks import find_notebook, notebook_folder, notebook_parameters, run_notebook, typed_parameters
 
 NOTEBOOKS = sorted(notebook_folder().glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -91,7 +91,7 @@ def test_wrong_parameters_are_refused_before_the_run(given, message):
 
 
 def test_an_error_names_the_cell_and_keeps_the_copy(tmp_path):
-    from diawork.notebooks import NotebookError
+    from diawork.runs.notebooks import NotebookError
 
     out = tmp_path / "failed.ipynb"
     with pytest.raises(NotebookError, match=r"raised UsageError: .*'nonsense' is not a preset"):

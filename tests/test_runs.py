@@ -8,7 +8,7 @@ import pytest
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import BusyError, CheckpointError, Interrupted
-from diawork.runs import Run, runs_root, slug
+from diawork.runs.run import Run, runs_root, slug
 
 DATA = {"name": "noise", "identity": "abc", "notes": []}
 

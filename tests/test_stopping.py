@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diawork import runs
+from diawork.runs.run import run as runs
 from diawork.method import ddpm as diffusion
 from diawork.method import training
 from diawork.cli import main

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from diawork.cellfolder import CellFolder
-from diawork.experiment import run_experiment
+from diawork.runs.experiment import run_experiment
 from diawork.base.files import read_json, write_json
 from diawork.evaluation.metrics import holm
-from diawork.runs import CELL
+from diawork.runs.run import CELL
 from diawork.sweep import Sweep
 from diawork.sweepreport import baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from diawork.experiment import CONTROLS, run_experiment
+from diawork.runs.experiment import CONTROLS, run_experiment
 from diawork.figures import draw_figure
-from diawork.presets import preset
+from diawork.runs.presets import preset
 from diawork.published import published
 from diawork.data.strictyaml import parse_yaml
 from diawork.sweep import Sweep, list_sweeps, sweeps_folder

@@ -8,7 +8,7 @@ from diawork.base.checkpoints import Keeper
 from diawork.base.config import LossConfig, TrainConfig, ViewsConfig
 from diawork.method.encoder import build_encoder
 from diawork.base.errors import Interrupted, NumericError, UsageError
-from diawork.presets import preset
+from diawork.runs.presets import preset
 from diawork.method.scoring import extract_features
 from diawork.base.stopping import _asked
 from diawork.method.training import build_optimizer, epoch_batches, fit, learning_rate

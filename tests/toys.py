@@ -16,7 +16,7 @@ from diawork.base.config import DiffusionConfig
 from diawork.detectors import DIA
 from diawork.method.ddpm import pretrain_ddpm
 from diawork.method.encoder import Embedding
-from diawork.presets import preset
+from diawork.runs.presets import preset
 from diawork.base.seeding import isolated_rng
 from tests.conftest import make_images
 

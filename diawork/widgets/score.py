@@ -17,7 +17,7 @@ from diawork.detectors import CSI, DIA
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.data.images import Splits
 from diawork.detectors.maps import MAP_WORDS, AnomalyMaps, residuals
-from diawork.runs import Run
+from diawork.runs.run import Run
 from diawork.method.views import SHIFT_NAMES
 from diawork.widgets.shown import WIDE, Shown
 

@@ -13,8 +13,8 @@ from diawork.method.dissolve import Dissolver
 from diawork.base.files import digest, sha256_file
 from diawork.data.images import Splits, load
 from diawork.base.locks import locked
-from diawork.methods import resolve
-from diawork.runs import runs_root, slug
+from diawork.runs.methods import resolve
+from diawork.runs.run import runs_root, slug
 
 
 def diffusion_data(cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None = None) -> Splits:

@@ -19,14 +19,14 @@ from diawork.detectors import DETECTORS, DIA
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver
 from diawork.base.errors import UsageError
-from diawork.evidence import evidence
+from diawork.runs.evidence import evidence
 from diawork.base.files import digest, read_json, write_json
 from diawork.data.images import ImageSet, Splits
 from diawork.method.matching import matched
-from diawork.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
+from diawork.runs.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
 from diawork.evaluation.metrics import auroc, summary, threshold_at_specificity
-from diawork.parents import diffusion_data, shared_bank, shared_ddpm
-from diawork.runs import Run, runs_root
+from diawork.runs.parents import diffusion_data, shared_bank, shared_ddpm
+from diawork.runs.run import Run, runs_root
 from diawork.base.stopping import stop_at_once
 from diawork.data.variants import open_data
 

@@ -1,0 +1,1 @@
+"""Runs: folders, one experiment, what runs share, methods, presets, notebooks."""
