@@ -16,7 +16,7 @@ from diawork import plots
 from diawork.base.errors import DiaworkError
 from diawork.base.files import read_json, write_json
 from diawork.headline import reading
-from diawork.ledger import ledger
+from diawork.sweeps.ledger import ledger
 from diawork.evaluation.metrics import holm
 from diawork.published import SAME_METHOD, published
 from diawork.report import write_html

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("submitit")
 
-from diawork.cluster import Job, Submitted, make_executor
+from diawork.sweeps.cluster import Job, Submitted, make_executor
 from diawork.base.errors import UsageError
-from diawork.launch import prepare, run_sweep, sweep_folder
-from diawork.sweep import Sweep
+from diawork.sweeps.launch import prepare, run_sweep, sweep_folder
+from diawork.sweeps.sweep import Sweep
 from tests.sweeping import holders, toy_sweep, wait_for
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="submitit is for Unix")

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from diawork.cellfolder import CellFolder
+from diawork.sweeps.cell import CellFolder
 from diawork.cli import main
 from diawork.base.files import process_alive
-from diawork.launch import prepare, run_sweep, sweep_folder
-from diawork.ledger import ledger
-from diawork.processes import slot_environment
-from diawork.sweep import Sweep
-from diawork.worker import work
+from diawork.sweeps.launch import prepare, run_sweep, sweep_folder
+from diawork.sweeps.ledger import ledger
+from diawork.sweeps.processes import slot_environment
+from diawork.sweeps.sweep import Sweep
+from diawork.sweeps.worker import work
 from tests.sweeping import holders, kill_one_kernel, toy_sweep, wait_for
 from tests.toys import child, ended
 

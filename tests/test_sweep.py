@@ -6,8 +6,8 @@ import pytest
 
 from diawork.cli import main
 from diawork.base.errors import DataError, UsageError
-from diawork.launch import data_identities
-from diawork.sweep import Sweep
+from diawork.sweeps.launch import data_identities
+from diawork.sweeps.sweep import Sweep
 
 TEXT = """name: tiny
 fixed:

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from diawork.cellfolder import CellFolder
+from diawork.sweeps.cell import CellFolder
 from diawork.runs.experiment import run_experiment
 from diawork.base.files import read_json, write_json
 from diawork.evaluation.metrics import holm
 from diawork.runs.run import CELL
-from diawork.sweep import Sweep
+from diawork.sweeps.sweep import Sweep
 from diawork.sweepreport import baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 
 SWEEP = """

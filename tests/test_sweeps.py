@@ -9,7 +9,7 @@ from diawork.figures import draw_figure
 from diawork.runs.presets import preset
 from diawork.published import published
 from diawork.data.strictyaml import parse_yaml
-from diawork.sweep import Sweep, list_sweeps, sweeps_folder
+from diawork.sweeps.sweep import Sweep, list_sweeps, sweeps_folder
 
 PAPER = {"t1", "t2", "t3", "t4", "ratio", "heuristics", "f1", "f3", "f4", "f5"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diawork.base.errors import UsageError
-from diawork.processes import Worker
+from diawork.sweeps.processes import Worker
 
 EXECUTORS = ("slurm", "submitit-local", "debug")
 MINUTES = 24 * 60  # of a job, where --slurm timeout_min says nothing else

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diawork.cells import Cell
+from diawork.sweeps.cells import Cell
 from diawork.base.errors import UsageError, did_you_mean, printable
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
-from diawork.sweepfile import Reader
+from diawork.sweeps.file import Reader
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from diawork.cellfolder import CellFolder
-from diawork.cells import Cell
-from diawork.cluster import EXECUTORS, Submitted, make_executor
+from diawork.sweeps.cell import CellFolder
+from diawork.sweeps.cells import Cell
+from diawork.sweeps.cluster import EXECUTORS, Submitted, make_executor
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.files import write_json
-from diawork.ledger import ledger, row_of
+from diawork.sweeps.ledger import ledger, row_of
 from diawork.runs.notebooks import find_notebook, notebook_parameters
-from diawork.processes import Worker, slot_environment, visible_gpus
+from diawork.sweeps.processes import Worker, slot_environment, visible_gpus
 from diawork.runs.run import code_version, runs_root
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
-from diawork.sweep import Sweep
+from diawork.sweeps.sweep import Sweep
 from diawork.data.variants import open_data
 
 POLL = 0.1  # seconds

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from diawork.cells import Cell, merged
+from diawork.sweeps.cells import Cell, merged
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DiaworkError, UsageError, did_you_mean
 from diawork.data.manifests import load_manifest

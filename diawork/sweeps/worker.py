@@ -1,4 +1,4 @@
-"""One cell in a process of its own: ``python -m diawork.worker FOLDER``; the folder tells how it ended."""
+"""One cell in a process of its own: ``python -m diawork.sweeps.worker FOLDER``; the folder tells how it ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from diawork.cellfolder import CellFolder
+from diawork.sweeps.cell import CellFolder
 from diawork.base.errors import BusyError, DiaworkError, Interrupted
 from diawork.base.files import remove_orphans
 from diawork.base.locks import locked

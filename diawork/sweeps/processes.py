@@ -15,7 +15,7 @@ class Worker:
     """One cell's process in a group of its own, so that Ctrl-C reaches the launcher alone."""
 
     def __init__(self, cell: Path, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "diawork.worker", str(cell), str(os.getpid())]
+        command = [sys.executable, "-m", "diawork.sweeps.worker", str(cell), str(os.getpid())]
         with open(cell / LOG, "ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | (env or {}),

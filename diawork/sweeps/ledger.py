@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from diawork.cellfolder import CellFolder
+from diawork.sweeps.cell import CellFolder
 from diawork.base.errors import DiaworkError, UsageError
 from diawork.base.files import read_json
 from diawork.runs.run import Run
