@@ -150,7 +150,7 @@ def run(
 @click.option("--title", default="diawork report", show_default=True)
 def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
     """Turn run folders (or a folder of them) into one offline HTML page."""
-    from diawork.report import write_html
+    from diawork.report.page import write_html
 
     _say(write_html(list(runs), page, title=title, asked=f"diawork report {' '.join(map(str, runs))}"))
 
@@ -226,7 +226,7 @@ def _suite(dataset: str, preset_name: str, methods: tuple[str, ...], seeds: tupl
     from diawork.runs.experiment import CONTROLS, method_config, run_suite
     from diawork.data.manifests import load_manifest
     from diawork.runs.presets import preset
-    from diawork.report import write_html
+    from diawork.report.page import write_html
     from diawork.runs.run import runs_root
 
     named = [m for method in methods for m in (CONTROLS if method == "controls" else (method.strip(),))]

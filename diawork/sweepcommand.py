@@ -25,7 +25,7 @@ def sweep(file: str | None, name: str | None, size: str | None, dry_run: bool, *
     """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
     from diawork.sweeps.launch import run_sweep, sweep_folder
     from diawork.sweeps.sweep import Sweep, list_sweeps
-    from diawork.sweepreport import write_sweep_html, write_sweep_json
+    from diawork.report.sweep import write_sweep_html, write_sweep_json
 
     if (file is None) == (name is None):
         raise UsageError("give a FILE, or --table or --figure.", hint=f"Known: {', '.join(list_sweeps())}.")

@@ -40,7 +40,7 @@ def small(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     monkeypatch.setattr("diawork.detectors.dia.build_encoder", small_encoder)
-    monkeypatch.setattr("diawork.sections._pictures", lambda *_, **__: {})
+    monkeypatch.setattr("diawork.report.sections._pictures", lambda *_, **__: {})
     monkeypatch.setattr("diawork.runs.evidence.MEASURED", ("residual",))  # a map that asks no encoder
     yield
     torch.set_num_threads(threads)

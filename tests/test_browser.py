@@ -3,7 +3,7 @@
 import pytest
 
 from diawork.runs.notebooks import notebook_folder
-from diawork.report import write_html
+from diawork.report.page import write_html
 from tests import browsing
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")

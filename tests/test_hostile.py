@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save as serialize
 
-from diawork import sections
+from diawork.report.page import sections
 from diawork.base.checkpoints import Keeper, _seal, load_checkpoint, save_checkpoint
 from diawork.cli import main
 from diawork.base.config import DiffusionConfig
@@ -25,7 +25,7 @@ from diawork.method.ddpm import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
 from diawork.base.errors import CheckpointError, DiaworkError, printable
 from diawork.data.manifests import load_manifest
 from diawork.runs.presets import preset
-from diawork.report import write_html
+from diawork.report.page import write_html
 from tests.conftest import make_images
 from tests.test_report import make_run
 
@@ -324,7 +324,7 @@ def rename(folder, file, **changes):
 @pytest.mark.parametrize("place", [of_name, of_classes, of_files, of_errors, of_parameters, of_notes])
 def test_forty_payloads_in_a_report_are_text(tmp_path, monkeypatch, place):
     monkeypatch.setattr(sections, "_pictures", lambda *_, **__: {})  # pixels; drawn with such names in test_report
-    monkeypatch.setattr("diawork.report._losses", lambda _: None)
+    monkeypatch.setattr("diawork.report.page._losses", lambda _: None)
     (tmp_path / "runs").mkdir()
     place(tmp_path / "runs", monkeypatch)
     first = PAYLOADS[0]

@@ -104,7 +104,7 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(tmp_path, monkeypatch, capsys
     path.write_text(path.read_text().replace('  fault: "raise"\n', "", 1))
     argv = ["sweep", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"]
     for kind in ("html", "json"):
-        monkeypatch.setattr(f"diawork.sweepreport.write_sweep_{kind}", lambda folder: folder / "report")
+        monkeypatch.setattr(f"diawork.report.sweep.write_sweep_{kind}", lambda folder: folder / "report")
     assert main(argv) == 7
     frame = ledger(tmp_path / "out" / "sweeps" / "toy")
     assert frame["state"].tolist() == ["done", "failed", "died"]

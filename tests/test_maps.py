@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diawork import localisation
+from diawork.report.page import localisation
 from diawork.detectors import maps
 from diawork.base.config import ExperimentConfig
 from diawork.detectors import DIA

@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diawork import plots, report
+from diawork import plots
+from diawork.report.page import page as report
 from diawork.base.errors import DataError, UsageError
-from diawork.headline import focus_of, headline
+from diawork.report.findings import focus_of, headline
 from diawork.evaluation.metrics import auroc
 from diawork.player import player_html
-from diawork.published import paper_comparison, published
-from diawork.report import write_html
-from diawork.shortcuts import ALL, followed, shortcuts
-from diawork.tables import SEARCHED, _joined, collect, compare, curves, paired, split_of, summary_table
+from diawork.report.published import paper_comparison, published
+from diawork.report.page import write_html
+from diawork.report.shortcuts import ALL, followed, shortcuts
+from diawork.report.tables import SEARCHED, _joined, collect, compare, curves, paired, split_of, summary_table
 
 CONTROL, ORACLE = "image statistics, 5-NN", "best single statistic (oracle)"
 PNG = b"\x89PNG not really"

@@ -11,7 +11,7 @@ from diawork.base.files import read_json, write_json
 from diawork.evaluation.metrics import holm
 from diawork.runs.run import CELL
 from diawork.sweeps.sweep import Sweep
-from diawork.sweepreport import baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
+from diawork.report.sweep import baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 
 SWEEP = """
 name: small

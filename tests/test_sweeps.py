@@ -5,9 +5,9 @@ import math
 import pytest
 
 from diawork.runs.experiment import CONTROLS, run_experiment
-from diawork.figures import draw_figure
+from diawork.report.paper import draw_figure
 from diawork.runs.presets import preset
-from diawork.published import published
+from diawork.report.published import published
 from diawork.data.strictyaml import parse_yaml
 from diawork.sweeps.sweep import Sweep, list_sweeps, sweeps_folder
 

@@ -12,13 +12,13 @@ import pandas as pd
 from diawork import plots
 from diawork.base.errors import DiaworkError
 from diawork.base.files import read_arrays
-from diawork.headline import SPLITS, focus_of, headline, reading, rivals_of
-from diawork.localisation import localisation
+from diawork.report.findings import SPLITS, focus_of, headline, reading, rivals_of
+from diawork.report.localisation import localisation
 from diawork.data.manifests import load_manifest
 from diawork.player import player_html
-from diawork.published import paper_comparison
-from diawork.shortcuts import shortcuts
-from diawork.tables import compare, score_pairs
+from diawork.report.published import paper_comparison
+from diawork.report.shortcuts import shortcuts
+from diawork.report.tables import compare, score_pairs
 
 FIGURE_STEPS = (50, 100, 200, 400)  # of the paper's Fig. 1
 MANY_STEPS = 8  # a strip of more is shown at FIGURE_STEPS; the slider has them all

@@ -21,12 +21,12 @@ from markupsafe import Markup
 from diawork import plots
 from diawork.base.errors import UsageError
 from diawork.base.files import write_text
-from diawork.headline import headline, signed
+from diawork.report.findings import headline, signed
 from diawork.evaluation.metrics import holm
 from diawork.player import player_html
-from diawork.published import paper_comparison, published
-from diawork.sections import section
-from diawork.tables import collect, groups, paired, summary_table
+from diawork.report.published import paper_comparison, published
+from diawork.report.sections import section
+from diawork.report.tables import collect, groups, paired, summary_table
 
 __all__ = [
     "collect", "headline", "paired", "paper_comparison", "player_html", "published", "summary_table", "write_html",

@@ -12,7 +12,7 @@ import pandas as pd
 
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.data.strictyaml import parse_yaml
-from diawork.tables import summary_table
+from diawork.report.tables import summary_table
 
 SAME_METHOD = {"gaussian blur in the slot": "Gaussian blur", "median blur in the slot": "Median blur"}
 _OURS = [

@@ -15,12 +15,12 @@ import pandas as pd
 from diawork import plots
 from diawork.base.errors import DiaworkError
 from diawork.base.files import read_json, write_json
-from diawork.headline import reading
+from diawork.report.findings import reading
 from diawork.sweeps.ledger import ledger
 from diawork.evaluation.metrics import holm
-from diawork.published import SAME_METHOD, published
-from diawork.report import write_html
-from diawork.tables import collect, compare, groups, split_of, summary_table
+from diawork.report.published import SAME_METHOD, published
+from diawork.report.page import write_html
+from diawork.report.tables import collect, compare, groups, split_of, summary_table
 
 LEVEL = 0.05  # of the adjusted p that a reading goes by
 

@@ -1,0 +1,1 @@
+"""Reports: tables, findings, pages."""
