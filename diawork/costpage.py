@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from diawork import plots
+from diawork.figures import charts
 from diawork.base.files import write_text
 
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
@@ -47,7 +47,7 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, bytes]]:
     rows = [row for row in found["rows"] if row["ratio"] < 100]
     shares = [row for row in found["rows"] if row["share_of_ceiling"]]
     pictures = {
-        "Times faster than the released scheme": plots.cost_bars(rows, value="ratio", label="stage"),
-        "Share of the measured ceiling": plots.cost_bars(shares, value="share_of_ceiling", label="stage"),
+        "Times faster than the released scheme": charts.cost_bars(rows, value="ratio", label="stage"),
+        "Share of the measured ceiling": charts.cost_bars(shares, value="share_of_ceiling", label="stage"),
     }
-    return [(name, plots.png_bytes(figure)) for name, figure in pictures.items()]
+    return [(name, charts.png_bytes(figure)) for name, figure in pictures.items()]

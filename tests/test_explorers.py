@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from diawork import panels, plots
+from diawork.figures import panels
+from diawork.figures import charts
 from diawork.base.config import ExperimentConfig
 from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.base.errors import DataError, UsageError
@@ -51,7 +52,7 @@ def test_any_batch_and_number_of_shifts(views, batch, shifts):
     views.batch, views.shifts = batch, shifts
     roles, n = views.roles(), batch * shifts
     assert roles.shape == (3 * n, 3 * n)
-    assert (roles == plots.POSITIVE).sum() == 2 * n and (roles[2 * n :] == plots.EXCLUDED).all()
+    assert (roles == charts.POSITIVE).sum() == 2 * n and (roles[2 * n :] == charts.EXCLUDED).all()
     assert views.still().axes
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diawork import plots
+from diawork.figures import charts
 from diawork.report.page import page as report
 from diawork.base.errors import DataError, UsageError
 from diawork.report.findings import focus_of, headline
 from diawork.evaluation.metrics import auroc
-from diawork.player import player_html
+from diawork.figures.player import player_html
 from diawork.report.published import paper_comparison, published
 from diawork.report.page import write_html
 from diawork.report.shortcuts import ALL, followed, shortcuts
@@ -112,8 +112,8 @@ def suite(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out the drawing where a test reads the words alone."""
-    monkeypatch.setattr(plots, "png_bytes", lambda figure, dpi=0: PNG)
-    monkeypatch.setattr(plots, "dissolve_frames", lambda inputs, stacks, ts, dpi: [PNG] * len(ts))
+    monkeypatch.setattr(charts, "png_bytes", lambda figure, dpi=0: PNG)
+    monkeypatch.setattr(charts, "dissolve_frames", lambda inputs, stacks, ts, dpi: [PNG] * len(ts))
     for name in ("roc", "score_histogram", "loss_curve", "nearest_neighbours"):
         monkeypatch.setattr(plots, name, lambda *arrays, **options: None)
 
@@ -566,8 +566,8 @@ def test_shortcuts_look_at_healthy_images_alone(tmp_path):
     scores = np.where(anomalous, -1, 1) * statistics[:, 0]
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diawork.panels.table_map", lambda values, *names: drawn.append((values, *names)))
-        patch.setattr(plots, "png_bytes", lambda *_: PNG)
+        patch.setattr("diawork.figures.panels.table_map", lambda values, *names: drawn.append((values, *names)))
+        patch.setattr(charts, "png_bytes", lambda *_: PNG)
         found = shortcuts({"DIA": [(scores, anomalous)] * 2}, statistics, ["mean", "sd"])["shortcuts"]
     values, rows, columns = drawn[0]
     assert values.shape == (1, 3) and values[0, 0] == pytest.approx(1) and rows == ["DIA"] and columns[-1] == ALL

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.frames import DissolveFrames
-from diawork.spectra import energy_removed, radial_power
+from diawork.figures.frames import DissolveFrames
+from diawork.figures.spectra import energy_removed, radial_power
 from diawork.widgets import DissolveExplorer, stacks
 from diawork.widgets.stacks import ALL, KEPT, NOTHING, STEPS
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diawork import panels, plots
+from diawork.figures import panels
+from diawork.figures import charts
 from diawork.base.errors import DataError
 
 MOST_ROWS = 4  # maps drawn; the table has them all
@@ -40,4 +41,4 @@ def localisation(label: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]
     )
     counts = f"{n} images, {anomalous} of them with {regions} lesions"
     rows = table.to_dict("records")
-    return {"maps": {"image": plots.png_bytes(figure, 90), "caption": caption, "rows": rows, "counts": counts}}
+    return {"maps": {"image": charts.png_bytes(figure, 90), "caption": caption, "rows": rows, "counts": counts}}

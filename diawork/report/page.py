@@ -18,12 +18,12 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from diawork import plots
+from diawork.figures import charts
 from diawork.base.errors import UsageError
 from diawork.base.files import write_text
 from diawork.report.findings import headline, signed
 from diawork.evaluation.metrics import holm
-from diawork.player import player_html
+from diawork.figures.player import player_html
 from diawork.report.published import paper_comparison, published
 from diawork.report.sections import section
 from diawork.report.tables import collect, groups, paired, summary_table
@@ -137,7 +137,7 @@ def _losses(named: list[tuple[dict[str, Any], pd.DataFrame]]) -> bytes | None:
         rows = [r for r in rows if any({"stage", "step", "loss"} <= set(row) for row in r)]
         if rows:
             curves.setdefault(name["label"], []).extend(rows)
-    return plots.png_bytes(plots.loss_curve(curves), 110) if curves else None
+    return charts.png_bytes(charts.loss_curve(curves), 110) if curves else None
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from diawork import panels, plots
+from diawork.figures import panels
+from diawork.figures import charts
 from diawork.base.errors import DataError
 
 ALL = "all together"
@@ -52,4 +53,4 @@ def shortcuts(
         f"seeds), and, under “{ALL}”, the share of the ranks' variance that all of them explain (adjusted R²). Near "
         "±1: the score is little more than that statistic."
     )
-    return {"shortcuts": {"image": plots.png_bytes(figure, 110), "caption": caption}}
+    return {"shortcuts": {"image": charts.png_bytes(figure, 110), "caption": caption}}

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from diawork import plots
+from diawork.figures import charts
 from diawork.base.errors import DiaworkError
 from diawork.base.files import read_json, write_json
 from diawork.report.findings import reading
@@ -187,10 +187,10 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
         parts = runs["parts"].iloc[0]
         own = ", ".join(parts[:-1]) or name["detector"]
         series.setdefault(own, []).append((x, values.mean(), values.std(ddof=1)))
-    figure = plots.auroc_curves(series, levels, xlabel=sweep["x"].replace("_", " "))
+    figure = charts.auroc_curves(series, levels, xlabel=sweep["x"].replace("_", " "))
     text = f"AUROC on {split_of(frame)} (higher score = more anomalous), mean and standard deviation over seeds; "
     text += "rows without x lie across."
-    return {"image": plots.png_bytes(figure, 120), "caption": text}
+    return {"image": charts.png_bytes(figure, 120), "caption": text}
 
 
 def _drawings(cells: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
-from diawork import panels, plots
+from diawork.figures import panels
+from diawork.figures import charts
 from diawork.base.config import K
 from diawork.detectors import CSI, DIA
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
@@ -124,7 +125,7 @@ class ScoreExplorer:
         }[self.show]()
         return scores[kept].reset_index(drop=True)
 
-    def still(self) -> plots.Figure:
+    def still(self) -> charts.Figure:
         """Return the picture of the present choice."""
         rows, self.remark = self.listed(), ""
         if not 1 <= self.place <= len(rows):
@@ -231,7 +232,7 @@ class ScoreExplorer:
         finally:
             self._settling = False
 
-    def _settled(self) -> plots.Figure:
+    def _settled(self) -> charts.Figure:
         """Fit the controls to what the run offers, and draw."""
         methods = self.methods()
         self.method = self.method if self.method in methods else next(iter(methods), "")

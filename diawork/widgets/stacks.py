@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
-from diawork.frames import DissolveFrames
+from diawork.figures.frames import DissolveFrames
 
 Images = Mapping[str, tuple[np.ndarray, np.ndarray]]  # split → images (N, [C,] H, W), class names (N,)
 # (x (B, [C,] H, W), T steps, progress) → (T, B, [C,] H, W)

@@ -8,7 +8,8 @@ import ipywidgets
 import numpy as np
 import torch
 
-from diawork import panels, plots
+from diawork.figures import panels
+from diawork.figures import charts
 from diawork.base.config import ExperimentConfig, K, LossConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import ImageSet
@@ -18,7 +19,7 @@ from diawork.widgets.shown import WIDE, Shown
 
 MASKS = {"naive": "naive (Eq. 6)", "shifted_removed": "shifted_removed"}
 MOST = 4  # images in the batch: more tiles than this cannot be told apart
-_ROLES = {plots.EXCLUDED: "excluded", plots.POSITIVE: "positive", plots.NEGATIVE: "negative"}
+_ROLES = {charts.EXCLUDED: "excluded", charts.POSITIVE: "positive", charts.NEGATIVE: "negative"}
 
 
 class ViewsExplorer:
@@ -62,7 +63,7 @@ class ViewsExplorer:
         return Views(*(value[keep.to(value.device)] for value in vars(views).values()))
 
     def roles(self) -> np.ndarray:
-        """Return the target similarity matrix (R, R): ``plots.EXCLUDED``, ``POSITIVE`` or ``NEGATIVE``."""
+        """Return the target similarity matrix (R, R): ``charts.EXCLUDED``, ``POSITIVE`` or ``NEGATIVE``."""
         views = self.views()
         return pair_roles(views.image, views.shift, views.branch, mask=self.mask).numpy()
 
@@ -94,15 +95,15 @@ class ViewsExplorer:
     def _why(self, views: Views, role: int) -> str:
         row, column = self.cell()
         dissolved = [int(views.branch[r]) == 2 for r in (row, column)]
-        if role == plots.POSITIVE:
+        if role == charts.POSITIVE:
             return "pulled together: the same image and shift, drawn twice"
-        if role == plots.NEGATIVE:
+        if role == charts.NEGATIVE:
             return "pushed apart: " + ("the other view is dissolved" if dissolved[1] else "another image or shift")
         if dissolved[0]:
             return "because a dissolved view is never an anchor"
         return "because it is the same view" if row == column else "by the mask: the anchor's own dissolved twin"
 
-    def still(self) -> plots.Figure:
+    def still(self) -> charts.Figure:
         """Return the picture of the present choice."""
         views = self.views()
         arrays = [value.cpu().numpy() for value in (views.images, views.image, views.shift, views.branch)]

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from diawork.base.errors import NumericError, UsageError
-from diawork.pictures import (
+from diawork.figures.pictures import (
     ACCENT,
     INK,
     SOFT,

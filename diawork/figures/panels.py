@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from diawork.base.errors import UsageError
-from diawork.pictures import (
+from diawork.figures.pictures import (
     INK,
     SOFT,
     Picture,
@@ -30,7 +30,7 @@ from diawork.pictures import (
     styled,
     word,
 )
-from diawork.plots import ANOMALOUS, HEALTHY, PAIR_COLORS
+from diawork.figures.charts import ANOMALOUS, HEALTHY, PAIR_COLORS
 
 BRANCHES = ("O", "O′", "A")  # two ordinary, one dissolved
 MAP_COLORS = "inferno"  # even steps of brightness, whatever the eye's colours

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from diawork.base.errors import UsageError
-from diawork.pictures import (
+from diawork.figures.pictures import (
     INK,
     SOFT,
     STEP_LABEL,
@@ -25,7 +25,7 @@ from diawork.pictures import (
     styled,
     word,
 )
-from diawork.spectra import energy_removed, radial_power
+from diawork.figures.spectra import energy_removed, radial_power
 
 LINES = ({"color": "#0072B2", "ls": "-"}, {"color": "#C1440E", "ls": (0, (4, 1.6))})  # told apart without colour, too
 TICKS = (0, 25, 100, 200, 400, 1000)

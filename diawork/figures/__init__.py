@@ -1,0 +1,1 @@
+"""Figures: arrays in, a Figure or frames out; the only door to matplotlib and seaborn."""
