@@ -7,7 +7,7 @@ from diawork.base.config import DissolveConfig
 from diawork.method.ddpm import DDPM, build_ddpm, save_ddpm
 from diawork.method.dissolve import dissolve
 from diawork.base.errors import UsageError
-from diawork.slots import checkpoint_slot, dissolving_slots, fit_to
+from diawork.widgets.slots import checkpoint_slot, dissolving_slots, fit_to
 from tests.toys import TINY
 
 X = np.random.default_rng(0).random((2, 1, 8, 8), np.float32)
