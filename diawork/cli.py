@@ -170,9 +170,9 @@ def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
 def bench(quick: bool, compiled: bool | None, device: str, precision: str, out: Path, **options: Any) -> None:
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.base.compute import Compute
-    from diawork.costpage import write_cost_html
-    from diawork.costs import measure_all
-    from diawork.fidelity import accuracy
+    from diawork.bench.page import write_cost_html
+    from diawork.bench.costs import measure_all
+    from diawork.bench.fidelity import accuracy
     from diawork.base.files import write_json
 
     compute = Compute.auto(device, precision, compile=compiled)

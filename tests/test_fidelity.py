@@ -8,7 +8,7 @@ from diawork.base.compute import Compute, has_bf16
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.runs.experiment import resolve, shared_ddpm
-from diawork.fidelity import PATHS, compare_paths, compare_pretraining, paths_table
+from diawork.bench.fidelity import PATHS, compare_paths, compare_pretraining, paths_table
 from diawork.data.images import load
 from diawork.runs.presets import preset
 

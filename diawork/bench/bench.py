@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.baseline import plain_encoder, released_dissolve, released_step
+from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.base.compute import Compute, count_macs, has_bf16
 from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ScoreConfig, ViewsConfig
 from diawork.method.ddpm import build_ddpm

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diawork.method.bank import DissolvedBank
-from diawork.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
+from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ViewsConfig
 from diawork.method.ddpm import build_ddpm

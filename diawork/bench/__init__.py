@@ -1,0 +1,1 @@
+"""Measured cost, in ratios of one run."""
