@@ -7,7 +7,7 @@ import torch
 
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.bench.bench import QUICK, Pair, ceilings, sgd
-from diawork.cli import main
+from diawork.cli.main import main
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, EncoderConfig
 from diawork.bench.costs import bank_cost, loss_memory, scaling, step_shares

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diawork.cli import main, parse_overrides
+from diawork.cli.main import main, parse_overrides
 
 
 @pytest.fixture

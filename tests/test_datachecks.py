@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diawork.data import checks
-from diawork.cli import main
+from diawork.cli.main import main
 from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
 from diawork.base.errors import CheckpointError, DataError
 from diawork.runs.experiment import run_experiment

@@ -18,7 +18,7 @@ from safetensors.torch import save as serialize
 
 from diawork.report.page import sections
 from diawork.base.checkpoints import Keeper, _seal, load_checkpoint, save_checkpoint
-from diawork.cli import main
+from diawork.cli.main import main
 from diawork.base.config import DiffusionConfig
 from diawork.detectors import CSI
 from diawork.method.ddpm import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm

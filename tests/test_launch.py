@@ -9,7 +9,7 @@ import time
 import pytest
 
 from diawork.sweeps.cell import CellFolder
-from diawork.cli import main
+from diawork.cli.main import main
 from diawork.base.files import process_alive
 from diawork.sweeps.launch import prepare, run_sweep, sweep_folder
 from diawork.sweeps.ledger import ledger

@@ -15,7 +15,7 @@ import torch
 from diawork.runs.run import run as runs
 from diawork.method import ddpm as diffusion
 from diawork.method import training
-from diawork.cli import main
+from diawork.cli.main import main
 from diawork.detectors import DIA, contrastive
 from diawork.base.errors import Interrupted
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_at_once

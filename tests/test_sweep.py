@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diawork.cli import main
+from diawork.cli.main import main
 from diawork.base.errors import DataError, UsageError
 from diawork.sweeps.launch import data_identities
 from diawork.sweeps.sweep import Sweep

@@ -16,7 +16,7 @@ import click
 
 from diawork.base.errors import DiaworkError, ResourceError, UsageError, printable
 from diawork.base.stopping import StopNow, stop_at_once
-from diawork.sweepcommand import sweep
+from diawork.cli.sweep import sweep
 
 _out = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for runs [default: $DIAWORK_HOME or ./runs]."
@@ -48,7 +48,7 @@ def cli() -> None:
 @_out
 def doctor(data_root: Path | None, out: Path | None) -> None:
     """Say what this machine offers, each line with OK or the fix."""
-    from diawork.machine import doctor as examine
+    from diawork.cli.doctor import doctor as examine
 
     report = examine(data_root=data_root, out=out)
     _say(str(report))
