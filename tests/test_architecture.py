@@ -39,25 +39,22 @@ ROOMS[""] = ROOMS.pop("__init__")
 
 
 def imports(path: Path) -> set[str]:
-    """Return the dotted names that a file imports, wherever in it; of our own, the rooms."""
+    """Return the dotted names that a file reaches, wherever in it: imported, by name, or as `diawork.x`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: write absolute imports"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            rooms = {name for name in inner if name.removeprefix("diawork.") in ROOMS}
-            names |= rooms if rooms or node.module == "diawork" else {node.module}
-    return names | _lazy(path)
-
-
-def _lazy(path: Path) -> set[str]:
-    """Return what `import_module("…")` names, and rooms reached as attributes of the package: `diawork.x.y`."""
-    text = path.read_text("utf-8")
-    named = set(re.findall(r"""import_module\(\s*["']([\w.]+)["']""", text))
-    reached = {name for name in re.findall(r"(?<![\w.\"'`])diawork\.(\w+)\b", text) if name in FLOORS}
-    return named | {f"diawork.{name}" for name in reached}
+        match node:
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+            case ast.ImportFrom():
+                assert node.level == 0, f"{path.name}: write absolute imports"
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                rooms = {name for name in inner if name.removeprefix("diawork.") in ROOMS}
+                names |= rooms if rooms or node.module == "diawork" else {node.module}
+            case ast.Attribute(value=ast.Name(id="diawork"), attr=attr) if attr in FLOORS:
+                names.add(f"diawork.{attr}")
+            case ast.Constant(value=str() as text) if re.fullmatch(r"diawork(\.\w+)+", text):
+                names.add(text)  # of import_module and the like
+    return names
 
 
 def floor(room: str) -> str:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from diawork.method.bank import DissolvedBank
 from diawork.base.config import DiffusionConfig, DissolveConfig
-from diawork.method.ddpm import build_ddpm
-from diawork.method.dissolve import Dissolver
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.seeding import generator
+from diawork.method.bank import DissolvedBank
+from diawork.method.ddpm import build_ddpm
+from diawork.method.dissolve import Dissolver
 
 DDPM = build_ddpm(DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16))
 X = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(0))

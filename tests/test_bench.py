@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
-from diawork.bench.bench import QUICK, Pair, ceilings, sgd
-from diawork.cli.main import main
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, EncoderConfig
+from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
+from diawork.bench.bench import QUICK, Pair, ceilings, sgd
 from diawork.bench.costs import bank_cost, loss_memory, scaling, step_shares
+from diawork.cli.main import main
 from diawork.method.ddpm import build_ddpm
 from diawork.method.encoder import build_encoder
 

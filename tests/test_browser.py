@@ -2,13 +2,13 @@
 
 import pytest
 
-from diawork.runs.notebooks import notebook_folder
+from diawork.base.files import shipped
 from diawork.report.page import write_html
 from tests import browsing
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
 pytestmark = pytest.mark.skipif(browsing.chromium() is None, reason="no Chromium here: apt-get install chromium")
-NOTEBOOK = notebook_folder() / "02_explore_dissolving.ipynb"
+NOTEBOOK = shipped("notebooks") / "02_explore_dissolving.ipynb"
 PICTURE = "img.widget-image"
 
 

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("submitit")
 
-from diawork.sweeps.cluster import Job, Submitted, make_executor
 from diawork.base.errors import UsageError
+from diawork.sweeps.cluster import Job, Submitted, make_executor
 from diawork.sweeps.launch import prepare, run_sweep, sweep_folder
 from diawork.sweeps.sweep import Sweep
 from tests.sweeping import holders, toy_sweep, wait_for

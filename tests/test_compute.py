@@ -6,10 +6,10 @@ from torch import nn
 
 from diawork.base.compute import Compute, count_macs, has_bf16, has_compiler
 from diawork.base.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
+from diawork.base.errors import ResourceError, UsageError
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import Dissolver, GaussianBlur
 from diawork.method.encoder import build_encoder
-from diawork.base.errors import ResourceError, UsageError
 from diawork.method.training import train_step
 from diawork.method.views import BranchBuilder
 

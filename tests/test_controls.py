@@ -9,6 +9,8 @@ import torch
 from conftest import make_images
 
 from diawork import detectors
+from diawork.base.errors import CheckpointError, DataError, UsageError
+from diawork.data.images import ImageSet, load
 from diawork.detectors.controls import (
     FILE,
     STATISTICS,
@@ -18,8 +20,6 @@ from diawork.detectors.controls import (
     StatsMahalanobis,
     image_statistics,
 )  # fmt: skip
-from diawork.base.errors import CheckpointError, DataError, UsageError
-from diawork.data.images import ImageSet, load
 from diawork.evaluation.metrics import auroc
 
 CONTROLS = (StatsKNN, StatsMahalanobis, PixelKNN, OracleStatistic)

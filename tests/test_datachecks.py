@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diawork.data import checks
-from diawork.cli.main import main
-from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
 from diawork.base.errors import CheckpointError, DataError
-from diawork.runs.experiment import run_experiment
+from diawork.cli.main import main
+from diawork.data import checks
+from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
 from diawork.data.images import ImageSet, Splits, _phantom, load
 from diawork.data.manifests import Manifest, load_manifest
+from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 
 REAL = Path(os.environ.get("DIAWORK_DATA", "/nowhere")) / "pneumoniamnist.npz"

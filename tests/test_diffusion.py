@@ -5,9 +5,9 @@ import torch
 
 from diawork.base.checkpoints import load_checkpoint
 from diawork.base.config import DiffusionConfig
-from diawork.method.ddpm import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
 from diawork.base.errors import CheckpointError, DataError, Interrupted, NumericError
 from diawork.base.stopping import _asked
+from diawork.method.ddpm import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
 from tests.conftest import make_images
 
 TINY = DiffusionConfig(

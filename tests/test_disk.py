@@ -8,11 +8,10 @@ import os
 import pytest
 import torch
 
-from diawork.method import ddpm as diffusion
-from diawork.base import checkpoints
-from diawork.base import files
-from diawork.method.ddpm import load_ddpm, pretrain_ddpm
+from diawork.base import checkpoints, files
 from diawork.base.errors import ResourceError
+from diawork.method import ddpm as diffusion
+from diawork.method.ddpm import load_ddpm, pretrain_ddpm
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from tests.toys import IMAGES, SETTINGS, TINY, Eager

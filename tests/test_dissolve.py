@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from diawork.base.config import DiffusionConfig, DissolveConfig
+from diawork.base.errors import UsageError
+from diawork.base.seeding import generator
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import (
     AddNoise,
@@ -19,8 +21,6 @@ from diawork.method.dissolve import (
     from_model,
     to_model,
 )
-from diawork.base.errors import UsageError
-from diawork.base.seeding import generator
 
 TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from diawork.detectors import CSI, DIA
 from diawork.base.errors import UsageError
+from diawork.data.images import load
+from diawork.detectors import CSI, DIA
 from diawork.runs.experiment import (
     CONTROLS,
     METHODS,
@@ -21,7 +22,6 @@ from diawork.runs.experiment import (
     select_on,
     shared_ddpm,
 )
-from diawork.data.images import load
 from diawork.runs.presets import preset
 from diawork.runs.run import ORACLE
 
@@ -71,7 +71,9 @@ def test_a_search_that_would_score_test_or_nothing_is_refused_before_it_starts(t
     with pytest.raises(UsageError, match="scores test after every epoch"):
         SMOKE.override({"score.evaluate": "val", "train.track_test": True})
     whole = load("phantom")
-    monkeypatch.setattr("diawork.runs.experiment.open_data", lambda *_: replace(whole, val=whole.val.take(np.arange(0))))
+    monkeypatch.setattr(
+        "diawork.runs.experiment.open_data", lambda *_: replace(whole, val=whole.val.take(np.arange(0)))
+    )
     with pytest.raises(UsageError, match="no validation images"):
         run_experiment(SMOKE.override({"score.evaluate": "val"}), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from diawork.figures import panels
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.config import ExperimentConfig
-from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.base.errors import DataError, UsageError
-from diawork.runs.experiment import run_experiment
 from diawork.data.images import load
+from diawork.method.dissolve import GaussianBlur, Identity
+from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from diawork.widgets import ScoreExplorer, ViewsExplorer
 from tests.conftest import make_images
@@ -52,7 +51,7 @@ def test_any_batch_and_number_of_shifts(views, batch, shifts):
     views.batch, views.shifts = batch, shifts
     roles, n = views.roles(), batch * shifts
     assert roles.shape == (3 * n, 3 * n)
-    assert (roles == charts.POSITIVE).sum() == 2 * n and (roles[2 * n :] == charts.EXCLUDED).all()
+    assert (roles == figures.POSITIVE).sum() == 2 * n and (roles[2 * n :] == figures.EXCLUDED).all()
     assert views.still().axes
 
 
@@ -60,10 +59,10 @@ def test_the_figure_takes_more_shifts_than_the_method_has():
     n = 6
     index = [torch.arange(3 * n) % 1, torch.arange(3 * n) % n, torch.arange(3 * n) // n]
     roles = np.ones((3 * n, 3 * n), int)
-    pairs = panels.Pairs(np.zeros((3 * n, 3, 8, 8)), *[i.numpy() for i in index], roles, [str(k) for k in range(n)])
-    assert panels.pair_figure(pairs, (0, 1), "a $ sign").axes
+    pairs = figures.Pairs(np.zeros((3 * n, 3, 8, 8)), *[i.numpy() for i in index], roles, [str(k) for k in range(n)])
+    assert figures.pair_figure(pairs, (0, 1), "a $ sign").axes
     with pytest.raises(UsageError, match=r"cell \(0, 18\)"):
-        panels.pair_figure(pairs, (0, 18))
+        figures.pair_figure(pairs, (0, 18))
 
 
 def test_views_are_redrawn_by_the_seed_and_without_a_dissolver_there_are_two_branches(views):
@@ -226,6 +225,6 @@ def test_other_data_other_detectors_and_other_choices_are_refused(finished, scor
 
 def test_maps_grid_needs_as_many_of_each():
     images, masks = np.zeros((2, 8, 8)), np.zeros((2, 8, 8), bool)
-    assert len(panels.maps_grid(images, masks, {"a map": images}, ["x", "y"]).axes) == 6
+    assert len(figures.maps_grid(images, masks, {"a map": images}, ["x", "y"]).axes) == 6
     with pytest.raises(UsageError, match="as many masks and maps"):
-        panels.maps_grid(images, masks[:1], {"a map": images})
+        figures.maps_grid(images, masks[:1], {"a map": images})

@@ -16,16 +16,16 @@ import pytest
 import torch
 from safetensors.torch import save as serialize
 
-from diawork.report.page import sections
 from diawork.base.checkpoints import Keeper, _seal, load_checkpoint, save_checkpoint
-from diawork.cli.main import main
 from diawork.base.config import DiffusionConfig
+from diawork.base.errors import CheckpointError, DiaworkError, printable
+from diawork.cli.main import main
+from diawork.data.manifests import load_manifest
 from diawork.detectors import CSI
 from diawork.method.ddpm import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
-from diawork.base.errors import CheckpointError, DiaworkError, printable
-from diawork.data.manifests import load_manifest
-from diawork.runs.presets import preset
+from diawork.report import sections
 from diawork.report.page import write_html
+from diawork.runs.presets import preset
 from tests.conftest import make_images
 from tests.test_report import make_run
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from diawork import images as house
-from diawork.data.readers import npz
 from diawork.base.errors import DataError, UsageError
+from diawork.base.seeding import generator
+from diawork.data import images as house
 from diawork.data.images import ImageSet, batches, describe, load
 from diawork.data.manifests import Manifest, load_manifest
-from diawork.base.seeding import generator
+from diawork.data.readers import npz
 
 COUNTS = {"train": {"well": 6, "ill": 2}, "val": {"well": 2, "ill": 2}, "test": {"well": 3, "ill": 2}}
 TOY = {

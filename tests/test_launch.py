@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from diawork.sweeps.cell import CellFolder
-from diawork.cli.main import main
 from diawork.base.files import process_alive
+from diawork.cli.main import main
+from diawork.sweeps.cell import CellFolder
 from diawork.sweeps.launch import prepare, run_sweep, sweep_folder
 from diawork.sweeps.ledger import ledger
 from diawork.sweeps.processes import slot_environment

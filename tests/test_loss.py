@@ -10,7 +10,15 @@ from torch import Tensor
 
 from diawork.base.config import LossConfig
 from diawork.base.errors import UsageError
-from diawork.method.loss import dia_loss, negatives_mask, nt_xent, pair_roles, shift_classes, shift_cross_entropy, view_key
+from diawork.method.loss import (
+    dia_loss,
+    negatives_mask,
+    nt_xent,
+    pair_roles,
+    shift_classes,
+    shift_cross_entropy,
+    view_key,
+)
 from diawork.method.views import _row_indices
 
 GOLDEN = {  # spec of the method, §6: constant "repo", τ = 0.5, float64

@@ -9,12 +9,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diawork.data import manifests
 from diawork.base.errors import DataError, UsageError
+from diawork.base.files import shipped
+from diawork.data import manifests
 from diawork.data.manifests import Manifest, check_manifest, list_manifests, load_manifest
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
-TEXT = (manifests._folder() / "pneumoniamnist.yaml").read_text(encoding="utf-8")
+TEXT = (shipped("data_manifests") / "pneumoniamnist.yaml").read_text(encoding="utf-8")
 
 
 def refused(text, *words):
@@ -172,7 +173,7 @@ def test_hostile_file_names_are_escaped():
      ("bridge:", "file: x.npz\nbridge:", ["file: has no meaning"]), ("lesion_contrast: ", "lesion_contrast: 9", ["9"])],
 )  # fmt: skip
 def test_phantom_facts_are_checked(old, new, words):
-    text = (manifests._folder() / "phantom.yaml").read_text(encoding="utf-8")
+    text = (shipped("data_manifests") / "phantom.yaml").read_text(encoding="utf-8")
     assert old in text
     refused(text.replace(old, new, 1), *words)
 
@@ -264,7 +265,7 @@ def assert_legal(text, manifest):
 def fuzz(n, seed):
     """Return how many of ``n`` mutated and generated manifests were accepted."""
     rng, accepted = random.Random(seed), 0
-    texts = [(manifests._folder() / f"{name}.yaml").read_text(encoding="utf-8") for name in list_manifests()]
+    texts = [(shipped("data_manifests") / f"{name}.yaml").read_text(encoding="utf-8") for name in list_manifests()]
     for i in range(n):
         text = generated(rng) if i % 3 == 0 else mutated(rng.choice(texts), rng)
         try:

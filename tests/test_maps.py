@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from diawork.report.page import localisation
-from diawork.detectors import maps
 from diawork.base.config import ExperimentConfig
-from diawork.detectors import DIA
+from diawork.base.errors import DataError, NumericError, UsageError
+from diawork.data.images import load
+from diawork.detectors import DIA, maps
+from diawork.detectors.patches import PatchBank
 from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.method.encoder import build_encoder
-from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.runs.evidence import mapped
-from diawork.data.images import load
-from diawork.detectors.patches import PatchBank
 from diawork.method.scoring import FeatureBank
+from diawork.report import localisation
+from diawork.runs.evidence import mapped
 
 SIDE = 16
 

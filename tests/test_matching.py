@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diawork.base.config import DissolveConfig
-from diawork.method.dissolve import AddNoise, GaussianBlur, build_operator
 from diawork.base.errors import UsageError
 from diawork.data.images import load
+from diawork.method.dissolve import AddNoise, GaussianBlur, build_operator
 from diawork.method.matching import matched, mean_squared_change
 
 

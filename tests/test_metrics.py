@@ -8,8 +8,8 @@ import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diawork.evaluation import metrics
 from diawork.base.errors import DataError, DiaworkError, NumericError, UsageError
+from diawork.evaluation import metrics
 
 
 def scored(n=200, lift=1.0, decimals=9, seed=0):

@@ -7,9 +7,10 @@ import nbformat
 import pytest
 
 from diawork.base.errors import UsageError
-from diawork.runs.notebooks import find_notebook, notebook_folder, notebook_parameters, run_notebook, typed_parameters
+from diawork.base.files import shipped
+from diawork.runs.notebooks import find_notebook, notebook_parameters, run_notebook, typed_parameters
 
-NOTEBOOKS = sorted(notebook_folder().glob("*.ipynb"))
+NOTEBOOKS = sorted(shipped("notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 LAST_CELL = {
     "01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:", "06": "run:", "07": "drawn:",

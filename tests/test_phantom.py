@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from diawork.detectors.controls import PixelKNN, StatsKNN, StatsMahalanobis
 from diawork.base.errors import UsageError
 from diawork.data.images import ImageSet
-from diawork.evaluation.metrics import auroc
 from diawork.data.phantom import KINDS, LESIONS, PhantomSpec, make_phantom
+from diawork.detectors.controls import PixelKNN, StatsKNN, StatsMahalanobis
+from diawork.evaluation.metrics import auroc
 
 VISIBLE = 0.03 * 255
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diawork.figures import pictures
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import NumericError, UsageError
+from diawork.figures import charts, pictures
 
 RNG = np.random.default_rng(0)
 X = RNG.random((4, 8, 8), np.float32)
@@ -34,18 +34,18 @@ def pixels(png):
 
 
 FIGURES = {
-    "grid": lambda: charts.image_grid(X, ["a"] * 4, columns=3),
-    "strip": lambda: charts.dissolve_strip(STRIP, TS, ["one"] * 4, difference=True),
-    "frame": lambda: charts.dissolve_frame(X, STACKS, TS),
-    "one frame": lambda: charts.dissolve_frame(X[:1], STACKS[:1], TS),
-    "views": lambda: charts.views_grid(X[:, None].repeat(4, 1)[:3]),
-    "neighbours": lambda: charts.nearest_neighbours(X, X[::-1], range(4), [True, False, "odd", True]),
-    "pairs": lambda: charts.similarity_matrix(np.eye(6, dtype=int), list("abcdef"), block=2),
-    "similarity": lambda: charts.similarity_matrix(np.eye(6)),
-    "loss": lambda: charts.loss_curve([{"stage": "train", "step": i, "loss": 1 / (i + 1)} for i in range(5)]),
-    "histogram": lambda: charts.score_histogram(SCORES, TRUTH, threshold=0.5),
-    "roc": lambda: charts.roc({"DIA": [(SCORES, TRUTH)]}),
-    "bars": lambda: charts.ablation_bars(pd.DataFrame({"detector": ["DIA"], "auroc": [0.9], "published": [0.8]})),
+    "grid": lambda: figures.image_grid(X, ["a"] * 4, columns=3),
+    "strip": lambda: figures.dissolve_strip(STRIP, TS, ["one"] * 4, difference=True),
+    "frame": lambda: figures.dissolve_frame(X, STACKS, TS),
+    "one frame": lambda: figures.dissolve_frame(X[:1], STACKS[:1], TS),
+    "views": lambda: figures.views_grid(X[:, None].repeat(4, 1)[:3]),
+    "neighbours": lambda: figures.nearest_neighbours(X, X[::-1], range(4), [True, False, "odd", True]),
+    "pairs": lambda: figures.similarity_matrix(np.eye(6, dtype=int), list("abcdef"), block=2),
+    "similarity": lambda: figures.similarity_matrix(np.eye(6)),
+    "loss": lambda: figures.loss_curve([{"stage": "train", "step": i, "loss": 1 / (i + 1)} for i in range(5)]),
+    "histogram": lambda: figures.score_histogram(SCORES, TRUTH, threshold=0.5),
+    "roc": lambda: figures.roc({"DIA": [(SCORES, TRUTH)]}),
+    "bars": lambda: figures.ablation_bars(pd.DataFrame({"detector": ["DIA"], "auroc": [0.9], "published": [0.8]})),
 }
 
 
@@ -70,19 +70,19 @@ def test_plots_never_import_torch():
 
 
 def test_grey_is_pinned_and_nearest():
-    for image in images_of(charts.image_grid(X * 0.5)):
+    for image in images_of(figures.image_grid(X * 0.5)):
         assert image.get_clim() == (0, 1)
         assert (image.get_interpolation(), image.get_cmap().name) == ("nearest", "gray")
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (3, 8, 8), (8, 8, 3)])
 def test_image_layouts(shape):
-    drawn = images_of(charts.image_grid([RNG.random(shape)]))[0]
+    drawn = images_of(figures.image_grid([RNG.random(shape)]))[0]
     assert drawn.get_array().shape[:2] == (8, 8)
 
 
 def test_differences_diverge_around_zero_with_a_bar():
-    figure = charts.dissolve_strip(STRIP, TS, difference=True)
+    figure = figures.dissolve_strip(STRIP, TS, difference=True)
     changes = [im for im in images_of(figure) if im.get_cmap().name == "RdBu_r"]
     assert len(changes) == 16
     assert {im.get_clim()[0] + im.get_clim()[1] for im in changes} == {0}
@@ -90,21 +90,21 @@ def test_differences_diverge_around_zero_with_a_bar():
 
 
 def test_strip_headers_name_input_and_steps():
-    said = texts_of(charts.dissolve_strip(STRIP, TS, ["r0", "r1", "r2", "r3"]))
+    said = texts_of(figures.dissolve_strip(STRIP, TS, ["r0", "r1", "r2", "r3"]))
     assert all(word in said for word in ("input", "t = 50", "t = 200", "dissolving step t", "r3"))
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: charts.image_grid([]), "no image"),
-        (lambda: charts.dissolve_strip(STRIP, [1]), "does not hold"),
-        (lambda: charts.dissolve_frame(X, STACKS[:2], TS), "do not hold 3 steps"),
-        (lambda: charts.nearest_neighbours(X, X[:2], [1], ["a"]), "as many"),
-        (lambda: charts.loss_curve([{"step": 1}]), "no row"),
-        (lambda: charts.roc({"DIA": [(SCORES, np.ones(40, bool))]}), "healthy and anomalous"),
-        (lambda: charts.roc({"DIA": [(SCORES * np.nan, TRUTH)]}), "40 of 40 scores are not finite"),
-        (lambda: charts.score_histogram(SCORES * np.inf, TRUTH), "not finite"),
+        (lambda: figures.image_grid([]), "no image"),
+        (lambda: figures.dissolve_strip(STRIP, [1]), "does not hold"),
+        (lambda: figures.dissolve_frame(X, STACKS[:2], TS), "do not hold 3 steps"),
+        (lambda: figures.nearest_neighbours(X, X[:2], [1], ["a"]), "as many"),
+        (lambda: figures.loss_curve([{"step": 1}]), "no row"),
+        (lambda: figures.roc({"DIA": [(SCORES, np.ones(40, bool))]}), "healthy and anomalous"),
+        (lambda: figures.roc({"DIA": [(SCORES * np.nan, TRUTH)]}), "40 of 40 scores are not finite"),
+        (lambda: figures.score_histogram(SCORES * np.inf, TRUTH), "not finite"),
     ],
 )
 def test_refuses(call, says):
@@ -113,26 +113,26 @@ def test_refuses(call, says):
 
 
 def test_frames_equal_the_figure_at_each_step():
-    frames = charts.dissolve_frames(X[:1], STACKS[:1], TS, dpi=100)
+    frames = figures.dissolve_frames(X[:1], STACKS[:1], TS, dpi=100)
     for i, frame in enumerate(frames):
-        still = charts.png_bytes(charts.dissolve_frame(X[:1], STACKS[:1], TS, at=i), dpi=100)
+        still = figures.png_bytes(figures.dissolve_frame(X[:1], STACKS[:1], TS, at=i), dpi=100)
         assert np.abs(pixels(frame)[..., :3] - pixels(still)[..., :3]).mean() < 0.02
     assert len(set(frames)) == 3
 
 
 def test_a_detector_has_one_colour_and_controls_are_grey():
-    assert charts.detector_style("DIA")["color"] == charts.DETECTOR_COLORS["DIA"]
-    assert charts.detector_style("DIA (loss.mask naive)")["color"] == charts.DETECTOR_COLORS["DIA"]
-    assert charts.detector_style("gaussian blur in the slot")["color"] == charts.DETECTOR_COLORS["Gaussian blur"]
+    assert figures.detector_style("DIA")["color"] == charts.DETECTOR_COLORS["DIA"]
+    assert figures.detector_style("DIA (loss.mask naive)")["color"] == charts.DETECTOR_COLORS["DIA"]
+    assert figures.detector_style("gaussian blur in the slot")["color"] == charts.DETECTOR_COLORS["Gaussian blur"]
     for name in ("image statistics, 5-NN", "pixel 5-NN", "best statistic (oracle)", "Mahalanobis"):
-        red, green, blue = (charts.detector_style(name)["color"][i : i + 2] for i in (1, 3, 5))
+        red, green, blue = (figures.detector_style(name)["color"][i : i + 2] for i in (1, 3, 5))
         assert red == green == blue
-    assert not charts.is_control("SimSID")
+    assert not figures.is_control("SimSID")
 
 
 def test_unknown_names_keep_their_colour_from_one_process_to_the_next():
-    assert charts.detector_style("Novel")["color"] == "#6699CC"
-    assert charts.detector_style("Other one")["color"] == "#44AA99"
+    assert figures.detector_style("Novel")["color"] == "#6699CC"
+    assert figures.detector_style("Other one")["color"] == "#44AA99"
 
 
 @pytest.mark.parametrize("figure", ["histogram", "roc", "neighbours"])
@@ -145,7 +145,7 @@ def test_roc_legend_holds_the_exact_area_and_its_spread():
         "DIA": [([0, 1, 2, 3], [0, 0, 1, 1]), ([0, 2, 1, 3], [0, 0, 1, 1])],
         "CSI": [([1, 1, 1, 1], [0, 0, 1, 1])],
     }
-    said = texts_of(charts.roc(curves))
+    said = texts_of(figures.roc(curves))
     assert "0.875 ± 0.177  DIA" in said
     assert "0.500  CSI" in said
 
@@ -158,7 +158,7 @@ def test_roc_agrees_with_sklearn_on_ties():
 
 
 def test_pairs_are_coloured_by_code():
-    image = images_of(charts.similarity_matrix(np.array([[0, 1], [2, 0]])))[0]
+    image = images_of(figures.similarity_matrix(np.array([[0, 1], [2, 0]])))[0]
     shown = [tuple(np.round(image.cmap(image.norm(code))[:3], 2)) for code in (0, 1, 2)]
     assert len(set(shown)) == 3
     assert all(word in texts_of(FIGURES["pairs"]()) for word in ("excluded", "positive", "negative"))
@@ -166,22 +166,22 @@ def test_pairs_are_coloured_by_code():
 
 def test_loss_panels_per_stage_and_one_legend_entry_a_detector():
     rows = [{"stage": s, "step": i, "loss": 1.0} for s in ("ddpm", "train") for i in range(3)]
-    figure = charts.loss_curve({"DIA": [rows, rows], "CSI": [rows[3:]]})
+    figure = figures.loss_curve({"DIA": [rows, rows], "CSI": [rows[3:]]})
     assert [ax.get_title() for ax in figure.axes] == ["ddpm", "train"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["DIA", "CSI"]
 
 
 def test_constant_scores_still_draw():
-    assert charts.png_bytes(charts.score_histogram(np.zeros(40), TRUTH))
-    assert "0.500" in texts_of(charts.roc({"DIA": [(np.zeros(40), TRUTH)]}))
+    assert figures.png_bytes(figures.score_histogram(np.zeros(40), TRUTH))
+    assert "0.500" in texts_of(figures.roc({"DIA": [(np.zeros(40), TRUTH)]}))
 
 
 def test_bars_start_at_chance():
-    bar = charts.ablation_bars([{"detector": "DIA", "auroc": 0.4}]).axes[0].patches[0]
+    bar = figures.ablation_bars([{"detector": "DIA", "auroc": 0.4}]).axes[0].patches[0]
     assert (bar.get_x(), bar.get_width()) == (0.5, pytest.approx(-0.1))
 
 
 @pytest.mark.parametrize("text", [r"$\frac{", "a\x1b[31m", "\u202egnp"])
 def test_hostile_names_are_drawn_as_text(text):
-    assert charts.png_bytes(charts.roc({text: [(SCORES, TRUTH)]}, title=text))
-    assert charts.png_bytes(charts.image_grid(X, [text] * 4))
+    assert figures.png_bytes(figures.roc({text: [(SCORES, TRUTH)]}, title=text))
+    assert figures.png_bytes(figures.image_grid(X, [text] * 4))

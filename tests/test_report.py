@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diawork.figures import charts
-from diawork.report.page import page as report
+from diawork import figures
 from diawork.base.errors import DataError, UsageError
-from diawork.report.findings import focus_of, headline
 from diawork.evaluation.metrics import auroc
 from diawork.figures.player import player_html
-from diawork.report.published import paper_comparison, published
+from diawork.report import page as report
+from diawork.report.findings import focus_of, headline
 from diawork.report.page import write_html
+from diawork.report.published import paper_comparison, published
 from diawork.report.shortcuts import ALL, followed, shortcuts
 from diawork.report.tables import SEARCHED, _joined, collect, compare, curves, paired, split_of, summary_table
 
@@ -112,10 +112,10 @@ def suite(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out the drawing where a test reads the words alone."""
-    monkeypatch.setattr(charts, "png_bytes", lambda figure, dpi=0: PNG)
-    monkeypatch.setattr(charts, "dissolve_frames", lambda inputs, stacks, ts, dpi: [PNG] * len(ts))
+    monkeypatch.setattr(figures, "png_bytes", lambda figure, dpi=0: PNG)
+    monkeypatch.setattr(figures, "dissolve_frames", lambda inputs, stacks, ts, dpi: [PNG] * len(ts))
     for name in ("roc", "score_histogram", "loss_curve", "nearest_neighbours"):
-        monkeypatch.setattr(plots, name, lambda *arrays, **options: None)
+        monkeypatch.setattr(figures, name, lambda *arrays, **options: None)
 
 
 class Page(HTMLParser):
@@ -566,8 +566,8 @@ def test_shortcuts_look_at_healthy_images_alone(tmp_path):
     scores = np.where(anomalous, -1, 1) * statistics[:, 0]
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diawork.figures.panels.table_map", lambda values, *names: drawn.append((values, *names)))
-        patch.setattr(charts, "png_bytes", lambda *_: PNG)
+        patch.setattr("diawork.figures.table_map", lambda values, *names: drawn.append((values, *names)))
+        patch.setattr(figures, "png_bytes", lambda *_: PNG)
         found = shortcuts({"DIA": [(scores, anomalous)] * 2}, statistics, ["mean", "sd"])["shortcuts"]
     values, rows, columns = drawn[0]
     assert values.shape == (1, 3) and values[0, 0] == pytest.approx(1) and rows == ["DIA"] and columns[-1] == ALL

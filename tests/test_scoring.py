@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diawork.base.config import ScoreConfig, ViewsConfig
-from diawork.method.encoder import build_encoder
 from diawork.base.errors import NumericError, UsageError
+from diawork.method.encoder import build_encoder
 from diawork.method.scoring import FeatureBank, Features, extract_features, score
 
 K, SAMPLES = 4, 2

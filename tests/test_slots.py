@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from diawork.base.config import DissolveConfig
+from diawork.base.errors import UsageError
 from diawork.method.ddpm import DDPM, build_ddpm, save_ddpm
 from diawork.method.dissolve import dissolve
-from diawork.base.errors import UsageError
 from diawork.widgets.slots import checkpoint_slot, dissolving_slots, fit_to
 from tests.toys import TINY
 

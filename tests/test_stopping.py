@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from diawork.runs.run import run as runs
-from diawork.method import ddpm as diffusion
-from diawork.method import training
-from diawork.cli.main import main
-from diawork.detectors import DIA, contrastive
 from diawork.base.errors import Interrupted
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_at_once
+from diawork.cli.main import main
+from diawork.detectors import DIA
+from diawork.detectors import dia as contrastive
+from diawork.method import ddpm as diffusion
+from diawork.method import training
+from diawork.runs import run as runs
 from tests.toys import CFG, IMAGES, SETTINGS, TEST, child, disturbed, duration, ended, equal, pretrained, trained
 
 pytestmark = [
@@ -133,7 +134,13 @@ def test_ctrl_c_leaves_everything_usable(tmp_path, monkeypatch, work, kind):
 
 
 @pytest.mark.parametrize(
-    "place", ["experiment.open_data", "experiment.check_splits", "experiment._evaluate", "report.write_html"]
+    "place",
+    [
+        "runs.experiment.open_data",
+        "runs.experiment.check_splits",
+        "runs.experiment._evaluate",
+        "report.page.write_html",
+    ],
 )
 def test_a_stop_between_the_loops_is_at_once(tmp_path, toy, monkeypatch, place):
     def stopped(*_args, **_kw):
@@ -145,7 +152,7 @@ def test_a_stop_between_the_loops_is_at_once(tmp_path, toy, monkeypatch, place):
     start = time.monotonic()
     assert main(argv) == 75 and time.monotonic() - start < 5
     states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("out/toy*/status.json")]
-    assert states == {"experiment._evaluate": ["interrupted"], "report.write_html": ["done"]}.get(place, [])
+    assert states == {"runs.experiment._evaluate": ["interrupted"], "report.page.write_html": ["done"]}.get(place, [])
     monkeypatch.undo()
     assert main(argv) == 0
 

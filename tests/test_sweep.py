@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from diawork.cli.main import main
 from diawork.base.errors import DataError, UsageError
+from diawork.cli.main import main
 from diawork.sweeps.launch import data_identities
 from diawork.sweeps.sweep import Sweep
 

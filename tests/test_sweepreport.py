@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pytest
 
-from diawork.sweeps.cell import CellFolder
-from diawork.runs.experiment import run_experiment
 from diawork.base.files import read_json, write_json
 from diawork.evaluation.metrics import holm
-from diawork.runs.run import CELL
-from diawork.sweeps.sweep import Sweep
 from diawork.report.sweep import baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
+from diawork.runs.experiment import run_experiment
+from diawork.runs.run import CELL
+from diawork.sweeps.cell import CellFolder
+from diawork.sweeps.sweep import Sweep
 
 SWEEP = """
 name: small

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from diawork.runs.experiment import CONTROLS, run_experiment
-from diawork.report.paper import draw_figure
-from diawork.runs.presets import preset
-from diawork.report.published import published
 from diawork.data.strictyaml import parse_yaml
+from diawork.report.paper import draw_figure
+from diawork.report.published import published
+from diawork.runs.experiment import CONTROLS, run_experiment
+from diawork.runs.presets import preset
 from diawork.sweeps.sweep import Sweep, list_sweeps, sweeps_folder
 
 PAPER = {"t1", "t2", "t3", "t4", "ratio", "heuristics", "f1", "f3", "f4", "f5"}

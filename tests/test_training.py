@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from diawork.method import training
 from diawork.base.checkpoints import Keeper
 from diawork.base.config import LossConfig, TrainConfig, ViewsConfig
-from diawork.method.encoder import build_encoder
 from diawork.base.errors import Interrupted, NumericError, UsageError
-from diawork.runs.presets import preset
-from diawork.method.scoring import extract_features
 from diawork.base.stopping import _asked
+from diawork.method import training
+from diawork.method.encoder import build_encoder
+from diawork.method.scoring import extract_features
 from diawork.method.training import build_optimizer, epoch_batches, fit, learning_rate
 from diawork.method.views import BranchBuilder
+from diawork.runs.presets import preset
 
 QUICK = TrainConfig(epochs=2, batch_size=4, warmup_epochs=0.5)
 X = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))

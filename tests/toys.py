@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.method import ddpm as diffusion
-from diawork.method import training
 from diawork.base.checkpoints import Keeper, optimizer_state
 from diawork.base.config import DiffusionConfig
+from diawork.base.seeding import isolated_rng
 from diawork.detectors import DIA
+from diawork.method import ddpm as diffusion
+from diawork.method import training
 from diawork.method.ddpm import pretrain_ddpm
 from diawork.method.encoder import Embedding
 from diawork.runs.presets import preset
-from diawork.base.seeding import isolated_rng
 from tests.conftest import make_images
 
 TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=8, steps=5, batch_size=4, lr=1e-3, ema_every=1)

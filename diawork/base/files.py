@@ -17,7 +17,14 @@ import numpy as np
 
 from diawork.base.errors import CheckpointError, ResourceError
 
+PACKAGE = Path(__file__).resolve().parent.parent
 _TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
+
+
+def shipped(name: str) -> Path:
+    """Return a folder that comes with the package: inside it where installed, beside it in a checkout."""
+    installed = PACKAGE / f"_{name.removeprefix('data_')}"
+    return installed if installed.is_dir() else PACKAGE.parent / name
 
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from diawork.base.compute import Compute
 from diawork.base.config import EncoderConfig, K, ViewsConfig
+from diawork.base.seeding import generator
 from diawork.method.dissolve import dissolve
 from diawork.method.encoder import Encoder, build_encoder
-from diawork.base.seeding import generator
 from diawork.method.views import augment, draw_augmentation, rotate
 
 

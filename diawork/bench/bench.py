@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.base.compute import Compute, count_macs, has_bf16
 from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ScoreConfig, ViewsConfig
+from diawork.base.seeding import generator
+from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import Dissolver
 from diawork.method.encoder import Encoder, build_encoder
 from diawork.method.scoring import extract_features
-from diawork.base.seeding import generator
 from diawork.method.training import train_step
 from diawork.method.views import BranchBuilder
 

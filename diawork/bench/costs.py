@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from diawork.method.bank import DissolvedBank
-from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ViewsConfig
+from diawork.base.seeding import generator
+from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
+from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import Dissolver
 from diawork.method.encoder import build_encoder
 from diawork.method.loss import dia_loss
-from diawork.base.seeding import generator
 from diawork.method.training import train_step
 from diawork.method.views import BranchBuilder
 

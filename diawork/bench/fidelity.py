@@ -16,12 +16,12 @@ import pandas as pd
 
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig
-from diawork.detectors import DIA
-from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import Splits, load
-from diawork.runs.methods import resolve
+from diawork.detectors import DIA
 from diawork.evaluation.metrics import paired_test, summary
+from diawork.method.ddpm import DDPM, pretrain_ddpm
+from diawork.runs.methods import resolve
 from diawork.runs.parents import shared_bank, shared_ddpm
 from diawork.runs.presets import preset
 from diawork.runs.run import runs_root

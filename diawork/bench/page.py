@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from diawork.figures import charts
-from diawork.base.files import write_text
+from diawork import figures
+from diawork.base.files import PACKAGE, write_text
 
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
 
@@ -18,7 +18,7 @@ NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measu
 def write_cost_html(found: dict[str, Any], out: Path | str, *, title: str = "What diawork costs") -> Path:
     """Write the page of what ``bench`` returned (with ``parts``, ``loss_memory`` and, where asked, ``accuracy``)."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(PACKAGE / "report" / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
@@ -47,7 +47,7 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, bytes]]:
     rows = [row for row in found["rows"] if row["ratio"] < 100]
     shares = [row for row in found["rows"] if row["share_of_ceiling"]]
     pictures = {
-        "Times faster than the released scheme": charts.cost_bars(rows, value="ratio", label="stage"),
-        "Share of the measured ceiling": charts.cost_bars(shares, value="share_of_ceiling", label="stage"),
+        "Times faster than the released scheme": figures.cost_bars(rows, value="ratio", label="stage"),
+        "Share of the measured ceiling": figures.cost_bars(shares, value="share_of_ceiling", label="stage"),
     }
-    return [(name, charts.png_bytes(figure)) for name, figure in pictures.items()]
+    return [(name, figures.png_bytes(figure)) for name, figure in pictures.items()]

@@ -170,10 +170,10 @@ def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
 def bench(quick: bool, compiled: bool | None, device: str, precision: str, out: Path, **options: Any) -> None:
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.base.compute import Compute
-    from diawork.bench.page import write_cost_html
+    from diawork.base.files import write_json
     from diawork.bench.costs import measure_all
     from diawork.bench.fidelity import accuracy
-    from diawork.base.files import write_json
+    from diawork.bench.page import write_cost_html
 
     compute = Compute.auto(device, precision, compile=compiled)
     changes = parse_overrides(options.pop("overrides"))
@@ -223,10 +223,10 @@ def _suite(dataset: str, preset_name: str, methods: tuple[str, ...], seeds: tupl
            show: bool = False) -> None:  # fmt: skip
     """Run methods × seeds and write the report; shared by ``demo`` and ``run``."""
     from diawork.base.compute import Compute
-    from diawork.runs.experiment import CONTROLS, method_config, run_suite
     from diawork.data.manifests import load_manifest
-    from diawork.runs.presets import preset
     from diawork.report.page import write_html
+    from diawork.runs.experiment import CONTROLS, method_config, run_suite
+    from diawork.runs.presets import preset
     from diawork.runs.run import runs_root
 
     named = [m for method in methods for m in (CONTROLS if method == "controls" else (method.strip(),))]

@@ -23,9 +23,9 @@ from diawork.base.errors import UsageError, printable
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 def sweep(file: str | None, name: str | None, size: str | None, dry_run: bool, **options: Any) -> None:
     """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
+    from diawork.report.sweep import write_sweep_html, write_sweep_json
     from diawork.sweeps.launch import run_sweep, sweep_folder
     from diawork.sweeps.sweep import Sweep, list_sweeps
-    from diawork.report.sweep import write_sweep_html, write_sweep_json
 
     if (file is None) == (name is None):
         raise UsageError("give a FILE, or --table or --figure.", hint=f"Known: {', '.join(list_sweeps())}.")

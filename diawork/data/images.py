@@ -18,10 +18,10 @@ from torch import Tensor
 
 from diawork.base.errors import DataError, printable
 from diawork.base.files import digest
-from diawork.data.manifests import Manifest, load_manifest
-from diawork.data.readers.npz import Arrays, decoded_bytes, read_npz, refuse_beyond_memory
-from diawork.data.phantom import make_phantom
 from diawork.base.seeding import key
+from diawork.data.manifests import Manifest, load_manifest
+from diawork.data.phantom import make_phantom
+from diawork.data.readers.npz import Arrays, decoded_bytes, read_npz, refuse_beyond_memory
 
 
 @dataclass(frozen=True, eq=False)

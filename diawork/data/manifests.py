@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from diawork.base.errors import DataError, UsageError, did_you_mean, printable
+from diawork.base.files import shipped
 from diawork.data.phantom import PhantomSpec
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
@@ -200,17 +201,10 @@ def _explain(error: dict[str, Any], lines: dict[tuple, int], where: str) -> Usag
     return UsageError(f"{what}.", hint=hint, path=f"{where}, line {line}", field=field)
 
 
-def _folder() -> Path:
-    """Return where the shipped manifests lie: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "_manifests"
-    return installed if installed.is_dir() else package.parent / "data_manifests"
-
-
 def list_manifests() -> list[str]:
     """Return the names of the data sets that come with the package."""
     # other facts may lie beside them (published numbers): a data set is what says its kind
-    files = sorted(_folder().glob("*.yaml"))
+    files = sorted(shipped("data_manifests").glob("*.yaml"))
     return [path.stem for path in files if re.search(r"^kind:", path.read_text("utf-8"), re.MULTILINE)]
 
 
@@ -220,7 +214,7 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
         path = Path(text)
     elif text in list_manifests():
-        path = _folder() / f"{text}.yaml"
+        path = shipped("data_manifests") / f"{text}.yaml"
     else:
         hint = f"{did_you_mean(text, list_manifests())} Your own set: the path of its manifest.yaml."
         raise UsageError(f"unknown data set {text!a}.", hint=hint)

@@ -10,9 +10,9 @@ import torch
 
 from diawork.base.config import DataConfig, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
+from diawork.base.seeding import generator
 from diawork.data.images import Splits, load
 from diawork.data.manifests import Manifest, load_manifest
-from diawork.base.seeding import generator
 
 
 def open_data(cfg: ExperimentConfig, root: Path | str | None = None) -> Splits:

@@ -1,7 +1,7 @@
 """Detectors behind one face: ``fit``, ``anomaly_scores`` (higher = more anomalous), ``save``, ``load``."""
 
-from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.controls import OracleStatistic, PixelKNN, StatsKNN, StatsMahalanobis
+from diawork.detectors.dia import CSI, DIA
 
 DETECTORS = {
     "dia": DIA,

@@ -22,11 +22,11 @@ from diawork.base.checkpoints import (
 )
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig, K, validated
+from diawork.base.errors import CheckpointError, DataError, UsageError
+from diawork.data.images import ImageSet
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, build_operator
 from diawork.method.encoder import build_encoder
-from diawork.base.errors import CheckpointError, DataError, UsageError
-from diawork.data.images import ImageSet
 from diawork.method.scoring import FeatureBank, Scores, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
 from diawork.method.views import BranchBuilder

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diawork.method.bank import DissolvedBank
 from diawork.base.config import K
-from diawork.detectors.dia import DIA
-from diawork.method.dissolve import Dissolve, Dissolver, GaussianBlur, preview
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
-from diawork.data.images import ImageSet
-from diawork.detectors.patches import PatchBank
-from diawork.method.scoring import Features, Scores, score
 from diawork.base.stopping import raise_if_stopping
+from diawork.data.images import ImageSet
+from diawork.detectors.dia import DIA
+from diawork.detectors.patches import PatchBank
+from diawork.method.bank import DissolvedBank
+from diawork.method.dissolve import Dissolve, Dissolver, GaussianBlur, preview
+from diawork.method.scoring import Features, Scores, score
 from diawork.method.views import all_shifts
 
 # Chosen on the phantom's validation masks: the residual peaks between a fifth and a third of T, beyond the

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diawork.base.config import K
-from diawork.method.encoder import Encoder
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
+from diawork.method.encoder import Encoder
 from diawork.method.views import SHIFTS
 
 MOST_IMAGES = 256  # evenly spaced; their patches are more than the bank keeps

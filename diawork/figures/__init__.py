@@ -1,1 +1,48 @@
-"""Figures: arrays in, a Figure or frames out; the only door to matplotlib and seaborn."""
+"""Figures: arrays in, a ``Figure`` or frames out; the only door to matplotlib and seaborn."""
+
+from matplotlib.figure import Figure
+
+from diawork.figures.charts import (
+    EXCLUDED,
+    NEGATIVE,
+    POSITIVE,
+    ablation_bars,
+    auroc_curves,
+    cost_bars,
+    detector_style,
+    is_control,
+    loss_curve,
+    roc,
+    score_histogram,
+    similarity_matrix,
+)
+from diawork.figures.frames import DissolveFrames
+from diawork.figures.panels import (
+    BRANCHES,
+    Pairs,
+    Reasons,
+    map_limits,
+    maps_grid,
+    pair_figure,
+    score_figure,
+    table_map,
+)
+from diawork.figures.pictures import (
+    STEP_LABEL,
+    dissolve_frame,
+    dissolve_frames,
+    dissolve_strip,
+    image_grid,
+    nearest_neighbours,
+    png_bytes,
+    views_grid,
+)
+from diawork.figures.player import player_html
+
+__all__ = [
+    "BRANCHES", "EXCLUDED", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Pairs", "Reasons",
+    "ablation_bars", "auroc_curves", "cost_bars", "detector_style", "dissolve_frame", "dissolve_frames",
+    "dissolve_strip", "image_grid", "is_control", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours",
+    "pair_figure", "player_html", "png_bytes", "roc", "score_figure", "score_histogram", "similarity_matrix",
+    "table_map", "views_grid",
+]  # fmt: skip

@@ -24,26 +24,11 @@ from diawork.figures.pictures import (
     ACCENT,
     INK,
     SOFT,
-    STEP_LABEL,
-    dissolve_frame,
-    dissolve_frames,
-    dissolve_strip,
-    image_grid,
-    nearest_neighbours,
     new_figure,
-    png_bytes,
     show,
     styled,
-    views_grid,
     word,
 )
-
-__all__ = [
-    "DETECTOR_COLORS", "EXCLUDED", "NEGATIVE", "POSITIVE", "STEP_LABEL", "ablation_bars", "auroc_curves", "cost_bars",
-    "detector_style",
-    "dissolve_frame", "dissolve_frames", "dissolve_strip", "image_grid", "is_control", "loss_curve",
-    "nearest_neighbours", "png_bytes", "roc", "score_histogram", "similarity_matrix", "views_grid",
-]  # fmt: skip
 
 # Okabe-Ito and Tol colours: told apart with any common colour blindness.
 DETECTOR_COLORS = {

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from diawork.base.errors import UsageError
+from diawork.figures.charts import ANOMALOUS, HEALTHY, PAIR_COLORS
 from diawork.figures.pictures import (
     INK,
     SOFT,
@@ -30,7 +31,6 @@ from diawork.figures.pictures import (
     styled,
     word,
 )
-from diawork.figures.charts import ANOMALOUS, HEALTHY, PAIR_COLORS
 
 BRANCHES = ("O", "O′", "A")  # two ordinary, one dissolved
 MAP_COLORS = "inferno"  # even steps of brightness, whatever the eye's colours

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diawork.method.dissolve import Dissolver
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import digest, read_json, remove_orphans, sha256_file, write_array, write_json
 from diawork.base.stopping import raise_if_stopping
+from diawork.method.dissolve import Dissolver
 
 SCALES = {"normalized": (0.0, 1.0), "released": (-1.0, 1.0)}  # what 0 and 255 mean
 BATCH = 128

@@ -27,11 +27,11 @@ from diawork.base.checkpoints import (
 )
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, validated
-from diawork.method.dissolve import to_model
 from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
-from diawork.data.images import ImageSet, batches
 from diawork.base.seeding import generator, isolated_rng
 from diawork.base.stopping import graceful_stop
+from diawork.data.images import ImageSet, batches
+from diawork.method.dissolve import to_model
 
 WEIGHTS = "ddpm"
 VALUE_RANGE = [-1, 1]  # of the images that the model sees

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from diawork.base.compute import Compute
 from diawork.base.config import NO_STEP, DissolveConfig
 from diawork.base.errors import UsageError
-from diawork.method.unet import frozen_unet
 from diawork.base.seeding import generator as keyed_generator
+from diawork.method.unet import frozen_unet
 
 Dissolve = Callable[..., tuple[Tensor, Tensor]]
 

@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from diawork.base.config import DissolveConfig
-from diawork.method.dissolve import Dissolve, build_operator, preview
 from diawork.base.errors import UsageError
+from diawork.method.dissolve import Dissolve, build_operator, preview
 
 MOST_IMAGES = 512  # evenly spaced; more would move the mean by nothing visible
 CHUNK = 64

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
 from diawork.base.config import K, ScoreConfig, ViewsConfig
-from diawork.method.encoder import Encoder
 from diawork.base.errors import NumericError, UsageError
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
+from diawork.method.encoder import Encoder
 from diawork.method.views import SHIFTS, augment, draw_augmentation
 
 UNDEFINED = 1e-3  # a mean shift logit nearer to zero than this, or negative, has no usable inverse

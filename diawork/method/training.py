@@ -13,15 +13,23 @@ from timm.optim.lars import Lars
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diawork.base.checkpoints import Checkpoint, Keeper, Tensors, load_optimizer, load_weights, matching, optimizer_state
+from diawork.base.checkpoints import (
+    Checkpoint,
+    Keeper,
+    Tensors,
+    load_optimizer,
+    load_weights,
+    matching,
+    optimizer_state,
+)
 from diawork.base.compute import Compute
 from diawork.base.config import LossConfig, TrainConfig
-from diawork.method.encoder import Encoder
 from diawork.base.errors import Interrupted, NumericError, UsageError
-from diawork.data.images import batches
-from diawork.method.loss import LossParts, dia_loss
 from diawork.base.seeding import generator
 from diawork.base.stopping import graceful_stop
+from diawork.data.images import batches
+from diawork.method.encoder import Encoder
+from diawork.method.loss import LossParts, dia_loss
 from diawork.method.views import BranchBuilder, Views
 
 EpochHook = Callable[[int, Encoder], float | None]

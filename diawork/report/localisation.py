@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diawork.figures import panels
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import DataError
 
 MOST_ROWS = 4  # maps drawn; the table has them all
@@ -32,7 +31,7 @@ def localisation(label: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]
         n, anomalous, regions = map(int, arrays["maps_counts"])
         drawn = dict(zip(table["map"][:MOST_ROWS], arrays["maps"], strict=False))
         labels = [str(name) for name in arrays["maps_label"]]
-        figure = panels.maps_grid(arrays["maps_images"], arrays["maps_masks"], drawn, labels)
+        figure = figures.maps_grid(arrays["maps_images"], arrays["maps_masks"], drawn, labels)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the maps of {label} are incomplete ({type(error).__name__}: {error}).") from None
     caption = (
@@ -41,4 +40,4 @@ def localisation(label: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]
     )
     counts = f"{n} images, {anomalous} of them with {regions} lesions"
     rows = table.to_dict("records")
-    return {"maps": {"image": charts.png_bytes(figure, 90), "caption": caption, "rows": rows, "counts": counts}}
+    return {"maps": {"image": figures.png_bytes(figure, 90), "caption": caption, "rows": rows, "counts": counts}}

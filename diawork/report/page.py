@@ -18,19 +18,13 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import UsageError
 from diawork.base.files import write_text
-from diawork.report.findings import headline, signed
 from diawork.evaluation.metrics import holm
-from diawork.figures.player import player_html
-from diawork.report.published import paper_comparison, published
+from diawork.report.findings import signed
 from diawork.report.sections import section
-from diawork.report.tables import collect, groups, paired, summary_table
-
-__all__ = [
-    "collect", "headline", "paired", "paper_comparison", "player_html", "published", "summary_table", "write_html",
-]  # fmt: skip
+from diawork.report.tables import collect, groups, summary_table
 
 MAX_BYTES = 5_000_000
 MOST_POINTS = 1_000  # of one loss curve
@@ -137,7 +131,7 @@ def _losses(named: list[tuple[dict[str, Any], pd.DataFrame]]) -> bytes | None:
         rows = [r for r in rows if any({"stage", "step", "loss"} <= set(row) for row in r)]
         if rows:
             curves.setdefault(name["label"], []).extend(rows)
-    return charts.png_bytes(charts.loss_curve(curves), 110) if curves else None
+    return figures.png_bytes(figures.loss_curve(curves), 110) if curves else None
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.compute import count_macs
 from diawork.base.config import DissolveConfig, ExperimentConfig
+from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.files import digest, write_bytes, write_json
+from diawork.data.variants import open_data
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import build_operator, preview
-from diawork.base.errors import UsageError, did_you_mean
-from diawork.runs.evidence import dissolving_strip, strip_rows
-from diawork.base.files import digest, write_bytes, write_json
 from diawork.method.loss import pair_roles
 from diawork.method.matching import mean_squared_change
+from diawork.runs.evidence import dissolving_strip, strip_rows
 from diawork.runs.methods import resolve
 from diawork.runs.parents import shared_ddpm
 from diawork.runs.run import in_cell, runs_root
-from diawork.data.variants import open_data
 
 STEPS = (50, 100, 200, 400)  # of Fig. 1
 STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of Fig. 5, weak to strong
@@ -61,7 +61,7 @@ def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = N
     drawing = FIGURES[name](cfg, {"root": root, "data_root": None, "compute": None, "progress": True} | where)
     folder = in_cell() or runs_root(root) / "figures" / f"{name}-{digest([name, cfg.model_dump(mode='json')])}"
     drawing.path = folder / "figure.png"
-    write_bytes(drawing.path, charts.png_bytes(drawing.figure, 110))
+    write_bytes(drawing.path, figures.png_bytes(drawing.figure, 110))
     write_json(
         folder / "figure.json", {"caption": drawing.caption, "columns": list(drawing.table), "rows": drawing.rows}
     )
@@ -79,7 +79,7 @@ def _strips(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     rows = [{"t": t, "mean squared change": float(value)} for t, value in zip(STEPS, change, strict=True)]
     learnt = f"{ddpm.data['images']:,} healthy images of {ddpm.data['name']}, {ddpm.config.steps:,} steps"
     caption = f"Test images through the {cfg.dissolve.weights} weights of a DDPM ({learnt}); Eq. 4."
-    return Drawing(charts.dissolve_strip(strip, STEPS, names), rows, caption)
+    return Drawing(figures.dissolve_strip(strip, STEPS, names), rows, caption)
 
 
 def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
@@ -90,7 +90,7 @@ def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     labels = [f"{('O', 'O′', 'A')[b]}{s} image {i + 1}" for b, s, i in places]
     counts = {word: int((roles == code).sum()) for code, word in enumerate(("excluded", "positive", "negative"))}
     caption = f"Mask {cfg.loss.mask}: two images, two shifts; O and O′ are the ordinary views, A the dissolved ones."
-    return Drawing(charts.similarity_matrix(roles.numpy(), labels, block=4), [counts], caption)
+    return Drawing(figures.similarity_matrix(roles.numpy(), labels, block=4), [counts], caption)
 
 
 def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
@@ -108,7 +108,7 @@ def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
         {dial: value, "mean squared change": mean_squared_change(build_operator(one), healthy)}
         for value, one in zip(values, chosen, strict=True)
     ]
-    figure = charts.image_grid(shown, titles + [""] * (len(shown) - len(titles)), columns=len(titles))
+    figure = figures.image_grid(shown, titles + [""] * (len(shown) - len(titles)), columns=len(titles))
     return Drawing(figure, rows, f"{operator.replace('_', ' ').capitalize()}, weak to strong, on test images.")
 
 
@@ -131,7 +131,7 @@ def _cost(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
         f"One image, dissolved at {size} px by a UNet of width {cfg.diffusion.dim}; 10⁹ multiply-adds. The library's "
         "UNet has changed a little since the paper's version, so the counts differ by some percent."
     )
-    return Drawing(charts.cost_bars(bars, value="GMACs", label="count"), rows, caption)
+    return Drawing(figures.cost_bars(bars, value="GMACs", label="count"), rows, caption)
 
 
 def _counted(name: str, module: nn.Module, inputs: tuple) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.files import shipped
 from diawork.data.strictyaml import parse_yaml
 from diawork.report.tables import summary_table
 
@@ -24,15 +24,9 @@ _THEIRS = [
 ]  # fmt: skip
 
 
-def _published_path() -> Path:
-    package = Path(__file__).resolve().parent
-    installed = package / "_manifests" / "published.yaml"
-    return installed if installed.exists() else package.parent / "data_manifests" / "published.yaml"
-
-
 @cache
 def _published_yaml() -> dict[str, Any]:
-    return parse_yaml(_published_path().read_bytes(), "published.yaml")[0]
+    return parse_yaml((shipped("data_manifests") / "published.yaml").read_bytes(), "published.yaml")[0]
 
 
 def published(table: str | None = None) -> pd.DataFrame:

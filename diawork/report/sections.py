@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import DiaworkError
 from diawork.base.files import read_arrays
+from diawork.data.manifests import load_manifest
 from diawork.report.findings import SPLITS, focus_of, headline, reading, rivals_of
 from diawork.report.localisation import localisation
-from diawork.data.manifests import load_manifest
-from diawork.figures.player import player_html
 from diawork.report.published import paper_comparison
 from diawork.report.shortcuts import shortcuts
 from diawork.report.tables import compare, score_pairs
@@ -34,7 +33,7 @@ def section(frame: pd.DataFrame, table: pd.DataFrame, runs: Runs, pictures: str)
     dataset, name = table["dataset"].iloc[0], table["section"].iloc[0]
     paper = _paper(frame, name) if table["split"].iloc[0] == "test" else pd.DataFrame()
     values = dict(zip(paper["label"], paper["published"], strict=True)) if len(paper) else {}
-    colors = [charts.detector_style(label)["color"] for label in table["label"]]
+    colors = [figures.detector_style(label)["color"] for label in table["label"]]
     table = table.assign(color=colors, published=[values.get(label, math.nan) for label in table["label"]])
     tests, failures = _tests(table, runs)
     title, facts = _facts(dataset)
@@ -120,7 +119,7 @@ def _role(cls: str, role: str) -> str:
 
 
 def _picture(figure: Any, caption: str, dpi: int = 110) -> dict[str, Any]:
-    return {"image": charts.png_bytes(figure, dpi), "caption": caption}
+    return {"image": figures.png_bytes(figure, dpi), "caption": caption}
 
 
 def _pictures(table: pd.DataFrame, runs: Runs, failures: list[str], *, few: bool) -> dict[str, Any]:
@@ -145,10 +144,10 @@ def _curves(table: pd.DataFrame, runs: Runs, few: bool) -> dict[str, Any]:
     labels = list(table["label"])[:MOST_CURVES]
     pairs = {label: score_pairs(runs[label]) for label in labels}
     limits = {label: runs[label].iloc[0].get(f"{table['split'].iloc[0]}.threshold") for label in labels}
-    roc = _picture(charts.roc(pairs), "ROC curves, mean and one standard deviation over seeds.")
+    roc = _picture(figures.roc(pairs), "ROC curves, mean and one standard deviation over seeds.")
     if few:
         return {"curves": [roc]}
-    first = charts.score_histogram(
+    first = figures.score_histogram(
         {label: p[0] for label, p in pairs.items()}, threshold=limits, columns=3 if len(labels) < 7 else 4
     )
     text = f"Scores of the {SPLITS[table['split'].iloc[0]]} images, first seed, each group's area 1; "
@@ -178,14 +177,14 @@ def _dissolving(order: list[str], runs: Runs, few: bool) -> dict[str, Any]:
     keep = [i for i, t in enumerate(ts) if t in FIGURE_STEPS] if len(ts) > MANY_STEPS else range(len(ts))
     keep = list(keep) or list(range(0, len(ts), -(-len(ts) // MANY_STEPS)))
     rows = [str(x) for x in arrays["strip_label"]] if "strip_label" in arrays else None
-    figure = charts.dissolve_strip(strip[:, [0, *(i + 1 for i in keep)]], [ts[i] for i in keep], rows)
+    figure = figures.dissolve_strip(strip[:, [0, *(i + 1 for i in keep)]], [ts[i] for i in keep], rows)
     text = f"Images through the dissolver of {label} (Eq. 4): larger t removes larger structures."
     shown = {"strip": _picture(figure, text, 90)}
     if few:
         return shown
-    frames = charts.dissolve_frames(strip[:, 0], strip[:, 1:], ts, dpi=120)
+    frames = figures.dissolve_frames(strip[:, 0], strip[:, 1:], ts, dpi=120)
     start = int(np.argmin(np.abs(np.array(ts) - 100)))
-    return shown | {"player": player_html(frames, [f"t = {t}" for t in ts], "dissolving step", start=start)}
+    return shown | {"player": figures.player_html(frames, [f"t = {t}" for t in ts], "dissolving step", start=start)}
 
 
 def _followed(table: pd.DataFrame, runs: Runs) -> dict[str, Any]:
@@ -205,7 +204,7 @@ def _errors(order: list[str], runs: Runs) -> dict[str, Any]:
     if found is None or not len(found[1]["errors_images"]):
         return {}
     label, arrays = found
-    figure = charts.nearest_neighbours(
+    figure = figures.nearest_neighbours(
         arrays["errors_images"], arrays["errors_nearest"], arrays["errors_score"], arrays["errors_label"]
     )
     text = f"Worst errors of {label}: healthy images scored highest and anomalous ones scored lowest, each above the "

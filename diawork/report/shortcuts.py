@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from diawork.figures import panels
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import DataError
 
 ALL = "all together"
@@ -47,10 +46,10 @@ def shortcuts(
         found = [followed(values[~anomalous], statistics[~anomalous]) for values, anomalous in seeds]
         rows[label] = np.append(np.mean([rho for rho, _ in found], 0), np.mean([r2 for _, r2 in found]))
     healthy = int((~next(iter(scores.values()))[0][1]).sum())
-    figure = panels.table_map(np.array([*rows.values()]), list(rows), [*names, ALL])
+    figure = figures.table_map(np.array([*rows.values()]), list(rows), [*names, ALL])
     caption = (
         f"What the score follows among the {healthy} healthy images: Spearman's ρ with each image statistic (mean over "
         f"seeds), and, under “{ALL}”, the share of the ranks' variance that all of them explain (adjusted R²). Near "
         "±1: the score is little more than that statistic."
     )
-    return {"shortcuts": {"image": charts.png_bytes(figure, 110), "caption": caption}}
+    return {"shortcuts": {"image": figures.png_bytes(figure, 110), "caption": caption}}

@@ -12,15 +12,15 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import DiaworkError
 from diawork.base.files import read_json, write_json
-from diawork.report.findings import reading
-from diawork.sweeps.ledger import ledger
 from diawork.evaluation.metrics import holm
-from diawork.report.published import SAME_METHOD, published
+from diawork.report.findings import reading
 from diawork.report.page import write_html
+from diawork.report.published import SAME_METHOD, published
 from diawork.report.tables import collect, compare, groups, split_of, summary_table
+from diawork.sweeps.ledger import ledger
 
 LEVEL = 0.05  # of the adjusted p that a reading goes by
 
@@ -187,10 +187,10 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
         parts = runs["parts"].iloc[0]
         own = ", ".join(parts[:-1]) or name["detector"]
         series.setdefault(own, []).append((x, values.mean(), values.std(ddof=1)))
-    figure = charts.auroc_curves(series, levels, xlabel=sweep["x"].replace("_", " "))
+    figure = figures.auroc_curves(series, levels, xlabel=sweep["x"].replace("_", " "))
     text = f"AUROC on {split_of(frame)} (higher score = more anomalous), mean and standard deviation over seeds; "
     text += "rows without x lie across."
-    return {"image": charts.png_bytes(figure, 120), "caption": text}
+    return {"image": figures.png_bytes(figure, 120), "caption": text}
 
 
 def _drawings(cells: pd.DataFrame) -> list[dict[str, Any]]:

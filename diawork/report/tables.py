@@ -218,7 +218,7 @@ def score_pairs(runs: pd.DataFrame, split: str | None = None) -> list[tuple[np.n
 
 
 def curves(frame: pd.DataFrame, split: str | None = None) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Return label → one (scores, anomalous) a seed, for ``charts.roc``; of several data sets the name goes first."""
+    """Return label → one (scores, anomalous) a seed, for ``figures.roc``; of several data sets the name goes first."""
     several = frame["dataset"].nunique() > 1 or any(" [" in name["section"] for name, _ in groups(frame))
     return {
         f"{name['section']}: {name['label']}" if several else name["label"]: score_pairs(runs, split)

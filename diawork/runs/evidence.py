@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from diawork.base.config import ExperimentConfig
-from diawork.detectors.controls import STATISTICS, image_statistics
-from diawork.method.ddpm import DDPM
-from diawork.method.dissolve import Dissolver
 from diawork.data.images import ImageSet, Splits
+from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.detectors.maps import MAP_WORDS, SMOOTH, AnomalyMaps, blur_map, mean_map
 from diawork.evaluation.pixels import pixel_summary
+from diawork.method.ddpm import DDPM
+from diawork.method.dissolve import Dissolver
 
 MAPPED = 80  # images whose maps are measured, evenly spaced
 SHOWN = 6  # of them kept as pictures

@@ -14,21 +14,21 @@ from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
+from diawork.base.errors import UsageError
+from diawork.base.files import digest, read_json, write_json
+from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
+from diawork.data.images import ImageSet, Splits
+from diawork.data.variants import open_data
 from diawork.detectors import DETECTORS, DIA
+from diawork.evaluation.metrics import auroc, summary, threshold_at_specificity
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver
-from diawork.base.errors import UsageError
-from diawork.runs.evidence import evidence
-from diawork.base.files import digest, read_json, write_json
-from diawork.data.images import ImageSet, Splits
 from diawork.method.matching import matched
+from diawork.runs.evidence import evidence
 from diawork.runs.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
-from diawork.evaluation.metrics import auroc, summary, threshold_at_specificity
 from diawork.runs.parents import diffusion_data, shared_bank, shared_ddpm
 from diawork.runs.run import Run, runs_root
-from diawork.base.stopping import stop_at_once
-from diawork.data.variants import open_data
 
 __all__ = [
     "CONTROLS", "METHODS", "build_detector", "label_of", "method_config", "resolve", "run_experiment", "run_suite",

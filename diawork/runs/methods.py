@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfig, ScoreConfig
-from diawork.detectors import DETECTORS
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.data.images import Splits
 from diawork.data.manifests import Manifest
+from diawork.detectors import DETECTORS
 
 METHODS: dict[str, dict[str, Any]] = {
     "dia": {"detector": "dia"},

@@ -21,6 +21,7 @@ from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from diawork.base.errors import DiaworkError, Interrupted, UsageError, did_you_mean
+from diawork.base.files import shipped
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list,
@@ -44,17 +45,11 @@ class KernelDied(NotebookError):
     code = "N710"
 
 
-def notebook_folder() -> Path:
-    """Return where the numbered notebooks are: in the checkout or inside the installed package."""
-    here = Path(__file__).parent
-    return next(p for p in (here / "_notebooks", here.parent / "notebooks") if p.is_dir())
-
-
 def find_notebook(name: str | Path) -> Path:
     """Return the path of a notebook given by path, name or number ("03")."""
     if Path(name).suffix == ".ipynb" and Path(name).exists():
         return Path(name)
-    known = sorted(notebook_folder().glob("*.ipynb"))
+    known = sorted(shipped("notebooks").glob("*.ipynb"))
     for path in known:
         if str(name) in (path.name, path.stem, path.stem[:2]):
             return path

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from diawork.method.bank import DissolvedBank
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
+from diawork.base.files import digest, sha256_file
+from diawork.base.locks import locked
+from diawork.data.images import Splits, load
+from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
-from diawork.base.files import digest, sha256_file
-from diawork.data.images import Splits, load
-from diawork.base.locks import locked
 from diawork.runs.methods import resolve
 from diawork.runs.run import runs_root, slug
 

@@ -23,6 +23,7 @@ import numpy as np
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, DiaworkError, Interrupted
 from diawork.base.files import (
+    PACKAGE,
     digest,
     read_arrays,
     read_json,
@@ -47,8 +48,8 @@ def runs_root(root: Path | str | None = None) -> Path:
 @cache
 def code_version() -> str:
     """Return the digest of the package's own source: two runs with the same one ran the same code."""
-    here = Path(__file__).parent
-    return digest([(p.name, p.read_text("utf-8")) for p in sorted(here.rglob("*.py"))], 10)
+    files = sorted(PACKAGE.rglob("*.py"))
+    return digest([(str(p.relative_to(PACKAGE)), p.read_text("utf-8")) for p in files], 10)
 
 
 def versions() -> dict[str, str]:

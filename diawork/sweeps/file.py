@@ -6,13 +6,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from diawork.sweeps.cells import Cell, merged
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DiaworkError, UsageError, did_you_mean
+from diawork.base.files import shipped
 from diawork.data.manifests import load_manifest
 from diawork.runs.methods import METHODS, label_of, method_config
-from diawork.runs.notebooks import defaults, find_notebook, notebook_folder, notebook_parameters, require_type
+from diawork.runs.notebooks import defaults, find_notebook, notebook_parameters, require_type
 from diawork.runs.presets import PRESETS, preset
+from diawork.sweeps.cells import Cell, merged
 
 NOTEBOOK = "06_run_cell"
 MAX_CELLS = 5_000
@@ -36,8 +37,8 @@ class Reader:
             self.refuse("a sweep is a list of 'key: value' lines.", ())
         self._shape()
         self.notebook = self.guarded(lambda: _notebook(values.get("notebook", NOTEBOOK), where), ("notebook",))
-        shipped = self.notebook.parent == notebook_folder()
-        self.notebook_name = self.notebook.stem if shipped else str(self.notebook.absolute())
+        ours = self.notebook.parent == shipped("notebooks")
+        self.notebook_name = self.notebook.stem if ours else str(self.notebook.absolute())
         self.known = notebook_parameters(self.notebook)
         self.config_keys = set(ExperimentConfig().keys()) if "overrides" in self.known else set()
 

@@ -13,19 +13,19 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from diawork.sweeps.cell import CellFolder
-from diawork.sweeps.cells import Cell
-from diawork.sweeps.cluster import EXECUTORS, Submitted, make_executor
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.files import write_json
-from diawork.sweeps.ledger import ledger, row_of
-from diawork.runs.notebooks import find_notebook, notebook_parameters
-from diawork.sweeps.processes import Worker, slot_environment, visible_gpus
-from diawork.runs.run import code_version, runs_root
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
-from diawork.sweeps.sweep import Sweep
 from diawork.data.variants import open_data
+from diawork.runs.notebooks import find_notebook, notebook_parameters
+from diawork.runs.run import code_version, runs_root
+from diawork.sweeps.cell import CellFolder
+from diawork.sweeps.cells import Cell
+from diawork.sweeps.cluster import EXECUTORS, Submitted, make_executor
+from diawork.sweeps.ledger import ledger, row_of
+from diawork.sweeps.processes import Worker, slot_environment, visible_gpus
+from diawork.sweeps.sweep import Sweep
 
 POLL = 0.1  # seconds
 _TRIED = ("failed", "died")

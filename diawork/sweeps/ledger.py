@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from diawork.sweeps.cell import CellFolder
 from diawork.base.errors import DiaworkError, UsageError
 from diawork.base.files import read_json
 from diawork.runs.run import Run
+from diawork.sweeps.cell import CellFolder
 
 STATES = ("done", "failed", "died", "interrupted", "running", "pending")
 COLUMNS = ("cell", "label", "dataset", "seed", "state", "error", "auroc", "seconds", "run", "runs", "folder")

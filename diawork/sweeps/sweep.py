@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diawork.sweeps.cells import Cell
 from diawork.base.errors import UsageError, did_you_mean, printable
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
+from diawork.sweeps.cells import Cell
 from diawork.sweeps.file import Reader
 
 
@@ -59,7 +59,7 @@ class Sweep:
 
 def sweeps_folder() -> Path:
     """Return where the sweep files lie that come with the package."""
-    return Path(__file__).with_name("sweeps")
+    return Path(__file__).parent
 
 
 def list_sweeps() -> list[str]:

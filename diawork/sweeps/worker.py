@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-from diawork.sweeps.cell import CellFolder
 from diawork.base.errors import BusyError, DiaworkError, Interrupted
 from diawork.base.files import remove_orphans
 from diawork.base.locks import locked
 from diawork.runs.notebooks import KernelDied, NotebookError, run_notebook
 from diawork.runs.run import CELL
+from diawork.sweeps.cell import CellFolder
 
 PR_SET_PDEATHSIG = 1
 

@@ -16,7 +16,7 @@ from typing import Any
 import ipywidgets as w
 import numpy as np
 
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import DiaworkError, UsageError
 from diawork.data.readers.picture import read_image
 from diawork.widgets.controls import WIDE, OwnControls, StripControls, menu, offer
@@ -63,7 +63,7 @@ class DissolveExplorer:
 
     # --- what is shown ---------------------------------------------------------------------------------
 
-    def still(self, t: int | None = None) -> charts.Figure:
+    def still(self, t: int | None = None) -> figures.Figure:
         """Return the chosen image's picture at the chosen step, or at ``t``."""
         t = self.t if t is None else t
         if t not in self.ts:
@@ -81,7 +81,7 @@ class DissolveExplorer:
         n: int = 2,
         ts: Sequence[int] = FIGURE_STEPS,
         difference: bool = False,
-    ) -> charts.Figure:
+    ) -> figures.Figure:
         """Return the paper's Fig. 1: the first ``n`` images from ``index`` on of every class, dissolved at ``ts``."""
         known = self.stacks.classes(self.dataset, self.split)
         wanted = [name for name in (classes or known) if name != ALL] or known[1:]
@@ -96,7 +96,7 @@ class DissolveExplorer:
             raise UsageError("choose a class that has images for the strip.")
         strip = self.stacks.strip(self.dataset, self.split, rows, self.slot, ts)
         grey = strip.mean(2) if strip.ndim == 5 and strip.shape[2] == 1 else strip
-        return charts.dissolve_strip(grey, ts, labels, difference=difference)
+        return figures.dissolve_strip(grey, ts, labels, difference=difference)
 
     def add_image(self, source: Any, *, name: str = "", window: tuple[float, float] | None = None) -> list[str]:
         """Add an image of one's own (PNG, TIFF, npy; a path or bytes), fitted to the model's size; return notes."""
@@ -149,7 +149,7 @@ class DissolveExplorer:
     def _step_row(self) -> w.Widget:
         """Return play button and slider; they move each other in the browser, without the kernel."""
         self._steps = w.SelectionSlider(
-            options=self.ts, value=self.t, description=charts.STEP_LABEL, style=WIDE, tooltip=charts.STEP_LABEL,
+            options=self.ts, value=self.t, description=figures.STEP_LABEL, style=WIDE, tooltip=figures.STEP_LABEL,
             layout={"flex": "1 1 320px", "max_width": "760px"},
         )  # fmt: skip
         self._play = w.Play(value=self.ts.index(self.t), max=len(self.ts) - 1, interval=250, tooltip="play the steps")
@@ -235,7 +235,7 @@ class DissolveExplorer:
     def _draw(self) -> None:
         if self._show.value == VIEWS[1]:
             figure = self.strip(self._strip.classes.value, self._strip.n.value, difference=self._strip.change.value)
-            self._picture.value = charts.png_bytes(figure, 100)
+            self._picture.value = figures.png_bytes(figure, 100)
         else:
             self._picture.value = self.frame()
             self._draw_ahead()

@@ -11,15 +11,14 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
-from diawork.figures import panels
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.config import K
-from diawork.detectors import CSI, DIA
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.data.images import Splits
+from diawork.detectors import CSI, DIA
 from diawork.detectors.maps import MAP_WORDS, AnomalyMaps, residuals
-from diawork.runs.run import Run
 from diawork.method.views import SHIFT_NAMES
+from diawork.runs.run import Run
 from diawork.widgets.shown import WIDE, Shown
 
 FILTERS = ("all", "healthy", "anomalous", "errors")
@@ -125,7 +124,7 @@ class ScoreExplorer:
         }[self.show]()
         return scores[kept].reset_index(drop=True)
 
-    def still(self) -> charts.Figure:
+    def still(self) -> figures.Figure:
         """Return the picture of the present choice."""
         rows, self.remark = self.listed(), ""
         if not 1 <= self.place <= len(rows):
@@ -134,9 +133,9 @@ class ScoreExplorer:
         near = rows.iloc[first : first + 2 * AROUND + 1]
         images = self.splits.test.images[near["index"].to_numpy()].numpy()
         ranks = list(zip(near["rank"], near["anomalous"], strict=True))
-        return panels.score_figure(self._reasons(rows.iloc[self.place - 1]), images, ranks, self.place - 1 - first)
+        return figures.score_figure(self._reasons(rows.iloc[self.place - 1]), images, ranks, self.place - 1 - first)
 
-    def _reasons(self, row: Mapping[str, Any]) -> panels.Reasons:
+    def _reasons(self, row: Mapping[str, Any]) -> figures.Reasons:
         opened, i = self._open(), int(row["index"])
         parts = {name: np.array([row[c] for c in _columns(name)], float) for name in PARTS}
         best, healthy, names = int(parts["similarity"].argmin()), self.splits.train.normal(), SHIFT_NAMES[opened.shift]
@@ -144,7 +143,7 @@ class ScoreExplorer:
         if not 0 <= nearest < len(healthy):
             raise DataError(f"its bank held more healthy images than the {len(healthy)} here.", path=self.folder)
         masks = self.splits.test.masks
-        return panels.Reasons(
+        return figures.Reasons(
             title=self._title(row), image=self.splits.test.images[i].numpy(), nearest=healthy.images[nearest].numpy(),
             nearest_shift=names[best], parts={name: values - opened.typical[name] for name, values in parts.items()},
             shift_names=names, residual=self._residual(i), mask=None if masks is None else masks[i, 0].numpy(),
@@ -192,7 +191,7 @@ class ScoreExplorer:
         """Return the colour scale for all images, from a few spread over the ranking."""
         order = self._open().scores["index"].to_numpy()
         rows = order[np.linspace(0, len(order) - 1, min(SCALE_IMAGES, len(order))).round().astype(int)]
-        return panels.map_limits(self.maps()(self.splits.test.images[rows], method))
+        return figures.map_limits(self.maps()(self.splits.test.images[rows], method))
 
     # --- the live face ---------------------------------------------------------------------------------
 
@@ -232,7 +231,7 @@ class ScoreExplorer:
         finally:
             self._settling = False
 
-    def _settled(self) -> charts.Figure:
+    def _settled(self) -> figures.Figure:
         """Fit the controls to what the run offers, and draw."""
         methods = self.methods()
         self.method = self.method if self.method in methods else next(iter(methods), "")

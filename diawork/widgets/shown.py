@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import ipywidgets
 
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.errors import DiaworkError
 
 DPI = 100
@@ -23,11 +23,11 @@ class Shown:
         self.message = ipywidgets.HTML()
         self.box = ipywidgets.VBox([self.picture, self.message])
 
-    def show(self, draw: Callable[[], charts.Figure], remark: Callable[[], str] = str) -> None:
+    def show(self, draw: Callable[[], figures.Figure], remark: Callable[[], str] = str) -> None:
         """Show the figure that ``draw`` returns with a remark under it, or say in a sentence why there is none."""
         said, drawn = "", False
         try:
-            self.picture.value = charts.png_bytes(draw(), DPI)
+            self.picture.value = figures.png_bytes(draw(), DPI)
             said, drawn = remark(), True
         except DiaworkError as error:
             said = str(error)

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from diawork.base.compute import Compute
 from diawork.base.config import DissolveConfig
+from diawork.base.errors import UsageError
 from diawork.method.ddpm import DDPM, load_ddpm
 from diawork.method.dissolve import Dissolver, build_operator, preview, to_model
-from diawork.base.errors import UsageError
 
 Occupant = Callable[..., np.ndarray]
 PASS = 64  # rows of one batched pass

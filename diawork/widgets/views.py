@@ -8,8 +8,7 @@ import ipywidgets
 import numpy as np
 import torch
 
-from diawork.figures import panels
-from diawork.figures import charts
+from diawork import figures
 from diawork.base.config import ExperimentConfig, K, LossConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import ImageSet
@@ -19,7 +18,7 @@ from diawork.widgets.shown import WIDE, Shown
 
 MASKS = {"naive": "naive (Eq. 6)", "shifted_removed": "shifted_removed"}
 MOST = 4  # images in the batch: more tiles than this cannot be told apart
-_ROLES = {charts.EXCLUDED: "excluded", charts.POSITIVE: "positive", charts.NEGATIVE: "negative"}
+_ROLES = {figures.EXCLUDED: "excluded", figures.POSITIVE: "positive", figures.NEGATIVE: "negative"}
 
 
 class ViewsExplorer:
@@ -63,7 +62,7 @@ class ViewsExplorer:
         return Views(*(value[keep.to(value.device)] for value in vars(views).values()))
 
     def roles(self) -> np.ndarray:
-        """Return the target similarity matrix (R, R): ``charts.EXCLUDED``, ``POSITIVE`` or ``NEGATIVE``."""
+        """Return the target similarity matrix (R, R): ``figures.EXCLUDED``, ``POSITIVE`` or ``NEGATIVE``."""
         views = self.views()
         return pair_roles(views.image, views.shift, views.branch, mask=self.mask).numpy()
 
@@ -71,7 +70,7 @@ class ViewsExplorer:
         """Return what each row of the matrix is, e.g. "image 0 · O · 90°"."""
         views, shifts = self.views(), SHIFT_NAMES[self.shift]
         parts = zip(views.image.tolist(), views.branch.tolist(), views.shift.tolist(), strict=True)
-        return [f"image {i} · {panels.BRANCHES[b]} · {shifts[k]}" for i, b, k in parts]
+        return [f"image {i} · {figures.BRANCHES[b]} · {shifts[k]}" for i, b, k in parts]
 
     def cell(self) -> tuple[int, int]:
         """Return the picked cell (row, column); unless picked, the first anchor and its positive."""
@@ -87,7 +86,7 @@ class ViewsExplorer:
         role, shifts = int(self.roles()[row, column]), SHIFT_NAMES[self.shift]
 
         def name(r: int) -> str:
-            branch = panels.BRANCHES[int(views.branch[r])]
+            branch = figures.BRANCHES[int(views.branch[r])]
             return f"image {int(views.image[r])}, shift {shifts[int(views.shift[r])]}, branch {branch}"
 
         return f"{name(row)}  ×  {name(column)}:\n{_ROLES[role]}, {self._why(views, role)}"
@@ -95,20 +94,20 @@ class ViewsExplorer:
     def _why(self, views: Views, role: int) -> str:
         row, column = self.cell()
         dissolved = [int(views.branch[r]) == 2 for r in (row, column)]
-        if role == charts.POSITIVE:
+        if role == figures.POSITIVE:
             return "pulled together: the same image and shift, drawn twice"
-        if role == charts.NEGATIVE:
+        if role == figures.NEGATIVE:
             return "pushed apart: " + ("the other view is dissolved" if dissolved[1] else "another image or shift")
         if dissolved[0]:
             return "because a dissolved view is never an anchor"
         return "because it is the same view" if row == column else "by the mask: the anchor's own dissolved twin"
 
-    def still(self) -> charts.Figure:
+    def still(self) -> figures.Figure:
         """Return the picture of the present choice."""
         views = self.views()
         arrays = [value.cpu().numpy() for value in (views.images, views.image, views.shift, views.branch)]
-        pairs = panels.Pairs(*arrays, self.roles(), SHIFT_NAMES[self.shift])
-        return panels.pair_figure(pairs, self.cell(), self.sentence())
+        pairs = figures.Pairs(*arrays, self.roles(), SHIFT_NAMES[self.shift])
+        return figures.pair_figure(pairs, self.cell(), self.sentence())
 
     # --- the live face ---------------------------------------------------------------------------------
 
