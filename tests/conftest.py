@@ -41,7 +41,7 @@ def small(monkeypatch):
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     monkeypatch.setattr("diawork.detectors.dia.build_encoder", small_encoder)
     monkeypatch.setattr("diawork.report.sections._pictures", lambda *_, **__: {})
-    monkeypatch.setattr("diawork.runs.evidence.MEASURED", ("residual",))  # a map that asks no encoder
+    monkeypatch.setattr("diawork.detectors.maps.MEASURED", ("residual",))  # a map that asks no encoder
     yield
     torch.set_num_threads(threads)
 

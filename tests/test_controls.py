@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import make_images
 
-from diawork import detectors
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.data.images import ImageSet, load
+from diawork.detectors import registry
 from diawork.detectors.controls import (
     FILE,
     STATISTICS,
@@ -20,6 +20,7 @@ from diawork.detectors.controls import (
     StatsMahalanobis,
     image_statistics,
 )  # fmt: skip
+from diawork.detectors.registry import DETECTORS
 from diawork.evaluation.metrics import auroc
 
 CONTROLS = (StatsKNN, StatsMahalanobis, PixelKNN, OracleStatistic)
@@ -189,7 +190,7 @@ def test_refuses_an_oracle_without_both_classes():
 
 
 def test_every_control_is_listed():
-    assert set(CONTROLS) <= set(detectors.DETECTORS.values())
+    assert set(CONTROLS) == {DETECTORS[name].load() for name in registry.CONTROLS}
     assert len({control.name for control in CONTROLS}) == len(CONTROLS)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from diawork.base.errors import UsageError
 from diawork.data.images import load
-from diawork.detectors import CSI, DIA
+from diawork.detectors.dia import CSI, DIA
 from diawork.runs.experiment import (
     CONTROLS,
     METHODS,

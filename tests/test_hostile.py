@@ -21,7 +21,7 @@ from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, DiaworkError, printable
 from diawork.cli.main import main
 from diawork.data.manifests import load_manifest
-from diawork.detectors import CSI
+from diawork.detectors.dia import CSI
 from diawork.method.ddpm import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
 from diawork.report import sections
 from diawork.report.page import write_html

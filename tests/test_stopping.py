@@ -15,8 +15,8 @@ import torch
 from diawork.base.errors import Interrupted
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_at_once
 from diawork.cli.main import main
-from diawork.detectors import DIA
 from diawork.detectors import dia as contrastive
+from diawork.detectors.dia import DIA
 from diawork.method import ddpm as diffusion
 from diawork.method import training
 from diawork.runs import run as runs

@@ -12,7 +12,7 @@ from torch import nn
 from diawork.base.checkpoints import Keeper, optimizer_state
 from diawork.base.config import DiffusionConfig
 from diawork.base.seeding import isolated_rng
-from diawork.detectors import DIA
+from diawork.detectors.dia import DIA
 from diawork.method import ddpm as diffusion
 from diawork.method import training
 from diawork.method.ddpm import pretrain_ddpm

@@ -18,14 +18,31 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 K = 4  # shifts, fixed by the method
+LATER: dict[str, Any] = {"later": True}  # the mark of a knob that joined after runs had been made
 NO_STEP = -1  # the dissolving step of a view that was not dissolved
 
 _Model = TypeVar("_Model", bound=BaseModel)
 Operator = Literal["ddpm", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
 
 
+def later(default: Any, **limits: Any) -> Any:
+    """Return a knob that joined after runs had been made: at its default it is no part of a run's identity."""
+    return Field(default, json_schema_extra=LATER, **limits)
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the plain values that tell one piece of work from another; no new knob orphans a finished run."""
+        plain = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.json_schema_extra == LATER and value == field.default:
+                del plain[name]
+            elif isinstance(value, _Frozen):
+                plain[name] = value.identity()
+        return plain
 
 
 def _increasing(bounds: tuple, low: float, high: float, unit: str) -> tuple:
@@ -98,6 +115,10 @@ class DissolveConfig(_Frozen):
     noise_sd: Positive = 0.1  # of [0, 1]; additive noise
     resize_to: Count = 14  # px; the resize-only control
     match: Literal["none", "ddpm"] = "none"  # an alternative's strength: as set, or changing images as the ddpm does
+
+    def filled(self, t_range: tuple[int, int] = (30, 130), bridge: str = "pad") -> DissolveConfig:
+        """Return the section with what it leaves open settled: by the manifest's facts, or by the paper's."""
+        return self.model_copy(update={"t_range": self.t_range or t_range, "bridge": self.bridge or bridge})
 
     @field_validator("t_range")
     @classmethod
@@ -192,7 +213,7 @@ class ExperimentConfig(_Frozen):
     """One run: a data set, a detector, a seed and all their knobs."""
 
     dataset: Annotated[str, Field(min_length=1, max_length=200)] = "phantom"
-    detector: Literal["dia", "csi", "stats_knn", "stats_mahalanobis", "pixel_knn", "oracle_statistic"] = "dia"
+    detector: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")] = "dia"  # its name in the registry
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = DataConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -244,7 +265,7 @@ class ExperimentConfig(_Frozen):
 
     def digest(self, *data_identity: str) -> str:
         """Return the identity of this config together with the data's."""
-        return digest([self.model_dump(mode="json"), *data_identity])
+        return digest([self.identity(), *data_identity])
 
 
 def validated(model: type[_Model], values: dict[str, Any]) -> _Model:

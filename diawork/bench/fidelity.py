@@ -18,11 +18,11 @@ from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import Splits, load
-from diawork.detectors import DIA
+from diawork.detectors.dia import DIA
 from diawork.evaluation.metrics import paired_test, summary
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.runs.methods import resolve
-from diawork.runs.parents import shared_bank, shared_ddpm
+from diawork.runs.parents import run_dissolver, shared_bank, shared_ddpm
 from diawork.runs.presets import preset
 from diawork.runs.run import runs_root
 
@@ -54,7 +54,8 @@ def compare_paths(
     fast = compute or Compute.auto()
     dissolve = cfg.dissolve.model_copy(update={"bank_steps": bank_steps})
     banked = cfg.model_copy(update={"dissolve": dissolve})
-    bank = shared_bank(banked, splits, ddpm, root=folder, compute=fast, progress=progress)
+    dissolver = run_dissolver(banked, ddpm, splits, compute=fast)
+    bank = shared_bank(dissolver, ddpm, splits, root=folder, progress=progress)
     ways = {
         "plain": (cfg, Compute(fast.device, compile=False), None),
         "bf16": (cfg, fast, None),
@@ -68,7 +69,7 @@ def compare_paths(
             detector.fit(splits.train, folder=Path(folder) / f"{path}-s{seed}", progress=progress)
             scores[path] = detector.anomaly_scores(splits.val)
             rows.append(_row(path, seed, scores, splits) | {"fit_seconds": detector.history.seconds})
-        scores["few samples"] = detector.score(splits.val, samples=samples).total.numpy()
+        scores["few samples"] = detector.score(splits.val, samples=samples).total
         rows.append(_row("few samples", seed, scores, splits) | {"fit_seconds": detector.history.seconds})
     return pd.DataFrame(rows)
 

@@ -224,8 +224,10 @@ def _suite(dataset: str, preset_name: str, methods: tuple[str, ...], seeds: tupl
     """Run methods × seeds and write the report; shared by ``demo`` and ``run``."""
     from diawork.base.compute import Compute
     from diawork.data.manifests import load_manifest
+    from diawork.detectors.registry import CONTROLS
     from diawork.report.page import write_html
-    from diawork.runs.experiment import CONTROLS, method_config, run_suite
+    from diawork.runs.experiment import run_suite
+    from diawork.runs.methods import method_config
     from diawork.runs.presets import preset
     from diawork.runs.run import runs_root
 

@@ -7,9 +7,9 @@ sees anomalies. None learns anything beyond a mean, a spread or a list of health
 from __future__ import annotations
 
 import io
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.covariance import EmpiricalCovariance
@@ -19,6 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.base.files import read_arrays, write_bytes
 from diawork.data.images import ImageSet
+from diawork.detectors.face import Detector, Scores
 
 BANDS = ((1, 2), (2, 4), (4, 7), (7, 10), (10, 14))  # cycles an image, lower end included
 STATISTICS = ("mean", "sd", "gradient x", "gradient y", *(f"energy {lo}-{hi}" for lo, hi in BANDS))
@@ -45,12 +46,10 @@ def image_statistics(images: Any) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-class _Control(ABC):
-    """The face all controls share; a subclass says what it looks at, learns, and how it scores."""
+class _Control(Detector):
+    """What all controls share; a subclass says what it looks at, learns, and how it scores."""
 
-    name: ClassVar[str]
-    oracle: ClassVar[bool] = False
-    requires_weights: ClassVar[bool] = False
+    control = True
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
@@ -63,7 +62,7 @@ class _Control(ABC):
         self.arrays = self._learn(self._features(healthy))
         return self
 
-    def anomaly_scores(self, images: ImageSet) -> np.ndarray:
+    def score(self, images: ImageSet, **_: Any) -> Scores:
         """Return one score an image (N,); higher = more anomalous."""
         if not self.arrays:
             raise UsageError(
@@ -73,7 +72,7 @@ class _Control(ABC):
         known = next(iter(self.arrays.values())).shape[-1]
         if features.shape[1] != known:
             raise DataError(f"{features.shape[1]} values an image do not fit the {known} of the training images.")
-        return self._score(features, images)
+        return Scores(self._score(features, images))
 
     def _features(self, images: ImageSet) -> np.ndarray:
         return image_statistics(images.images)
@@ -93,7 +92,7 @@ class _Control(ABC):
         write_bytes(Path(folder) / FILE, buffer.getvalue())
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
+    def load(cls, folder: Path | str, *, compute: Any = None) -> Self:
         """Load what ``save`` wrote, ready to score."""
         path = Path(folder) / FILE
         arrays = read_arrays(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -24,25 +23,25 @@ from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig, K, validated
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.data.images import ImageSet
+from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
+from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, build_operator
 from diawork.method.encoder import build_encoder
-from diawork.method.scoring import FeatureBank, Scores, extract_features, score
+from diawork.method.scoring import FeatureBank, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
 from diawork.method.views import BranchBuilder
 
 WEIGHTS = "detector"
 
 
-class DIA:
+class DIA(Detector):
     """Dissolving Is Amplifying: contrastive features of healthy images, amplified by dissolved negatives.
 
     ``DIA(ddpm, cfg).fit(train).anomaly_scores(test)``: higher = more anomalous.
     """
 
     name = "DIA"
-    oracle = False
-    requires_weights = False
 
     def __init__(
         self,
@@ -61,6 +60,11 @@ class DIA:
         self.spec: dict[str, Any] = {}  # what the fitted weights belong to
         self.healthy = np.empty(0, np.int64)  # source indices of the bank's images
 
+    @classmethod
+    def build(cls, cfg: ExperimentConfig, *, dissolve: Dissolve | None = None, compute: Compute | None = None) -> Self:
+        """Return the detector of a config with ``dissolve`` in its slot."""
+        return cls(None, cfg, dissolve=dissolve, compute=compute)
+
     def _slot(self, ddpm: DDPM | None) -> Dissolve | None:
         model = ddpm.weights(self.cfg.dissolve.weights) if ddpm else None
         return build_operator(self.cfg.dissolve, model, compute=self.compute)
@@ -70,7 +74,7 @@ class DIA:
         train: ImageSet,
         *,
         folder: Path | str | None = None,
-        on_epoch: Callable[[int, DIA], float | None] | None = None,
+        on_epoch: EpochHook | None = None,
         save_every: float = 300.0,
         progress: bool = True,
     ) -> Self:
@@ -82,7 +86,7 @@ class DIA:
         healthy, folder, cfg = train.normal(), Path(folder) if folder else None, self.cfg
         self.healthy, x = healthy.index, self._channels(healthy)
         data = {"name": train.name, "identity": train.identity}
-        self.spec = {"kind": self.name, "config": cfg.model_dump(mode="json"), "data": data, "value_range": [0, 1]}
+        self.spec = {"kind": self.name, "config": cfg.identity(), "data": data, "value_range": [0, 1]}
         if folder and (folder / f"{WEIGHTS}.json").exists():
             finished = load_checkpoint(folder / WEIGHTS, spec=self.spec)
             self._restore(finished).history.seconds = finished.value("seconds", float)
@@ -104,7 +108,7 @@ class DIA:
             keeper.clear()
         return self
 
-    def _asked(self, on_epoch: Callable[[int, DIA], float | None], epoch: int, x: Tensor) -> float | None:
+    def _asked(self, on_epoch: EpochHook, epoch: int, x: Tensor) -> float | None:
         """Call the hook with a bank of one sample, so that it can score; afterwards there is none again."""
         try:
             self.bank = FeatureBank.fit(self._features(x, "bank", samples=1))
@@ -129,15 +133,38 @@ class DIA:
         return images.images.expand(-1, wanted, -1, -1)
 
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
-        """Return the scores of ``images`` with their parts; ``samples`` augmented copies an image (T′)."""
+        """Return the scores of ``images`` with their parts (N, K); ``samples`` augmented copies an image (T′)."""
         if self.bank is None:
             raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
         features = self._features(self._channels(images), images.split, samples=samples, progress=progress)
-        return score(features, self.bank, parts=self.cfg.score.parts)
+        scores = score(features, self.bank, parts=self.cfg.score.parts)
+        parts = {name: getattr(scores, name).numpy() for name in ("similarity", "shift", "nearest")}
+        return Scores(scores.total.numpy(), parts)
 
-    def anomaly_scores(self, images: ImageSet) -> np.ndarray:
-        """Return one score an image (N,); higher = more anomalous."""
-        return self.score(images).total.numpy()
+    def map_methods(self, dissolve: Dissolve | None, healthy: ImageSet) -> MapMethods:
+        """Return the maps worth measuring with an occupant of the slot at hand."""
+        return measured_maps(AnomalyMaps(self, operator=dissolve, healthy=healthy))
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """Rows of the training's metrics, one a step."""
+        return self.history.steps
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the training, over all its interruptions."""
+        return self.history.seconds
+
+    @property
+    def selection(self) -> str:
+        """Which epoch's weights were kept, and by which rule."""
+        rule = "best validation AUROC, epoch" if self.cfg.train.select == "val" else "fixed epoch"
+        return f"{rule} {self.history.selected}"
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights of the encoder and its heads."""
+        return sum(p.numel() for p in self.encoder.parameters())
 
     def save(self, folder: Path | str) -> None:
         """Save encoder, bank and config (safetensors + JSON)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from diawork.base.config import K
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import ImageSet
-from diawork.detectors.dia import DIA
+from diawork.detectors.face import Detector, MapMethods
 from diawork.detectors.patches import PatchBank
 from diawork.method.bank import DissolvedBank
 from diawork.method.dissolve import Dissolve, Dissolver, GaussianBlur, preview
@@ -48,14 +49,15 @@ MAP_WORDS = {
     "occlusion": "score change under occlusion",
     "gradient": "score gradient",
 }
+MEASURED = ("neighbours", "residual", "gradient")  # the others are made of them, or cost more than all of them
 _WORDS = {"detector": "a fitted detector", "operator": "a dissolver", "healthy": "healthy training images"}
 
 
 class AnomalyMaps:
-    """Maps by every method that a detector, an occupant of the dissolver's slot and healthy images allow."""
+    """Maps by every method that a contrastive detector, an occupant of the slot and healthy images allow."""
 
     def __init__(
-        self, detector: DIA | None = None, *, operator: Dissolve | None = None, healthy: ImageSet | Tensor | None = None
+        self, detector: Any = None, *, operator: Dissolve | None = None, healthy: ImageSet | Tensor | None = None
     ) -> None:
         self.detector = detector if detector is not None and detector.bank is not None else None
         known = detector.dissolve if detector is not None else None
@@ -124,8 +126,13 @@ class AnomalyMaps:
         return total / weight
 
 
+def measured_maps(maps: AnomalyMaps) -> MapMethods:
+    """Return the methods that a report measures, by their words."""
+    return {MAP_WORDS[name]: partial(maps, method=name) for name in maps.methods if name in MEASURED}
+
+
 def anomaly_map(
-    source: DIA | Dissolve,
+    source: Detector | Dissolve,
     images: ImageSet | Tensor,
     method: str = "",
     *,
@@ -137,7 +144,7 @@ def anomaly_map(
 
     ``healthy`` training images and, for a loaded detector, the ``operator`` make more methods possible.
     """
-    detector = source if isinstance(source, DIA) else None
+    detector = source if isinstance(source, Detector) else None
     maps = AnomalyMaps(detector, operator=operator or (None if detector else source), healthy=healthy)
     return maps(images, method, smooth=smooth)
 
@@ -188,7 +195,7 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
 
 
 @contextmanager
-def _evaluating(detector: DIA) -> Iterator[None]:
+def _evaluating(detector: Any) -> Iterator[None]:
     """Put the encoder into evaluation for a while, so that a map changes no statistic of it."""
     was = detector.encoder.training
     detector.encoder.eval()
@@ -198,7 +205,7 @@ def _evaluating(detector: DIA) -> Iterator[None]:
         detector.encoder.train(was)
 
 
-def _score(detector: DIA, x: Tensor) -> Scores:
+def _score(detector: Any, x: Tensor) -> Scores:
     """Return the score of x (N, C, H, W) at its K shifts without augmentation, differentiable in x."""
     channels, device = detector.cfg.encoder.channels, next(detector.encoder.parameters()).device
     if x.shape[1] not in (1, channels):

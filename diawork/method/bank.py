@@ -42,7 +42,7 @@ class DissolvedBank:
         self.scale = SCALES[dissolver.cfg.range_mode]
         self.spec = {
             "origin": origin,
-            "dissolve": dissolver.cfg.model_dump(mode="json"),
+            "dissolve": dissolver.cfg.identity(),
             "ts": self.ts.tolist(),
             "shape": [len(x), 2, steps, *x.shape[1:]],
         }

@@ -156,8 +156,7 @@ class _Trainer:
 
     @property
     def spec(self) -> dict[str, Any]:
-        config = self.cfg.model_dump(mode="json")
-        return {"kind": "ddpm training", "config": config, "data": self.data, "value_range": VALUE_RANGE}
+        return {"kind": "ddpm training", "config": self.cfg.identity(), "data": self.data, "value_range": VALUE_RANGE}
 
     def one_step(self, x: Tensor) -> None:
         """Take one optimiser step over ``accumulate`` micro-batches of x (N, C, S, S)."""

@@ -120,8 +120,8 @@ class Dissolver:
     """The paper's occupant of the slot: a pretrained DDPM and a range of steps."""
 
     def __init__(self, ddpm: Any, cfg: DissolveConfig | None = None, *, compute: Compute | None = None) -> None:
-        self.cfg, self.compute = cfg or DissolveConfig(), compute or Compute()
-        self.t_range = self.cfg.t_range or (30, 130)
+        self.cfg, self.compute = (cfg or DissolveConfig()).filled(), compute or Compute()
+        self.t_range = self.cfg.t_range
         check_t(self.t_range[1], ddpm.num_timesteps, 1)
         self.ddpm = copy.deepcopy(ddpm).to(self.compute.device)  # the schedule stays fp32
         self.ddpm.model = self.compute.freeze(frozen_unet(self.ddpm.model))
@@ -163,7 +163,7 @@ class Dissolver:
     def _dissolve(self, x: Tensor, t: int | Tensor) -> Tensor:
         cfg = self.cfg
         return dissolve(
-            self.ddpm, x, t, range_mode=cfg.range_mode, bridge=cfg.bridge or "pad", antialias=cfg.antialias,
+            self.ddpm, x, t, range_mode=cfg.range_mode, bridge=cfg.bridge, antialias=cfg.antialias,
             compute=self.compute,
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ from diawork.method.loss import pair_roles
 from diawork.method.matching import mean_squared_change
 from diawork.runs.evidence import dissolving_strip, strip_rows
 from diawork.runs.methods import resolve
-from diawork.runs.parents import shared_ddpm
+from diawork.runs.parents import run_dissolver, shared_ddpm
 from diawork.runs.run import in_cell, runs_root
 
 STEPS = (50, 100, 200, 400)  # of Fig. 1
@@ -73,7 +73,7 @@ def _strips(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     splits = open_data(cfg, where["data_root"])
     cfg = resolve(cfg, splits)
     ddpm = shared_ddpm(cfg, splits, **where)
-    strip = dissolving_strip(ddpm, cfg, splits.test, STEPS)
+    strip = dissolving_strip(run_dissolver(cfg, ddpm, compute=where["compute"]), splits.test, STEPS)
     names = splits.test.class_names[strip_rows(splits.test)]
     change = ((strip[:, 1:] - strip[:, :1]) ** 2).mean((0, 2, 3))
     rows = [{"t": t, "mean squared change": float(value)} for t, value in zip(STEPS, change, strict=True)]

@@ -18,8 +18,8 @@ import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.base.files import read_json
+from diawork.detectors.registry import is_control
 from diawork.evaluation.metrics import paired_test
-from diawork.figures.charts import is_control
 from diawork.runs.run import ORACLE, Run
 
 METRICS = ("auroc", "auprc", "fpr95")  # with an interval each

@@ -7,65 +7,74 @@ from typing import Any
 
 import numpy as np
 
-from diawork.base.config import ExperimentConfig
 from diawork.data.images import ImageSet, Splits
 from diawork.detectors.controls import STATISTICS, image_statistics
-from diawork.detectors.maps import MAP_WORDS, SMOOTH, AnomalyMaps, blur_map, mean_map
+from diawork.detectors.face import Detector, MapMethods
+from diawork.detectors.maps import SMOOTH, blur_map, mean_map
 from diawork.evaluation.pixels import pixel_summary
-from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolver
 
 MAPPED = 80  # images whose maps are measured, evenly spaced
 SHOWN = 6  # of them kept as pictures
-MEASURED = ("neighbours", "residual", "gradient")  # the others are made of them, or cost more than all of them
 STRIP_STEPS = (10, 30, 50, 75, 100, 130, 160, 200, 250, 300, 400, 600)  # among them the paper's Fig. 1
 
 
 def evidence(
-    splits: Splits, rows: Sequence[Mapping[str, Any]], ddpm: DDPM | None, cfg: ExperimentConfig, detector: Any = None
+    splits: Splits,
+    images: ImageSet,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    detector: Detector,
+    dissolver: Dissolver | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the arrays a report shows for a contrastive detector; ``rows`` are those of ``scores.csv``.
+    """Return the arrays a report shows for a detector; ``rows`` are those of ``scores.csv`` for ``images``.
 
-    All are about the last split that was scored. Where it has masks and the slot is the DDPM's, the
-    ``detector``'s anomaly maps are measured, too.
+    A run whose slot the DDPM fills adds its strip and, where the images have masks, the anomaly maps.
     """
-    images, healthy = getattr(splits, cfg.score.evaluate), splits.train.normal()
-    arrays = worst_errors(images, healthy, [row for row in rows if row["split"] == images.split])
+    healthy = splits.train.normal()
     order = images.index.argsort()  # as the scores are read
-    arrays |= {"statistics": image_statistics(images.images)[order], "statistics_names": np.array(STATISTICS)}
-    if ddpm is None:
+    arrays = {"statistics": image_statistics(images.images)[order], "statistics_names": np.array(STATISTICS)}
+    if rows and "nearest_0" in rows[0]:
+        arrays |= worst_errors(images, healthy, rows)
+    if dissolver is None:
         return arrays
-    ts = [t for t in STRIP_STEPS if t < cfg.diffusion.timesteps]
-    strip = {"strip_ts": np.array(ts), "strip": dissolving_strip(ddpm, cfg, images, ts)}
-    if detector is not None and images.masks is not None:
-        dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve, compute=detector.compute)
-        arrays |= mapped(images, healthy, AnomalyMaps(detector, operator=dissolver, healthy=splits.train))
-    return arrays | strip | {"strip_label": images.class_names[strip_rows(images)]}
+    arrays |= _strip(dissolver, images)
+    if images.masks is not None:
+        arrays |= mapped(images, healthy, detector.map_methods(dissolver, splits.train))
+    return arrays
 
 
-def mapped(images: ImageSet, healthy: ImageSet, maps: AnomalyMaps) -> dict[str, np.ndarray]:
+def _strip(dissolver: Dissolver, images: ImageSet) -> dict[str, np.ndarray]:
+    ts = [t for t in STRIP_STEPS if t < dissolver.ddpm.num_timesteps]
+    if not ts:
+        return {}
+    strip, labels = dissolving_strip(dissolver, images, ts), images.class_names[strip_rows(images)]
+    return {"strip_ts": np.array(ts), "strip": strip, "strip_label": labels}
+
+
+def mapped(images: ImageSet, healthy: ImageSet, methods: MapMethods) -> dict[str, np.ndarray]:
     """Return anomaly maps of a few images, and what every map measures against the masks.
 
     ``maps_table`` (M, 6) holds pixel AUROC and AUPRO, each with its interval; the last rows are the controls.
     """
     rows = np.linspace(0, len(images) - 1, min(MAPPED, len(images))).round().astype(int)
     some = images.take(rows)
-    found = {MAP_WORDS[name]: maps(some, name) for name in maps.methods if name in MEASURED}
-    found |= {f"|x − blur(x)|{word}": blur_map(some, smooth=s) for word, s in ((", smoothed", SMOOTH), ("", 0.0))}
-    found["|x − mean healthy image|, smoothed"] = mean_map(some, healthy, smooth=SMOOTH)
+    maps = {name: method(some) for name, method in methods.items()}
+    maps |= {f"|x − blur(x)|{word}": blur_map(some, smooth=s) for word, s in ((", smoothed", SMOOTH), ("", 0.0))}
+    maps["|x − mean healthy image|, smoothed"] = mean_map(some, healthy, smooth=SMOOTH)
     masks = some.masks[:, 0].numpy()
     if masks.all() or not masks.any():
         return {}
-    table = [pixel_summary(values, masks) for values in found.values()]
+    table = [pixel_summary(values, masks) for values in maps.values()]
     columns = [f"{metric}{end}" for metric in ("pixel_auroc", "aupro") for end in ("", "_low", "_high")]
     lesions = np.flatnonzero(masks.any((1, 2)))
     shown = np.append(lesions[:: max(1, len(lesions) // (SHOWN - 1))][: SHOWN - 1], np.flatnonzero(~some.anomalous)[:1])
     return {
-        "maps": np.stack([values[shown] for values in found.values()]).astype(np.float16),
+        "maps": np.stack([values[shown] for values in maps.values()]).astype(np.float16),
         "maps_images": some.images[shown].mean(1).numpy(),
         "maps_masks": masks[shown],
         "maps_label": some.class_names[shown],
-        "maps_names": np.array(list(found)),
+        "maps_names": np.array(list(maps)),
         "maps_table": np.array([[row[c] for c in columns] for row in table]),
         "maps_counts": np.array([table[0]["n_images"], table[0]["n_anomalous"], table[0]["n_regions"]]),
     }
@@ -76,12 +85,11 @@ def strip_rows(images: ImageSet, n: int = 2) -> np.ndarray:
     return np.concatenate([np.flatnonzero(images.anomalous == anomalous)[:n] for anomalous in (False, True)])
 
 
-def dissolving_strip(ddpm: DDPM, cfg: ExperimentConfig, images: ImageSet, ts: Sequence[int], n: int = 2) -> np.ndarray:
+def dissolving_strip(dissolver: Dissolver, images: ImageSet, ts: Sequence[int], n: int = 2) -> np.ndarray:
     """Return (2n, 1 + T, H, W): n healthy and n anomalous images, first as they are, then dissolved at ``ts``."""
     x = images.take(strip_rows(images, n)).images
-    dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve)
     stack = dissolver.stack(x, ts)
-    return np.concatenate([x[None].numpy(), stack.numpy()])[:, :, 0].swapaxes(0, 1).clip(0, 1).astype(np.float32)
+    return np.concatenate([x[None].numpy(), stack.float().numpy()])[:, :, 0].swapaxes(0, 1).clip(0, 1)
 
 
 def worst_errors(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,21 @@ from tqdm.auto import tqdm
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError
-from diawork.base.files import digest, read_json, write_json
+from diawork.base.files import digest
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.images import ImageSet, Splits
 from diawork.data.variants import open_data
-from diawork.detectors import DETECTORS, DIA
+from diawork.detectors.face import Detector, EpochHook
+from diawork.detectors.registry import entry_of
 from diawork.evaluation.metrics import auroc, summary, threshold_at_specificity
-from diawork.method.ddpm import DDPM
-from diawork.method.dissolve import Dissolve, Dissolver
+from diawork.method.dissolve import Dissolver
 from diawork.method.matching import matched
 from diawork.runs.evidence import evidence
-from diawork.runs.methods import CONTROLS, METHODS, fills_slot, label_of, method_config, needs_ddpm, resolve
-from diawork.runs.parents import diffusion_data, shared_bank, shared_ddpm
+from diawork.runs.methods import fills_slot, label_of, method_config, needs_ddpm, resolve
+from diawork.runs.parents import diffusion_data, run_dissolver, shared_bank, shared_ddpm
 from diawork.runs.run import Run, runs_root
 
-__all__ = [
-    "CONTROLS", "METHODS", "build_detector", "label_of", "method_config", "resolve", "run_experiment", "run_suite",
-    "select_on", "shared_bank", "shared_ddpm",
-]  # fmt: skip
-EpochHook = Callable[[int, DIA], float | None]
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
 
 
@@ -45,7 +41,7 @@ def select_on(split: str, splits: Splits) -> EpochHook:
     images = splits.val
     if not len(images):
         raise UsageError(f"{images.name} has no validation images to select on.", hint="Use train.select='last'.")
-    return lambda _, detector: auroc(detector.score(images, samples=1).total.numpy(), images.anomalous)
+    return lambda _, detector: auroc(detector.score(images, samples=1).total, images.anomalous)
 
 
 def run_experiment(
@@ -74,34 +70,53 @@ def run_experiment(
             tqdm.write(f"reused {run.folder}")
         return run
     with run.working(), stop_at_once():
-        if run.done:  # by another cell, which was waited for
-            return run
-        where = {"root": root, "compute": compute, "progress": progress}
-        ddpm = shared_ddpm(cfg, splits, data_root=data_root, **where) if needs_ddpm(cfg) else None
-        slot = ddpm if fills_slot(cfg) else None
-        bank = shared_bank(cfg, splits, slot, **where) if slot and cfg.dissolve.bank_steps else None
-        strength = {} if ddpm is slot else _matched(cfg, ddpm, splits, run, compute)
-        used = cfg.override({f"dissolve.{name}": value for name, value in strength.get("settings", {}).items()})
-        detector = build_detector(used, slot, dissolve=bank, compute=compute)
-        start = time.perf_counter()
-        _fit(detector, cfg, splits, run, progress=progress)
-        cost = {"fit_seconds": max(time.perf_counter() - start, _trained_before(detector))}
-        metrics, rows = _evaluate(detector, evaluated, cost)
-        run.write_scores(rows)
-        if isinstance(detector, DIA):
-            run.write_evidence(evidence(splits, rows, slot, cfg, detector))
-        learnt = {"diffusion_images": ddpm.data["images"]} if ddpm else {}  # the count behind a data ratio
-        run.finish(_result(run, detector, cfg, metrics, cost) | learnt | ({"matched": strength} if strength else {}))
+        if not run.done:  # by another cell, which was waited for
+            where = {"root": root, "data_root": data_root, "compute": compute, "progress": progress}
+            _work(run, cfg, splits, evaluated, where)
     return run
 
 
-def _matched(cfg: ExperimentConfig, ddpm: DDPM, splits: Splits, run: Run, compute: Compute) -> dict[str, Any]:
-    """Return the strength that equals the dissolver's; settled once a run, so that a resumed one keeps it."""
-    path = run.folder / "matched.json"
-    if not path.exists():
-        dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve, compute=compute)
-        write_json(path, matched(cfg.dissolve, dissolver, splits.train.normal().images))
-    return read_json(path)
+def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[ImageSet], where: dict) -> None:
+    """Fit, score, keep the evidence, and commit the result."""
+    slot = _fill_slot(run, cfg, splits, where)
+    kind, used = entry_of(cfg.detector), cfg.override(slot.strength)
+    detector = kind.load().build(used, dissolve=slot.training, compute=where["compute"])
+    start = time.perf_counter()
+    _fit(detector, cfg, splits, run, progress=where["progress"])
+    cost = {"fit_seconds": max(time.perf_counter() - start, detector.seconds)}
+    metrics, rows = _evaluate(detector, evaluated, cost)
+    run.write_scores(rows)
+    if not kind.control:
+        last = evaluated[-1]
+        last_rows = [row for row in rows if row["split"] == last.split]
+        run.write_evidence(evidence(splits, last, last_rows, detector=detector, dissolver=slot.dissolver))
+    run.finish(_result(run, detector, cfg, metrics, cost) | slot.facts)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What a run puts into the dissolver's slot, and what its result says of it."""
+
+    dissolver: Dissolver | None = None  # the DDPM's, where it dissolves itself
+    training: Any = None  # the dissolver or its bank
+    strength: dict[str, Any] = field(default_factory=dict)  # settings of an alternative made as strong as the DDPM's
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def _fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> _Slot:
+    """Return what fills the slot; the one place of a run that makes a dissolver."""
+    if not needs_ddpm(cfg):
+        return _Slot()
+    ddpm = shared_ddpm(cfg, splits, **where)
+    dissolver = run_dissolver(cfg, ddpm, compute=where["compute"])
+    facts: dict[str, Any] = {"diffusion_images": ddpm.data["images"]}  # the count behind a data ratio
+    if fills_slot(cfg):
+        rest = {"root": where["root"], "progress": where["progress"]}
+        bank = shared_bank(dissolver, ddpm, splits, **rest) if cfg.dissolve.bank_steps else None
+        return _Slot(dissolver, dissolver if bank is None else bank, facts=facts)
+    strength = run.settled("matched.json", lambda: matched(cfg.dissolve, dissolver, splits.train.normal().images))
+    settings = {f"dissolve.{name}": value for name, value in strength["settings"].items()}
+    return _Slot(strength=settings, facts=facts | {"matched": strength})
 
 
 def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str, Any]:
@@ -112,38 +127,19 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     return {"name": splits.train.name, "identity": splits.identity, "notes": notes} | acknowledged
 
 
-def _trained_before(detector: Any) -> float:
-    """Return the seconds that a training took over all its interruptions."""
-    return detector.history.seconds if isinstance(detector, DIA) else 0.0
-
-
-def build_detector(
-    cfg: ExperimentConfig,
-    ddpm: DDPM | None = None,
-    *,
-    dissolve: Dissolve | None = None,
-    compute: Compute | None = None,
-) -> Any:
-    """Return the detector that ``cfg.detector`` names, not yet fitted."""
-    kind = DETECTORS[cfg.detector]
-    return kind() if cfg.detector in CONTROLS else kind(ddpm, cfg, dissolve=dissolve, compute=compute)
-
-
-def _fit(detector: Any, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: bool) -> None:
-    if cfg.detector in CONTROLS:
-        detector.fit(splits.train)
-        return
+def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: bool) -> None:
     choose = select_on("val", splits) if cfg.train.select == "val" else None
     hook = _tracked(choose, splits.test, run) if cfg.train.track_test else choose
     detector.fit(splits.train, folder=run.folder, on_epoch=hook, progress=progress)
-    run.write_metrics([{"stage": "train", **row} for row in detector.history.steps])
+    if detector.steps:
+        run.write_metrics([{"stage": "train", **row} for row in detector.steps])
 
 
 def _tracked(choose: EpochHook | None, test: ImageSet, run: Run) -> EpochHook:
     """Return a hook that notes the test AUROC of each epoch, and hands on what ``choose`` says, untouched by it."""
 
-    def ask(epoch: int, detector: DIA) -> float | None:
-        run.track_test(epoch, auroc(detector.score(test, samples=1).total.numpy(), test.anomalous))
+    def ask(epoch: int, detector: Detector) -> float | None:
+        run.track_test(epoch, auroc(detector.score(test, samples=1).total, test.anomalous))
         return choose(epoch, detector) if choose else None
 
     return ask
@@ -159,31 +155,22 @@ def _evaluated(splits: Splits, cfg: ExperimentConfig) -> list[ImageSet]:
 
 
 def _evaluate(
-    detector: Any, evaluated: Sequence[ImageSet], cost: dict[str, float]
+    detector: Detector, evaluated: Sequence[ImageSet], cost: dict[str, float]
 ) -> tuple[dict[str, dict], list[dict]]:
     """Score each split once; the threshold comes from healthy validation images alone."""
     start = time.perf_counter()
-    parts = [_score(detector, images) for images in evaluated]
+    scores = [detector.score(images) for images in evaluated]
     cost["score_seconds"] = time.perf_counter() - start
     threshold, metrics, rows = None, {}, []
-    for images, (total, more) in zip(evaluated, parts, strict=True):
+    for images, one in zip(evaluated, scores, strict=True):
         if images.split == "val" and not detector.oracle:  # an oracle has no rule to carry over
-            threshold = threshold_at_specificity(total[~images.anomalous], SPECIFICITY)
-        metrics[images.split] = summary(total, images.anomalous, threshold=threshold)
-        rows += _score_rows(images, total, more)
+            threshold = threshold_at_specificity(one.total[~images.anomalous], SPECIFICITY)
+        metrics[images.split] = summary(one.total, images.anomalous, threshold=threshold)
+        rows += _score_rows(images, one.total, one.parts)
     return metrics, rows
 
 
-def _score(detector: Any, images: ImageSet) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the scores (N,) and, for a contrastive detector, the parts (N, K) by name."""
-    if not isinstance(detector, DIA):
-        return np.asarray(detector.anomaly_scores(images)), {}
-    scores = detector.score(images)
-    parts = ("similarity", "shift", "nearest")
-    return scores.total.numpy(), {name: getattr(scores, name).numpy() for name in parts}
-
-
-def _score_rows(images: ImageSet, total: np.ndarray, parts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _score_rows(images: ImageSet, total: np.ndarray, parts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     rows = []
     for i, value in enumerate(total):
         row = {"split": images.split, "index": int(images.index[i]), "class_name": str(images.class_names[i])}
@@ -194,21 +181,19 @@ def _score_rows(images: ImageSet, total: np.ndarray, parts: dict[str, np.ndarray
     return rows
 
 
-def _result(run: Run, detector: Any, cfg: ExperimentConfig, metrics: dict, cost: dict) -> dict[str, Any]:
-    selection = "no training"
-    if isinstance(detector, DIA):
-        rule = "best validation AUROC, epoch" if cfg.train.select == "val" else "fixed epoch"
-        selection = f"{rule} {detector.history.selected}"
-        cost["parameters"] = sum(p.numel() for p in detector.encoder.parameters())
+def _result(run: Run, detector: Detector, cfg: ExperimentConfig, metrics: dict, cost: dict) -> dict[str, Any]:
+    if detector.parameters is not None:
+        cost["parameters"] = detector.parameters
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     cost["peak_memory_mb"] = round(peak)
     return {
         "dataset": cfg.dataset,
         "detector": label_of(cfg),
+        "control": detector.control,
         "oracle": detector.oracle,
         "seed": cfg.seed,
         "digest": run.config()["digest"],
-        "selection": selection,
+        "selection": detector.selection,
         "pretrained_weights": detector.requires_weights,
         "metrics": metrics,
         "cost": cost,
@@ -228,7 +213,7 @@ def run_suite(
     configs = [method_config(cfg, method) for method in methods]
     runs = []
     for one in configs:
-        for seed in seeds if one.detector not in CONTROLS else seeds[:1]:
+        for seed in seeds if entry_of(one.detector).seeded else seeds[:1]:
             runs.append(run_experiment(one.override({"seed": seed}), **where))
             if on_run:
                 on_run(runs[-1])

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfig, ScoreConfig
+from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError, did_you_mean
-from diawork.data.images import Splits
 from diawork.data.manifests import Manifest
-from diawork.detectors import DETECTORS
+from diawork.detectors.registry import CONTROLS, DETECTORS, entry_of
 
-METHODS: dict[str, dict[str, Any]] = {
-    "dia": {"detector": "dia"},
-    "csi": {"detector": "csi"},
-    "gaussian_blur": {"detector": "dia", "dissolve.operator": "gaussian_blur"},
-    "median_blur": {"detector": "dia", "dissolve.operator": "median_blur"},
-    "resize": {"detector": "dia", "dissolve.operator": "resize"},
-    "noise": {"detector": "dia", "dissolve.operator": "noise"},
-    "identity": {"detector": "dia", "dissolve.operator": "identity"},
-}
-CONTROLS = ("stats_knn", "stats_mahalanobis", "pixel_knn", "oracle_statistic")
+SLOT = ("gaussian_blur", "median_blur", "resize", "noise", "identity")  # what may stand in the dissolver's place
+METHODS: dict[str, dict[str, Any]] = {name: {"detector": name} for name in DETECTORS if name not in CONTROLS}
+METHODS |= {operator: {"detector": "dia", "dissolve.operator": operator} for operator in SLOT}
 METHODS |= {name: {"detector": name} for name in CONTROLS}
 
 
@@ -30,42 +22,56 @@ def method_config(cfg: ExperimentConfig, method: str) -> ExperimentConfig:
     return cfg.override(METHODS[method])
 
 
+def has_slot(cfg: ExperimentConfig) -> bool:
+    """Say whether this config's detector has a slot for the dissolver."""
+    return "dissolve" in entry_of(cfg.detector).uses
+
+
 def fills_slot(cfg: ExperimentConfig) -> bool:
     """Say whether the DDPM itself dissolves in this run."""
-    return cfg.detector == "dia" and cfg.dissolve.operator == "ddpm"
+    return has_slot(cfg) and cfg.dissolve.operator == "ddpm"
 
 
 def needs_ddpm(cfg: ExperimentConfig) -> bool:
     """Say whether a run needs a pretrained DDPM: to dissolve, or to match its strength."""
-    return fills_slot(cfg) or (cfg.detector == "dia" and cfg.dissolve.match == "ddpm")
+    return fills_slot(cfg) or (has_slot(cfg) and cfg.dissolve.match == "ddpm")
 
 
-def resolve(cfg: ExperimentConfig, splits: Splits) -> ExperimentConfig:
-    """Fill in the data set's facts and drop what the method does not use, so that equal work has one digest."""
-    return with_facts(cfg, splits.manifest)
+def resolve(cfg: ExperimentConfig, facts: Any) -> ExperimentConfig:
+    """Fill in the facts of a data set (``Splits``, or the manifest alone) and drop what the method does not use.
 
-
-def with_facts(cfg: ExperimentConfig, facts: Manifest) -> ExperimentConfig:
-    """Return what ``resolve`` does, from the manifest alone."""
-    if cfg.detector in CONTROLS:
-        score = ScoreConfig(evaluate=cfg.score.evaluate)
-        return ExperimentConfig(dataset=cfg.dataset, detector=cfg.detector, data=cfg.data, score=score)
-    if cfg.detector != "dia":
-        loss = cfg.loss.model_copy(update={"classifier": "shift"})  # without dissolved views there is no other
-        return cfg.model_copy(update={"diffusion": DiffusionConfig(), "dissolve": DissolveConfig(), "loss": loss})
+    Equal work then has one digest.
+    """
+    facts = facts if isinstance(facts, Manifest) else facts.manifest
+    cfg = _used(cfg)
+    if not has_slot(cfg):
+        return cfg
     if not needs_ddpm(cfg):
-        return cfg.model_copy(update={"diffusion": DiffusionConfig()})
-    dissolve, diffusion = cfg.dissolve, cfg.diffusion
-    filled = {"t_range": dissolve.t_range or facts.t_range, "bridge": dissolve.bridge or facts.bridge}
+        return cfg.model_copy(update={"diffusion": ExperimentConfig().diffusion})
+    dissolve, diffusion = cfg.dissolve.filled(facts.t_range, facts.bridge), cfg.diffusion
     if fills_slot(cfg):
-        filled["match"] = "none"  # it is its own measure
+        dissolve = dissolve.model_copy(update={"match": "none"})  # it is its own measure
     if diffusion.dataset in (cfg.dataset, facts.name):
         diffusion = diffusion.model_copy(update={"dataset": None})
-    return cfg.model_copy(update={"dissolve": dissolve.model_copy(update=filled), "diffusion": diffusion})
+    return cfg.model_copy(update={"dissolve": dissolve, "diffusion": diffusion})
+
+
+def _used(cfg: ExperimentConfig) -> ExperimentConfig:
+    """Return the config with every section that its detector does not use as it is by default."""
+    entry, plain = entry_of(cfg.detector), ExperimentConfig()
+    sections = {name for name in type(cfg).model_fields if hasattr(getattr(plain, name), "identity")}
+    changes: dict[str, Any] = {name: getattr(plain, name) for name in sections - set(entry.uses)}
+    if "score" in changes:
+        changes["score"] = plain.score.model_copy(update={"evaluate": cfg.score.evaluate})
+    if not entry.seeded:
+        changes["seed"] = plain.seed
+    if "dissolve" in changes:  # without dissolved views there is no other classifier
+        changes |= {"loss": changes.get("loss", cfg.loss).model_copy(update={"classifier": plain.loss.classifier})}
+    return cfg.model_copy(update=changes)
 
 
 def label_of(cfg: ExperimentConfig) -> str:
     """Return the name a table gives to this config's method."""
-    if cfg.detector == "dia" and cfg.dissolve.operator != "ddpm":
+    if has_slot(cfg) and cfg.dissolve.operator != "ddpm":
         return f"{cfg.dissolve.operator.replace('_', ' ')} in the slot"
-    return DETECTORS[cfg.detector].name
+    return entry_of(cfg.detector).label

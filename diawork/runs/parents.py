@@ -1,4 +1,4 @@
-"""What runs share because it is expensive: the pretrained DDPM and the bank of dissolved views, found by digest."""
+"""What runs share because it is expensive, found by digest: the pretrained DDPM, and the bank of dissolved views."""
 
 from __future__ import annotations
 
@@ -40,26 +40,30 @@ def shared_ddpm(
     source = diffusion_data(cfg, splits, data_root)
     bridge = cfg.dissolve.bridge if source is splits else source.manifest.bridge
     train, settings = source.train, cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
-    identity = digest([settings.model_dump(mode="json"), bridge, train.identity])
+    identity = digest([settings.identity(), bridge, train.identity])
     folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"
     with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):
         return pretrain_ddpm(train, settings, bridge=bridge, compute=compute, folder=folder, progress=progress)
 
 
+def run_dissolver(
+    cfg: ExperimentConfig, ddpm: DDPM, splits: Splits | None = None, *, compute: Compute | None = None
+) -> Dissolver:
+    """Return the dissolver of a config, the one that bank, training, maps and pictures of its run share.
+
+    What the config leaves open is settled by the facts of ``splits``.
+    """
+    settings = resolve(cfg, splits).dissolve if splits else cfg.dissolve
+    return Dissolver(ddpm.weights(settings.weights), settings, compute=compute)
+
+
 def shared_bank(
-    cfg: ExperimentConfig,
-    splits: Splits,
-    ddpm: DDPM,
-    *,
-    root: Path | str | None = None,
-    compute: Compute | None = None,
-    progress: bool = True,
+    dissolver: Dissolver, ddpm: DDPM, splits: Splits, *, root: Path | str | None = None, progress: bool = True
 ) -> DissolvedBank:
     """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
-    dissolver = Dissolver(ddpm.weights(cfg.dissolve.weights), cfg.dissolve, compute=compute)
-    weights = sha256_file(ddpm.folder / "ddpm.safetensors")
-    origin = {"ddpm": weights, "images": splits.train.identity}
-    folder, steps = runs_root(root) / "banks", cfg.dissolve.bank_steps
-    x = splits.train.normal().images
-    with locked(folder / f"making-{digest([origin, cfg.dissolve.model_dump(mode='json')])}", wait=True):
-        return DissolvedBank(dissolver, x, folder, steps=steps, origin=origin, progress=progress)
+    origin = {"ddpm": sha256_file(ddpm.folder / "ddpm.safetensors"), "images": splits.train.identity}
+    folder, x = runs_root(root) / "banks", splits.train.normal().images
+    with locked(folder / f"making-{digest([origin, dissolver.cfg.identity()])}", wait=True):
+        return DissolvedBank(
+            dissolver, x, folder, steps=dissolver.cfg.bank_steps, origin=origin, progress=progress
+        )  # fmt: skip

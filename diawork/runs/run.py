@@ -11,7 +11,7 @@ import platform
 import re
 import socket
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from diawork.base.config import ExperimentConfig
-from diawork.base.errors import CheckpointError, DiaworkError, Interrupted
+from diawork.base.errors import CheckpointError, DataError, DiaworkError, Interrupted
 from diawork.base.files import (
     PACKAGE,
     digest,
@@ -157,6 +158,32 @@ class Run:
         """Write ``metrics.jsonl``, one row a line."""
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
+    @property
+    def primary_split(self) -> str:
+        """Return the split that this run's numbers are about: test, or val where test was not scored (a search)."""
+        return "test" if "test" in self.result()["metrics"] else "val"
+
+    def scores(self, split: str | None = None) -> pd.DataFrame:
+        """Return ``scores.csv`` of a split (default: the primary one), a row an image, ordered by index.
+
+        Columns: index, class_name, anomalous (bool), score, and the parts of detectors that have any.
+        Raises ``DataError`` where the file is missing or damaged.
+        """
+        path = self.folder / "scores.csv"
+        try:
+            scores = pd.read_csv(path, dtype={"class_name": str}, keep_default_na=False)
+            scores = scores[scores["split"] == (split or self.primary_split)].drop(columns="split")
+            scores = scores.assign(anomalous=scores["anomalous"].astype(int).astype(bool))
+            return scores.astype({"index": int, "score": float}).sort_values("index", ignore_index=True)
+        except (OSError, ValueError, LookupError) as error:
+            raise DataError(f"the scores cannot be read ({error}).", path=path.name) from None
+
+    def parts(self, split: str | None = None) -> dict[str, np.ndarray]:
+        """Return the parts of the scores (N, K) by name, in the order of ``scores``; of a control there are none."""
+        scores = self.scores(split)
+        names = [column.rpartition("_")[0] for column in scores.columns if re.fullmatch(r"[a-z]+_\d+", column)]
+        return {name: scores.filter(regex=rf"^{name}_\d+$").to_numpy(float) for name in dict.fromkeys(names)}
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of ``metrics.jsonl``."""
         path = self.folder / "metrics.jsonl"
@@ -164,6 +191,13 @@ class Run:
             return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         except (OSError, ValueError) as error:
             raise CheckpointError(f"not readable as metrics ({error}).", path=path) from None
+
+    def settled(self, name: str, decide: Callable[[], Any]) -> Any:
+        """Return what was decided once for this run and kept in ``name`` (JSON), so that a resumed run keeps it."""
+        path = self.folder / name
+        if not path.exists():
+            write_json(path, decide())
+        return read_json(path)
 
     def track_test(self, epoch: int, auroc: float) -> None:
         """Note the test AUROC of an epoch in a file that nothing but columns named oracle reads."""

@@ -10,7 +10,7 @@ from typing import Any
 from diawork.base.config import ExperimentConfig
 from diawork.base.files import digest
 from diawork.data.manifests import load_manifest
-from diawork.runs.methods import label_of, with_facts
+from diawork.runs.methods import label_of, resolve
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Cell:
         stem = Path(self.notebook).stem
         if self.config is None or "method" not in self.parameters:
             return [stem, self.parameters, self.overrides]
-        cfg = with_facts(self.config, load_manifest(self.config.dataset))
+        cfg = resolve(self.config, load_manifest(self.config.dataset))
         others = {k: v for k, v in self.parameters.items() if k not in ("preset", "dataset", "method", "seed")}
-        return [stem, others, cfg.model_dump(mode="json")]
+        return [stem, others, cfg.identity()]
 
     def datasets(self) -> list[str]:
         """Return the data sets that this cell opens."""

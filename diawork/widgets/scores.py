@@ -15,7 +15,7 @@ from diawork import figures
 from diawork.base.config import K
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.data.images import Splits
-from diawork.detectors import CSI, DIA
+from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.maps import MAP_WORDS, AnomalyMaps, residuals
 from diawork.method.views import SHIFT_NAMES
 from diawork.runs.run import Run

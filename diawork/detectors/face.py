@@ -1,0 +1,84 @@
+"""The one face of every detector: ``fit``, ``score``, ``save``, ``load``; higher = more anomalous."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from diawork.data.images import ImageSet
+
+EpochHook = Callable[[int, Any], float | None]  # epoch, detector → validation score, where one is asked for
+MapMethods = dict[str, Callable[[ImageSet], np.ndarray]]  # name → maps (N, H, W)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score an image and, where a detector knows them, its parts and maps."""
+
+    total: np.ndarray  # (N,)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # name → (N, K)
+    maps: np.ndarray | None = None  # (N, H, W)
+
+
+class Detector(ABC):
+    """What a run, a sweep and a report need of a detector.
+
+    A new one: a file with a subclass, its section in ``base.config``, its line in ``detectors.registry``.
+    """
+
+    name: ClassVar[str]
+    control: ClassVar[bool] = False
+    oracle: ClassVar[bool] = False  # looks at the labels that it is evaluated on
+    requires_weights: ClassVar[bool] = False  # pretrained elsewhere
+
+    steps: list[dict[str, float]] = []  # rows of the training's metrics
+    seconds: float = 0.0  # of the training, over all its interruptions
+    selection: str = "no training"  # which epoch's weights were kept, and by which rule
+    parameters: int | None = None  # of the networks
+
+    @classmethod
+    def build(cls, cfg: Any, *, dissolve: Any = None, compute: Any = None) -> Self:
+        """Return the detector of an ``ExperimentConfig``, not yet fitted; ``dissolve`` fills the dissolver's slot."""
+        return cls()
+
+    @abstractmethod
+    def fit(
+        self,
+        train: ImageSet,
+        *,
+        folder: Path | str | None = None,
+        on_epoch: EpochHook | None = None,
+        save_every: float = 300.0,
+        progress: bool = True,
+    ) -> Self:
+        """Learn from the healthy images of ``train`` alone.
+
+        With a ``folder`` the training is saved there as it goes, continued exactly after an interruption,
+        and loaded where it is finished. ``on_epoch(epoch, self)`` may return a validation score.
+        """
+
+    @abstractmethod
+    def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
+        """Return the scores of ``images``; ``samples`` augmented copies an image, where the detector takes any."""
+
+    def anomaly_scores(self, images: ImageSet) -> np.ndarray:
+        """Return one score an image (N,); higher = more anomalous."""
+        return self.score(images).total
+
+    @abstractmethod
+    def save(self, folder: Path | str) -> None:
+        """Save what was learnt."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path | str, *, compute: Any = None) -> Self:
+        """Load what ``save`` wrote, ready to score."""
+
+    def map_methods(self, dissolve: Any, healthy: ImageSet) -> MapMethods:
+        """Return the anomaly maps that a report measures, by name."""
+        return {}
