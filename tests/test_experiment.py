@@ -11,17 +11,10 @@ import torch
 from diawork.base.errors import UsageError
 from diawork.data.images import load
 from diawork.detectors.dia import CSI, DIA
-from diawork.runs.experiment import (
-    CONTROLS,
-    METHODS,
-    label_of,
-    method_config,
-    resolve,
-    run_experiment,
-    run_suite,
-    select_on,
-    shared_ddpm,
-)
+from diawork.detectors.registry import CONTROLS
+from diawork.runs.experiment import run_experiment, run_suite, select_on
+from diawork.runs.methods import METHODS, label_of, method_config, resolve
+from diawork.runs.parents import shared_ddpm
 from diawork.runs.presets import preset
 from diawork.runs.run import ORACLE
 
@@ -89,7 +82,7 @@ def test_a_classifier_of_shift_and_dissolved_trains_scores_and_loads(root):
 
 
 def test_a_finished_run_is_reused(run, root, monkeypatch):
-    monkeypatch.setattr("diawork.runs.experiment.build_detector", None)
+    monkeypatch.setattr("diawork.runs.experiment.entry_of", None)
     assert run_experiment(SMOKE, root=root, progress=False).folder == run.folder
 
 

@@ -9,7 +9,8 @@ from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.bench.fidelity import PATHS, compare_paths, compare_pretraining, paths_table
 from diawork.data.images import load
-from diawork.runs.experiment import resolve, shared_ddpm
+from diawork.runs.methods import resolve
+from diawork.runs.parents import shared_ddpm
 from diawork.runs.presets import preset
 
 SMALL = {"train.epochs": 1, "train.epoch_n": 1, "train.batch_size": 4, "diffusion.steps": 2}

@@ -145,9 +145,8 @@ def test_a_bank_is_drawn_by_its_seed_alone(x):
 @pytest.fixture
 def arrays(detector, toy):
     splits = load(toy)
-    return mapped(
-        splits.test, splits.train.normal(), maps.AnomalyMaps(detector, operator=GaussianBlur(5), healthy=splits.train)
-    )
+    methods = detector.map_methods(GaussianBlur(5), splits.train)
+    return mapped(splits.test, splits.train.normal(), methods)
 
 
 def test_a_run_keeps_few_maps_and_all_their_numbers(arrays):

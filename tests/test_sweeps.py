@@ -5,9 +5,10 @@ import math
 import pytest
 
 from diawork.data.strictyaml import parse_yaml
+from diawork.detectors.registry import CONTROLS
 from diawork.report.paper import draw_figure
 from diawork.report.published import published
-from diawork.runs.experiment import CONTROLS, run_experiment
+from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from diawork.sweeps.sweep import Sweep, list_sweeps, sweeps_folder
 
