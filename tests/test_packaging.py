@@ -23,27 +23,36 @@ def names(requirements):
     return {re.split(r"[<>=!\[ ]", r)[0].lower() for r in requirements}
 
 
-def test_environment_installs_the_package_and_lists_no_version_of_its_own():
+def test_environment_names_the_workbench_packages_with_the_versions_of_the_project():
     environment = yaml.safe_load((TOP / "environment.yml").read_text("utf-8"))
     assert environment["channels"] == ["conda-forge"]
-    *conda, pip = environment["dependencies"]
-    assert pip == {"pip": ["-e .[test]"]}
-    assert names(conda) == {"python", "pip"} and f"python{PROJECT['requires-python']}" in conda
+    *conda, last = environment["dependencies"]
+    ours = {re.split(r"[<>=]", d)[0]: d for d in PROJECT["dependencies"]}
+    assert last["pip"] == [ours["denoising-diffusion-pytorch"], "-e .[test]"]
+    conda = {name.replace("pytorch", "torch") for name in conda} - {"pip"}
+    assert {f"python{PROJECT['requires-python']}", ours["torchvision"]} <= conda
+    assert REQUIRED - {"denoising-diffusion-pytorch"} <= names(conda)
+    assert conda - {f"python{PROJECT['requires-python']}"} <= set(ours.values())
+
+
+def test_the_package_is_typed_for_its_users():
+    assert (TOP / "diawork" / "py.typed").exists()
 
 
 def test_required_packages_are_dependencies():
     assert names(PROJECT["dependencies"]) >= REQUIRED
 
 
-BROUGHT_ALONG = {  # by jupyterlab, papermill, matplotlib and pydantic
-    "yaml", "jinja2", "markupsafe", "tqdm", "click", "traitlets", "jupyter_client", "nbclient",
-    "pydantic_core", "IPython",
-}  # fmt: skip
-
-
 def test_every_import_is_a_declared_dependency():
-    declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["slurm"]]
-    known = {name.replace("-", "_") for name in names(declared)} | BROUGHT_ALONG | {"diawork", "sklearn", "PIL"}
+    extras = PROJECT["optional-dependencies"]
+    declared = [*PROJECT["dependencies"], *(d for name, extra in extras.items() if name != "test" for d in extra)]
+    known = {name.replace("-", "_") for name in names(declared)} | {
+        "diawork",
+        "sklearn",
+        "PIL",
+        "yaml",
+        "pydantic_core",
+    }
     found = {name.split(".")[0] for path in (TOP / "diawork").rglob("*.py") for name in imports(path)}
     assert found - set(sys.stdlib_module_names) <= known
 
