@@ -134,12 +134,16 @@ class DIA(Detector):
 
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
         """Return the scores of ``images`` with their parts (N, K); ``samples`` augmented copies an image (T′)."""
-        if self.bank is None:
-            raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
+        bank = self._fitted()
         features = self._features(self._channels(images), images.split, samples=samples, progress=progress)
-        scores = score(features, self.bank, parts=self.cfg.score.parts)
+        scores = score(features, bank, parts=self.cfg.score.parts)
         parts = {name: getattr(scores, name).numpy() for name in ("similarity", "shift", "nearest")}
         return Scores(scores.total.numpy(), parts)
+
+    def _fitted(self) -> FeatureBank:
+        if self.bank is None:
+            raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
+        return self.bank
 
     def map_methods(self, dissolve: Dissolve | None, healthy: ImageSet) -> MapMethods:
         """Return the maps worth measuring with an occupant of the slot at hand."""
@@ -169,7 +173,7 @@ class DIA(Detector):
     def save(self, folder: Path | str) -> None:
         """Save encoder, bank and config (safetensors + JSON)."""
         tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
-        tensors |= {f"bank.{k}": v for k, v in self.bank.tensors().items()}
+        tensors |= {f"bank.{k}": v for k, v in self._fitted().tensors().items()}
         tensors |= {"healthy": torch.from_numpy(self.healthy)}
         save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history))
 
@@ -179,7 +183,7 @@ class DIA(Detector):
         checkpoint = load_checkpoint(Path(folder) / WEIGHTS)
         refuse_differences(checkpoint.path, {"kind": checkpoint.spec.get("kind")}, {"kind": cls.name})
         try:
-            cfg = validated(ExperimentConfig, checkpoint.spec.get("config"))
+            cfg = validated(ExperimentConfig, checkpoint.spec.get("config") or {})
         except UsageError as error:
             raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
         detector = cls.__new__(cls)
@@ -195,8 +199,8 @@ class DIA(Detector):
         self.healthy = matching(tensors, "healthy", {"": torch.empty(n, dtype=torch.int64)}, path=path)[""].numpy()
         shapes = FeatureBank.shapes(n, self.cfg.encoder.projection_dim)
         self.bank = FeatureBank.from_tensors(matching(tensors, "bank.", shapes, path=path))
-        rows = {name: checkpoint.value(name, list) for name in ("steps", "epochs")}
-        self.history = History(**rows, selected=checkpoint.value("selected", int))
+        steps, epochs = checkpoint.value("steps", list), checkpoint.value("epochs", list)
+        self.history = History(steps, epochs, selected=checkpoint.value("selected", int))
         self.spec = checkpoint.spec
         self.encoder.eval()
         return self

@@ -36,10 +36,25 @@ class Detector(ABC):
     oracle: ClassVar[bool] = False  # looks at the labels that it is evaluated on
     requires_weights: ClassVar[bool] = False  # pretrained elsewhere
 
-    steps: list[dict[str, float]] = []  # rows of the training's metrics
-    seconds: float = 0.0  # of the training, over all its interruptions
-    selection: str = "no training"  # which epoch's weights were kept, and by which rule
-    parameters: int | None = None  # of the networks
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """Rows of the training's metrics, one a step."""
+        return []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the training, over all its interruptions."""
+        return 0.0
+
+    @property
+    def selection(self) -> str:
+        """Which epoch's weights were kept, and by which rule."""
+        return "no training"
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of weights of the networks, where there are any."""
+        return None
 
     @classmethod
     def build(cls, cfg: Any, *, dissolve: Any = None, compute: Any = None) -> Self:

@@ -59,10 +59,10 @@ class AnomalyMaps:
     def __init__(
         self, detector: Any = None, *, operator: Dissolve | None = None, healthy: ImageSet | Tensor | None = None
     ) -> None:
-        self.detector = detector if detector is not None and detector.bank is not None else None
+        self.detector: Any = detector if detector is not None and detector.bank is not None else None
         known = detector.dissolve if detector is not None else None
         # a bank knows the dissolved training images alone
-        self.operator = operator or (None if isinstance(known, DissolvedBank) else known)
+        self.operator: Any = operator or (None if isinstance(known, DissolvedBank) else known)
         self.healthy = _images(healthy.normal() if isinstance(healthy, ImageSet) else healthy)
         self._patches: PatchBank | None = None
 
@@ -144,9 +144,8 @@ def anomaly_map(
 
     ``healthy`` training images and, for a loaded detector, the ``operator`` make more methods possible.
     """
-    detector = source if isinstance(source, Detector) else None
-    maps = AnomalyMaps(detector, operator=operator or (None if detector else source), healthy=healthy)
-    return maps(images, method, smooth=smooth)
+    detector, operator = (source, operator) if isinstance(source, Detector) else (None, operator or source)
+    return AnomalyMaps(detector, operator=operator, healthy=healthy)(images, method, smooth=smooth)
 
 
 def blur_map(images: ImageSet | Tensor, *, sigma: float = 1.0, smooth: float = 0.0) -> np.ndarray:

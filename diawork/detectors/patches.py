@@ -57,9 +57,9 @@ class PatchBank:
         pixels = torch.arange(x.shape[-2] * x.shape[-1]).reshape(1, 1, *x.shape[-2:])
         for k in range(K):
             shifted = SHIFTS[self.shift](x, k)
-            found = sum(self._distances(shifted, k, by) for by in _offsets(self.encoder, x))
+            distances = torch.stack([self._distances(shifted, k, by) for by in _offsets(self.encoder, x)]).sum(0)
             home = SHIFTS[self.shift](pixels, k).flatten()  # where each shifted pixel came from
-            total.flatten(1)[:, home] += found.flatten(1)
+            total.flatten(1)[:, home] += distances.flatten(1)
         return total
 
     def _distances(self, x: Tensor, k: int, by: tuple[int, int]) -> Tensor:

@@ -40,11 +40,12 @@ class DissolvedBank:
             raise UsageError(f"bank_steps={steps} outside [1, {high - low + 1}], the steps of t_range=[{low}, {high}].")
         self.ts = torch.linspace(low, high, steps).round().long()
         self.scale = SCALES[dissolver.cfg.range_mode]
+        self.shape = (len(x), 2, steps, *x.shape[1:])
         self.spec = {
             "origin": origin,
             "dissolve": dissolver.cfg.identity(),
             "ts": self.ts.tolist(),
-            "shape": [len(x), 2, steps, *x.shape[1:]],
+            "shape": list(self.shape),
         }
         self.path = Path(folder) / f"bank-{digest(self.spec)}.npy"
         self._per_image = dissolver.cfg.t_per == "image"
@@ -63,7 +64,7 @@ class DissolvedBank:
 
     def _make(self, dissolver: Dissolver, x: Tensor, progress: bool) -> None:
         remove_orphans(self.path.parent)
-        values = np.empty(self.spec["shape"], np.uint8)
+        values = np.empty(self.shape, np.uint8)
         low, high = self.scale
         dissolver.expect(2 * len(self.ts) * len(x), BATCH, progress=progress)
         starts = range(0, len(x), BATCH)

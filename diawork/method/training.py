@@ -108,7 +108,8 @@ def fit(
     if len(images) < 2:
         raise UsageError(f"contrastive training needs at least 2 images, there is {len(images)}.")
     compute, keeper = compute or Compute(), keeper or Keeper(None, spec={})
-    loop = _Loop(compute.prepare(encoder), train, loss, seed, compute)
+    compute.prepare(encoder)
+    loop = _Loop(encoder, train, loss, seed, compute)
     loop.restore(keeper.restore())
     keeper.require_space(loop.snapshot()[0], loop.optimizer)
     per_epoch = len(epoch_batches(len(images), train, seed=seed, epoch=0))

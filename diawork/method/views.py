@@ -205,6 +205,7 @@ class BranchBuilder:
         return torch.where(_column(flip.to(x.device)), x.flip(-1), x)
 
     def _dissolved(self, x: Tensor, index: Tensor, flip: Tensor, path: tuple) -> tuple[Tensor, Tensor]:
+        assert self.dissolve is not None
         return self.dissolve(x, image=index, flip=flip, generator=generator(*path, "dissolve"))
 
     def _third(self, x: Tensor, index: Tensor, flips: Tensor, path: tuple) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ def mapped(images: ImageSet, healthy: ImageSet, methods: MapMethods) -> dict[str
     maps = {name: method(some) for name, method in methods.items()}
     maps |= {f"|x − blur(x)|{word}": blur_map(some, smooth=s) for word, s in ((", smoothed", SMOOTH), ("", 0.0))}
     maps["|x − mean healthy image|, smoothed"] = mean_map(some, healthy, smooth=SMOOTH)
-    masks = some.masks[:, 0].numpy()
+    masks = np.zeros((0,)) if some.masks is None else some.masks[:, 0].numpy()
     if masks.all() or not masks.any():
         return {}
     table = [pixel_summary(values, masks) for values in maps.values()]

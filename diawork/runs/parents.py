@@ -38,7 +38,7 @@ def shared_ddpm(
     """
     cfg = resolve(cfg, splits)
     source = diffusion_data(cfg, splits, data_root)
-    bridge = cfg.dissolve.bridge if source is splits else source.manifest.bridge
+    bridge = (cfg.dissolve.bridge if source is splits else None) or source.manifest.bridge
     train, settings = source.train, cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
     identity = digest([settings.identity(), bridge, train.identity])
     folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"
@@ -61,7 +61,7 @@ def shared_bank(
     dissolver: Dissolver, ddpm: DDPM, splits: Splits, *, root: Path | str | None = None, progress: bool = True
 ) -> DissolvedBank:
     """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
-    origin = {"ddpm": sha256_file(ddpm.folder / "ddpm.safetensors"), "images": splits.train.identity}
+    origin = {"ddpm": sha256_file(Path(ddpm.folder or ".") / "ddpm.safetensors"), "images": splits.train.identity}
     folder, x = runs_root(root) / "banks", splits.train.normal().images
     with locked(folder / f"making-{digest([origin, dissolver.cfg.identity()])}", wait=True):
         return DissolvedBank(

@@ -212,7 +212,7 @@ class Run:
     def write_evidence(self, arrays: dict[str, np.ndarray]) -> None:
         """Write ``evidence.npz``."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_bytes(self.folder / "evidence.npz", buffer.getvalue())
 
     def write_scores(self, rows: Sequence[dict[str, Any]]) -> None:
