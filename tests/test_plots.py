@@ -127,7 +127,6 @@ def test_a_detector_has_one_colour_and_controls_are_grey():
     for name in ("image statistics, 5-NN", "pixel 5-NN", "best statistic (oracle)", "Mahalanobis"):
         red, green, blue = (figures.detector_style(name)["color"][i : i + 2] for i in (1, 3, 5))
         assert red == green == blue
-    assert not figures.is_control("SimSID")
 
 
 def test_unknown_names_keep_their_colour_from_one_process_to_the_next():

@@ -16,8 +16,8 @@ from diawork.figures.player import player_html
 from diawork.report import page as report
 from diawork.report.findings import focus_of, headline
 from diawork.report.page import write_html
+from diawork.report.pictures import ALL, followed, shortcuts
 from diawork.report.published import paper_comparison, published
-from diawork.report.shortcuts import ALL, followed, shortcuts
 from diawork.report.tables import SEARCHED, _joined, collect, compare, curves, paired, split_of, summary_table
 
 CONTROL, ORACLE = "image statistics, 5-NN", "best single statistic (oracle)"

@@ -8,6 +8,7 @@ import pandas as pd
 
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
 SPLITS = {"test": "test", "val": "validation"}  # in words
+UNDECIDED = "not told apart by these images"
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -19,7 +20,7 @@ def reading(test: Any) -> str:
     """Return what a paired difference a − b with interval says."""
     if test["low"] > 0:
         return f"{test['a']} is ahead"
-    return f"{test['b']} is ahead" if test["high"] < 0 else "not told apart by these images"
+    return f"{test['b']} is ahead" if test["high"] < 0 else UNDECIDED
 
 
 def focus_of(table: pd.DataFrame) -> pd.Series:
@@ -38,7 +39,7 @@ def rivals_of(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["oracle"] & (table["label"] != focus_of(table)["label"])]
 
 
-def _number(row: pd.Series) -> str:
+def _measured(row: pd.Series) -> str:
     spread = f" ± {row['auroc_sd']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
     return f"{row['auroc']:.3f}{spread} (95 % interval {row['auroc_low']:.3f} to {row['auroc_high']:.3f})"
 
@@ -50,11 +51,11 @@ def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
     if fair.empty:
         return [f"Only oracles were run on these {images}; none of them is a detector."]
     best = fair.iloc[0]
-    said = [f"On {images}, {best['label']} has the highest AUROC, {_number(best)}."]
+    said = [f"On {images}, {best['label']} has the highest AUROC, {_measured(best)}."]
     if best["control"]:
         said.append("It is a trivial control: no trained detector here ranks better than simple image statistics.")
     if best["label"] != focus["label"]:
-        said.append(f"{focus['label']} reaches {_number(focus)}.")
+        said.append(f"{focus['label']} reaches {_measured(focus)}.")
     said += _comparisons(table, tests, focus)
     said += _oracle(table, fair)
     said += _cautions(focus)

@@ -24,6 +24,11 @@ _THEIRS = [
 ]  # fmt: skip
 
 
+def _method(detector: str) -> str:
+    """Return a detector's name in the papers."""
+    return SAME_METHOD.get(detector, detector)
+
+
 @cache
 def _published_yaml() -> dict[str, Any]:
     return parse_yaml((shipped("data_manifests") / "published.yaml").read_bytes(), "published.yaml")[0]
@@ -62,6 +67,31 @@ def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
+def beside_published(table: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return a published table as a sweep's page shows it, our rows beside it: same data, method and setting."""
+    theirs, ours = published(table), summary_table(frame)
+    parts = {} if frame.empty else dict(zip(frame["row"], frame["parts"], strict=True))
+    cost = bool(theirs["dataset"].isna().all())
+    rows = []
+    for row in theirs.to_dict("records"):
+        where = row["metric"].replace("_", " ") if cost else row["dataset"]
+        rows.append(row | {"where": where, "auroc": math.nan} | _alike(row, ours, parts))
+    marks = [f"{mark} {text}." for row in rows for mark, text in row["marks"].items()]
+    remarks = dict.fromkeys(marks + [remark for row in rows for remark in row["remarks"]])
+    source = {key: theirs[key].iloc[0] for key in ("title", "source", "place")}
+    return source | {"rows": rows, "cost": cost, "remarks": list(remarks)}
+
+
+def _alike(row: dict[str, Any], ours: pd.DataFrame, parts: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return our numbers for a published row, from the first of ours that ran the same; without one, none."""
+    for own in ours.to_dict("records"):
+        same = own["split"] == "test" and own["dataset"] == row["dataset"] and _method(own["detector"]) == row["method"]
+        if same and row["setting"] in ("", *parts[own["label"]]):
+            numbers = {key: own[key] for key in ("auroc", "auroc_sd", "seeds")}
+            return numbers | {"difference": own["auroc"] - row["value"]}
+    return {}
+
+
 def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     """Return ours and the published AUROC side by side, in columns of their own, for the data sets we ran.
 
@@ -71,7 +101,7 @@ def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     ours = summary_table(frame)
     if ours.empty:
         return ours
-    ours = ours.assign(method=ours["detector"].map(lambda d: SAME_METHOD.get(d, d)))
+    ours = ours.assign(method=ours["detector"].map(_method))
     theirs = published(table)
     theirs = theirs[(theirs["metric"] == "auroc") & theirs["dataset"].isin(set(ours["dataset"]))]
     theirs = theirs.rename(columns={"value": "published", "sd": "published_sd"})
