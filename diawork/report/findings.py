@@ -56,32 +56,30 @@ def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         said.append("It is a trivial control: no trained detector here ranks better than simple image statistics.")
     if best["label"] != focus["label"]:
         said.append(f"{focus['label']} reaches {_measured(focus)}.")
-    said += _comparisons(table, tests, focus)
-    said += _oracle(table, fair)
-    said += _cautions(focus)
-    return said
+    return said + _comparisons(table, tests) + _oracle(table, fair) + _cautions(focus)
 
 
-def _comparisons(table: pd.DataFrame, tests: pd.DataFrame, focus: pd.Series) -> list[str]:
+def _comparisons(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
     """Compare the focus with the best trained rival and the best control on the same images."""
     said, rivals = [], rivals_of(table)
-    for is_control, prefix in ((False, ""), (True, "the best label-free control, ")):
-        group = rivals[rivals["control"] == is_control]
-        test = tests[tests["b"] == group.iloc[0]["label"]] if len(group) and len(tests) else ()
-        if len(test):
-            row = test.iloc[0]
-            gap = f"{signed(row['difference'])} (95 % interval {signed(row['low'])} to {signed(row['high'])})"
-            verdict = _verdict(row, is_control)
-            said.append(f"{focus['label']} minus {prefix}{row['b']}, on the same images: {gap}. {verdict}")
+    for control in (False, True):
+        best = rivals.loc[rivals["control"] == control, "label"][:1]
+        test = tests[tests["b"].isin(best)] if len(tests) else tests
+        said += [_comparison(row, control) for _, row in test.iterrows()]
     return said
 
 
-def _verdict(test: pd.Series, is_control: bool) -> str:
+def _comparison(test: pd.Series, control: bool) -> str:
     a, b = test["a"], test["b"]
-    if test["low"] > 0:
-        return f"{a} clears this control." if is_control else f"{a} is ahead."
-    known = f"{b} is ahead" if test["high"] < 0 else "The interval holds 0, so these images do not tell the two apart"
-    return f"{known}; {a} has not shown that it sees more than such statistics do." if is_control else f"{known}."
+    named = f"the best label-free control, {b}" if control else b
+    gap = f"{signed(test['difference'])} (95 % interval {signed(test['low'])} to {signed(test['high'])})"
+    verdict = reading(test)
+    if verdict == UNDECIDED:
+        verdict = "The interval holds 0, so these images do not tell the two apart"
+    if control:
+        unproven = f"{verdict}; {a} has not shown that it sees more than such statistics do"
+        verdict = f"{a} clears this control" if test["low"] > 0 else unproven
+    return f"{a} minus {named}, on the same images: {gap}. {verdict}."
 
 
 def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
@@ -89,10 +87,9 @@ def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
     if oracles.empty:
         return []
     top = oracles.iloc[0]
-    passed = [row["label"] for _, row in fair.iterrows() if row["auroc"] > top["auroc"]]
-    verdict = "no label-free detector here reaches it"
-    if passed:
-        verdict = f"{' and '.join(passed[:3])} {'lies' if len(passed) == 1 else 'lie'} above it"
+    above = list(fair.loc[fair["auroc"] > top["auroc"], "label"])
+    lies = f"{' and '.join(above[:3])} {'lies' if len(above) == 1 else 'lie'} above it"
+    verdict = lies if above else "no label-free detector here reaches it"
     chosen = f"chosen with the {SPLITS[top['split']]} labels"
     return [f"A bar, not a detector: {top['label']}, {chosen}, has {top['auroc']:.3f}; {verdict}."]
 

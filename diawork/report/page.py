@@ -29,16 +29,10 @@ from diawork.runs.run import Run
 
 MAX_BYTES = 5_000_000
 MOST_POINTS = 1_000  # of one loss curve
+Runs = pd.DataFrame | Path | str | Iterable[Path | str]
 
 
-def write_html(
-    runs: pd.DataFrame | Path | str | Iterable[Path | str],
-    out: Path | str,
-    *,
-    title: str,
-    asked: str,
-    sweep: dict[str, Any] | None = None,
-) -> Path:
+def write_html(runs: Runs, out: Path | str, *, title: str, asked: str, sweep: dict[str, Any] | None = None) -> Path:
     """Write the page of ``runs`` (a frame of ``collect``, a folder of runs or run folders) to ``out``.
 
     ``sweep`` is what ``report.sweep`` adds: cells, tests against the baseline, published tables. Where the page
@@ -62,7 +56,7 @@ def _render(context: dict[str, Any]) -> str:
         loader=templates, autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True
     )
     environment.filters |= {
-        "number": _number, "signed": signed, "place": _place, "seconds": _seconds, "count": _count, "pvalue": _pvalue,
+        "number": _number, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": _pvalue,
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
     }  # fmt: skip
     return environment.get_template("report.html.j2").render(context)
@@ -74,7 +68,7 @@ def _printable(value: Any) -> Any:
 
 
 def _number(value: float, digits: int = 3) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    return "–" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def _place(value: float, low: float) -> float:
@@ -88,10 +82,6 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.1f} h"
 
 
-def _count(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:,.0f}"
-
-
 def _pvalue(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -101,7 +91,7 @@ def _context(frame: pd.DataFrame, out: Path, pictures: str) -> dict[str, Any]:
     sections = []
     for name in dict.fromkeys(table["section"] if len(table) else ()):
         runs = {row["label"]: runs for row, runs in rows if row["section"] == name}
-        sections.append(section(frame, table[table["section"] == name], runs, pictures))
+        sections.append(section(table[table["section"] == name], runs, pictures))
     pairs = [pair for one in sections for pair in one["pairs"]]
     for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_holm"] = p
@@ -118,11 +108,9 @@ def _context(frame: pd.DataFrame, out: Path, pictures: str) -> dict[str, Any]:
 
 def _environment(frame: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
     """Return what the runs were made with, and the names in which they differ."""
-    values: dict[str, dict[str, None]] = {}
-    for versions in frame["versions"] if len(frame) else ():
-        for name, value in versions.items():
-            values.setdefault(name, {})[value] = None
-    return {name: " / ".join(seen) for name, seen in values.items()}, [n for n, seen in values.items() if len(seen) > 1]
+    versions = pd.DataFrame(list(frame["versions"]) if len(frame) else [])
+    values = {name: versions[name].dropna().unique() for name in versions}
+    return {name: " / ".join(known) for name, known in values.items()}, [n for n, v in values.items() if len(v) > 1]
 
 
 def _losses(rows: list[tuple[dict[str, Any], pd.DataFrame]]) -> bytes | None:

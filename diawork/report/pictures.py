@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from diawork import figures
 from diawork.base.errors import DataError, DiaworkError
+from diawork.evaluation.metrics import followed
 from diawork.report.findings import SPLITS, focus_of
 from diawork.report.tables import pixel_table, score_pairs
 from diawork.runs.run import Run
@@ -127,9 +127,6 @@ def localisation(label: str, arrays: Arrays) -> dict[str, Any]:
     return {"maps": _picture(figure, caption, 90) | {"rows": table.to_dict("records"), "counts": counts}}
 
 
-# --- what a score follows ---------------------------------------------------------------------------
-
-
 def _followed(table: pd.DataFrame, runs: Runs) -> dict[str, Any]:
     """Draw what the scores follow, of the rows that scored the very images whose statistics are known."""
     labels = [str(label) for label in table.loc[~table["oracle"], "label"]]
@@ -160,23 +157,3 @@ def shortcuts(
         "±1: the score is little more than that statistic."
     )
     return {"shortcuts": _picture(figure, caption)}
-
-
-def followed(scores: Any, statistics: Any) -> tuple[np.ndarray, float]:
-    """Return Spearman's ρ of scores (N,) with each statistic (N, F), and R² of their ranks by all of them.
-
-    Adjusted for F regressors, so that statistics of pure noise explain about 0.
-    """
-    scores, statistics = np.asarray(scores, float), np.asarray(statistics, float)
-    n, regressors = statistics.shape
-    if scores.shape != (n,) or n < regressors + 2:
-        raise DataError(f"{scores.shape} scores and {statistics.shape} statistics do not fit, or are too few.")
-    y, x = _standard(rankdata(scores)), _standard(rankdata(statistics, axis=0))
-    residual = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
-    unexplained = (residual**2).sum() / max((y**2).sum(), 1e-12)
-    return x.T @ y / n, float(1 - unexplained * (n - 1) / (n - regressors - 1))
-
-
-def _standard(values: np.ndarray) -> np.ndarray:
-    centred = values - values.mean(0)
-    return centred / np.maximum(centred.std(0), 1e-12)

@@ -69,27 +69,23 @@ def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
 
 def beside_published(table: str, frame: pd.DataFrame) -> dict[str, Any]:
     """Return a published table as a sweep's page shows it, our rows beside it: same data, method and setting."""
-    theirs, ours = published(table), summary_table(frame)
+    theirs = published(table)
+    keys, numbers = ["dataset", "method", "setting"], ["auroc", "auroc_sd", "seeds"]
+    ours = summary_table(frame).reindex(columns=[*keys, *numbers, "label", "detector", "split"])
+    ours = ours[ours["split"] == "test"].assign(method=ours["detector"].map(_method))
     parts = {} if frame.empty else dict(zip(frame["row"], frame["parts"], strict=True))
+    ours["setting"] = [("", *parts[label]) for label in ours["label"]]
+    ours = ours.explode("setting").drop_duplicates(keys)[[*keys, *numbers]]
+    both = theirs.merge(ours, "left", keys)
     cost = bool(theirs["dataset"].isna().all())
-    rows = []
-    for row in theirs.to_dict("records"):
-        where = row["metric"].replace("_", " ") if cost else row["dataset"]
-        rows.append(row | {"where": where, "auroc": math.nan} | _alike(row, ours, parts))
-    marks = [f"{mark} {text}." for row in rows for mark, text in row["marks"].items()]
-    remarks = dict.fromkeys(marks + [remark for row in rows for remark in row["remarks"]])
+    both = both.assign(
+        difference=both["auroc"] - both["value"],
+        where=both["metric"].str.replace("_", " ") if cost else both["dataset"],
+    )
+    marks = [f"{mark} {text}." for marks in both["marks"] for mark, text in marks.items()]
+    remarks = dict.fromkeys(marks + [remark for row in both["remarks"] for remark in row])
     source = {key: theirs[key].iloc[0] for key in ("title", "source", "place")}
-    return source | {"rows": rows, "cost": cost, "remarks": list(remarks)}
-
-
-def _alike(row: dict[str, Any], ours: pd.DataFrame, parts: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Return our numbers for a published row, from the first of ours that ran the same; without one, none."""
-    for own in ours.to_dict("records"):
-        same = own["split"] == "test" and own["dataset"] == row["dataset"] and _method(own["detector"]) == row["method"]
-        if same and row["setting"] in ("", *parts[own["label"]]):
-            numbers = {key: own[key] for key in ("auroc", "auroc_sd", "seeds")}
-            return numbers | {"difference": own["auroc"] - row["value"]}
-    return {}
+    return source | {"rows": both.to_dict("records"), "cost": cost, "remarks": list(remarks)}
 
 
 def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
@@ -99,13 +95,14 @@ def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     number were exact. Methods that were not run here, and ours that nobody published, have gaps.
     """
     ours = summary_table(frame)
-    if ours.empty:
-        return ours
-    ours = ours.assign(method=ours["detector"].map(_method))
-    theirs = published(table)
+    return ours if ours.empty else beside_paper(ours, table)
+
+
+def beside_paper(ours: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
+    """Return ``paper_comparison`` of rows of a summary table."""
+    ours = ours.assign(method=ours["detector"].map(_method))[[*_OURS, "method"]]
+    theirs = published(table).rename(columns={"value": "published", "sd": "published_sd"})
     theirs = theirs[(theirs["metric"] == "auroc") & theirs["dataset"].isin(set(ours["dataset"]))]
-    theirs = theirs.rename(columns={"value": "published", "sd": "published_sd"})
-    ours = ours[[*_OURS, "method"]]
     both = theirs[_THEIRS].merge(ours[ours["dataset"].isin(set(theirs["dataset"]))], "outer", ["dataset", "method"])
     both["label"] = both["label"].fillna(both["method"])
     for end in ("", "_low", "_high"):

@@ -12,18 +12,19 @@ from diawork.base.errors import DiaworkError
 from diawork.data.manifests import load_manifest
 from diawork.report.findings import SPLITS, focus_of, headline, reading, rivals_of
 from diawork.report.pictures import Runs, draw_pictures
-from diawork.report.published import paper_comparison
+from diawork.report.published import beside_paper
 from diawork.report.tables import compare_all
 
 
-def section(frame: pd.DataFrame, table: pd.DataFrame, runs: Runs, pictures: str) -> dict[str, Any]:
+def section(table: pd.DataFrame, runs: Runs, pictures: str) -> dict[str, Any]:
     """Return what the page says about one data set; ``table`` is its part of the summary table.
 
     ``pictures`` is "all", "few" (no slider, fewer curves) or "none".
     """
     dataset, name, split = (table[key].iloc[0] for key in ("dataset", "section", "split"))
-    paper = _paper(frame, name) if split == "test" else pd.DataFrame()
-    values = dict(zip(paper["label"], paper["published"], strict=True)) if len(paper) else {}
+    paper = beside_paper(table)
+    paper = paper[paper["published"].notna() & (split == "test")]
+    values = dict(zip(paper["label"], paper["published"], strict=True))
     colors = [figures.detector_style(label)["color"] for label in table["label"]]
     table = table.assign(color=colors, published=[values.get(label, math.nan) for label in table["label"]])
     focus = focus_of(table)["label"]
@@ -38,7 +39,7 @@ def section(frame: pd.DataFrame, table: pd.DataFrame, runs: Runs, pictures: str)
         "low": math.floor(10 * max(0.0, min(0.5, table["auroc_low"].min()))) / 10,
         "tracked": bool(table["oracle_epoch"].notna().any()),
         "pairs": [test | {"reading": reading(test)} for test in tests], "failures": failures + missing,
-        "paper": paper.to_dict("records"), "ran": len(paper) and int(paper["auroc"].notna().sum()),
+        "paper": paper.to_dict("records"), "ran": int(paper["auroc"].notna().sum()),
         "paper_remarks": _remarks(paper),
     }  # fmt: skip
 
@@ -53,16 +54,6 @@ def _tiles(table: pd.DataFrame) -> list[dict[str, Any]]:
         f"oracle: chosen with the {SPLITS[focus['split']]} labels": table[table["oracle"]],
     }
     return [rows.iloc[0].to_dict() | {"tile": text} for text, rows in picks.items() if len(rows)]
-
-
-def _paper(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the published rows for this section, ours beside them where we have them."""
-    both = paper_comparison(frame)
-    if both.empty:
-        return both
-    elsewhere = both["section"].notna() & (both["section"] != name)
-    same_data = both["dataset"] == name.partition(" [")[0]
-    return both[both["published"].notna() & same_data & ~elsewhere].reset_index(drop=True)
 
 
 def _remarks(paper: pd.DataFrame) -> list[str]:

@@ -92,9 +92,6 @@ def _links(row: dict[str, Any], out: Path) -> list[tuple[str, str]]:
     return links([*files, Path(row["folder"]) / "executed.ipynb"], out)
 
 
-# --- tests --------------------------------------------------------------------------------------------
-
-
 def baseline_tests(frame: pd.DataFrame, sweep: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the paired test of every row against its baseline, Holm over all, and what could not be compared."""
     base, pairs = sweep["baseline"], []
@@ -121,9 +118,6 @@ def _counterpart(runs: pd.DataFrame, rows: list, base: str) -> tuple[str | None,
         if base in parts and len(own ^ set(parts)) <= 2:
             return name["label"], theirs
     return None, None
-
-
-# --- pictures --------------------------------------------------------------------------------------------
 
 
 def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:

@@ -31,9 +31,6 @@ _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretr
 _NAME = ("dataset", "section", "detector", "variant", "label")
 
 
-# --- runs -------------------------------------------------------------------------------------------
-
-
 def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
     """Return one row a finished run, from a folder of runs or a list of run folders.
 
@@ -72,7 +69,8 @@ def _row(run: Run) -> dict[str, Any]:
         row = {key: result[key] for key in _PLAIN} | {"dataset": str(result["dataset"]), "detector": label}
         row |= {"run": run.folder.name, "folder": str(run.folder), "split": split}
         row |= {"data": str(config["data"]["identity"]), "notes": list(config["data"].get("notes", ()))}
-        row |= {"created": str(config.get("created", "")), "versions": _versions(config)}
+        versions = {**config.get("versions", {}), **config.get("compute", {})}
+        row |= {"versions": {str(k): str(v) for k, v in versions.items()}, "created": str(config.get("created", ""))}
         row["control"] = bool(result.get("control", is_control(label)))
         for scored, metrics in result["metrics"].items():
             row |= {f"{scored}.{k}": float(value) for k, value in metrics.items() if isinstance(value, int | float)}
@@ -88,11 +86,6 @@ def _row(run: Run) -> dict[str, Any]:
     if not np.isfinite(known).all():
         raise DataError("result.json holds numbers that are not finite.")
     return row
-
-
-def _versions(config: dict[str, Any]) -> dict[str, str]:
-    parts = {**config.get("versions", {}), **config.get("compute", {})}
-    return {str(name): str(value) for name, value in parts.items()}
 
 
 def split_of(frame: pd.DataFrame) -> str:
@@ -141,9 +134,6 @@ def _told_apart(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _spelt(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
-
-
-# --- tables -----------------------------------------------------------------------------------------
 
 
 def summary_table(frame: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
@@ -203,9 +193,6 @@ def curves(frame: pd.DataFrame, split: str | None = None) -> dict[str, list[tupl
         f"{name['section']}: {name['label']}" if several else name["label"]: score_pairs(runs, split)
         for name, runs in rows
     }
-
-
-# --- on the same images -----------------------------------------------------------------------------
 
 
 def paired(frame: pd.DataFrame, a: str, b: str, split: str | None = None) -> pd.DataFrame:
