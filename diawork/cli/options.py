@@ -35,8 +35,7 @@ def pairs(items: tuple[str, ...]) -> dict[str, str]:
     for item in items:
         if "=" not in item:
             raise UsageError(f"{item!r} is not of the form KEY=VALUE.")
-    parted = (item.partition("=") for item in items)
-    return {key.strip(): value.strip() for key, _, value in parted}
+    return {key.strip(): value.strip() for key, _, value in (item.partition("=") for item in items)}
 
 
 def parse_overrides(items: tuple[str, ...]) -> dict[str, Any]:

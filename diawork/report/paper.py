@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Drawing:
     figure: Any
     rows: list[dict[str, Any]]
     caption: str
-    path: Path | None = field(default=None)  # of the picture; the numbers lie beside it
+    path: Path | None = None  # of the picture; the numbers lie beside it
 
     @property
     def table(self) -> pd.DataFrame:
@@ -62,9 +62,8 @@ def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = N
     folder = in_cell() or runs_root(root) / "figures" / f"{name}-{digest([name, cfg.model_dump(mode='json')])}"
     drawing.path = folder / "figure.png"
     write_bytes(drawing.path, figures.png_bytes(drawing.figure, 110))
-    write_json(
-        folder / "figure.json", {"caption": drawing.caption, "columns": list(drawing.table), "rows": drawing.rows}
-    )
+    numbers = {"caption": drawing.caption, "columns": list(drawing.table), "rows": drawing.rows}
+    write_json(folder / "figure.json", numbers)
     return drawing
 
 

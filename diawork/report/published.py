@@ -24,11 +24,6 @@ _THEIRS = [
 ]  # fmt: skip
 
 
-def _method(detector: str) -> str:
-    """Return a detector's name in the papers."""
-    return SAME_METHOD.get(detector, detector)
-
-
 @cache
 def _published_yaml() -> dict[str, Any]:
     return parse_yaml((shipped("data_manifests") / "published.yaml").read_bytes(), "published.yaml")[0]
@@ -71,17 +66,14 @@ def beside_published(table: str, frame: pd.DataFrame) -> dict[str, Any]:
     """Return a published table as a sweep's page shows it, our rows beside it: same data, method and setting."""
     theirs = published(table)
     keys, numbers = ["dataset", "method", "setting"], ["auroc", "auroc_sd", "seeds"]
-    ours = summary_table(frame).reindex(columns=[*keys, *numbers, "label", "detector", "split"])
-    ours = ours[ours["split"] == "test"].assign(method=ours["detector"].map(_method))
+    ours = summary_table(frame).reindex(columns=["dataset", "detector", "label", "split", *numbers])
+    ours = ours[ours["split"] == "test"].assign(method=ours["detector"].replace(SAME_METHOD))
     parts = {} if frame.empty else dict(zip(frame["row"], frame["parts"], strict=True))
     ours["setting"] = [("", *parts[label]) for label in ours["label"]]
-    ours = ours.explode("setting").drop_duplicates(keys)[[*keys, *numbers]]
-    both = theirs.merge(ours, "left", keys)
+    both = theirs.merge(ours.explode("setting").drop_duplicates(keys)[keys + numbers], "left", keys)
     cost = bool(theirs["dataset"].isna().all())
-    both = both.assign(
-        difference=both["auroc"] - both["value"],
-        where=both["metric"].str.replace("_", " ") if cost else both["dataset"],
-    )
+    both["where"] = both["metric"].str.replace("_", " ") if cost else both["dataset"]
+    both["difference"] = both["auroc"] - both["value"]
     marks = [f"{mark} {text}." for marks in both["marks"] for mark, text in marks.items()]
     remarks = dict.fromkeys(marks + [remark for row in both["remarks"] for remark in row])
     source = {key: theirs[key].iloc[0] for key in ("title", "source", "place")}
@@ -100,7 +92,7 @@ def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
 
 def beside_paper(ours: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     """Return ``paper_comparison`` of rows of a summary table."""
-    ours = ours.assign(method=ours["detector"].map(_method))[[*_OURS, "method"]]
+    ours = ours.assign(method=ours["detector"].replace(SAME_METHOD))[[*_OURS, "method"]]
     theirs = published(table).rename(columns={"value": "published", "sd": "published_sd"})
     theirs = theirs[(theirs["metric"] == "auroc") & theirs["dataset"].isin(set(ours["dataset"]))]
     both = theirs[_THEIRS].merge(ours[ours["dataset"].isin(set(theirs["dataset"]))], "outer", ["dataset", "method"])
