@@ -114,7 +114,7 @@ TORCH_FREE = [
 ]
 
 
-def test_tables_pages_and_workers_need_no_torch():
+def test_tables_pages_and_workers_need_no_torch():  # report.paper draws with it, a launcher opens data sets
     names = [f"diawork.{room}" for room in TORCH_FREE if room not in ("report.paper", "sweeps.launch")]
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

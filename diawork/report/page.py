@@ -138,6 +138,6 @@ def _details(label: str, row: pd.Series, out: Path) -> dict[str, Any]:
 
 def links(files: Iterable[Path], out: Path) -> list[tuple[str, str]]:
     """Return name and address, relative to the page ``out``, of those files that are there."""
-    here = out.parent.resolve()
-    addresses = {file: os.path.relpath(file.resolve(), here) for file in files if file.exists()}
+    folder = out.parent.resolve()
+    addresses = {file: os.path.relpath(file.resolve(), folder) for file in files if file.exists()}
     return [(file.name, "./" + quote(Path(address).as_posix())) for file, address in addresses.items()]

@@ -101,13 +101,13 @@ def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     dial, values = STRENGTHS[operator]
     chosen = [DissolveConfig(operator=operator, **{dial: value}) for value in values]
     x, healthy = splits.test.images[strip_rows(splits.test)], splits.train.normal().images[:256]
-    shown = torch.stack([x, *(preview(build_operator(one), x) for one in chosen)], 1).flatten(0, 1)
+    grid = torch.stack([x, *(preview(build_operator(one), x) for one in chosen)], 1).flatten(0, 1)
     titles = ["input", *(f"{dial.replace('_', ' ')} {value}" for value in values)]
     rows = [
         {dial: value, "mean squared change": mean_squared_change(build_operator(one), healthy)}
         for value, one in zip(values, chosen, strict=True)
     ]
-    figure = figures.image_grid(shown, titles + [""] * (len(shown) - len(titles)), columns=len(titles))
+    figure = figures.image_grid(grid, titles + [""] * (len(grid) - len(titles)), columns=len(titles))
     return Drawing(figure, rows, f"{operator.replace('_', ' ').capitalize()}, weak to strong, on test images.")
 
 
