@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,17 @@ def test_no_module_is_long(room):
 
 def test_no_room_is_a_drawer():
     assert not {room.rpartition(".")[2] for room in ROOMS} & {"utils", "helpers", "common", "misc"}
+
+
+TORCH_FREE = [
+    room for room in ROOMS if inside(room, {"report", "figures", "sweeps", "cli.main", "runs.run", "runs.methods"})
+]
+
+
+def test_tables_pages_and_workers_need_no_torch():  # report.paper draws with it, a launcher opens data sets
+    names = [f"diawork.{room}" for room in TORCH_FREE if room not in ("report.paper", "sweeps.launch")]
+    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
 
 
 UNSAFE = re.compile(

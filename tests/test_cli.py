@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diawork.cli.main import main, parse_overrides
+from diawork.cli.main import main
+from diawork.cli.options import parse_overrides
 
 
 @pytest.fixture
@@ -105,6 +106,24 @@ def test_run_and_report(call, tmp_path):
     assert page.exists() and "://" not in page.read_text().split("<body")[0]
     code, out, _ = call("report", "runs", "--out", "again.html")
     assert code == 0 and (tmp_path / "again.html").exists()
+
+
+def test_a_run_that_stops_at_val_is_told_and_reported_on_val(call, tmp_path):
+    code, out, err = call(
+        "run", "--preset", "smoke", "--methods", "pixel_knn", "--set", "score.evaluate=val", "--out", "runs"
+    )
+    assert code == 0 and "val AUROC 0." in out and "test" not in out, err
+    page = (tmp_path / "runs" / "report-phantom-smoke.html").read_text()
+    assert "Results on the validation images" in page
+
+
+def test_a_hostile_name_of_a_sweep_begins_no_line_of_its_own(call, tmp_path):
+    fixed = "fixed: {dataset: phantom, preset: smoke, method: pixel_knn}"
+    (tmp_path / "own.yaml").write_text(
+        f'name: own\ntitle: "a\\nerror[X] fake"\n{fixed}\naxes: [{{grid: {{train.epochs: [1]}}}}]\n'
+    )
+    code, out, _ = call("sweep", str(tmp_path / "own.yaml"), "--dry-run")
+    assert code == 0 and "a\\nerror[X] fake: 1 cells" in out
 
 
 def test_overrides_are_json_or_text():

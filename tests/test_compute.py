@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.base.compute import Compute, count_macs, has_bf16, has_compiler
+from diawork.base.compute import Compute, count_macs, has_bf16, has_compiler, layer_macs
 from diawork.base.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
 from diawork.base.errors import ResourceError, UsageError
 from diawork.method.ddpm import build_ddpm
@@ -103,6 +103,13 @@ def test_where_no_compiler_is_found_the_dissolver_stays_as_it_is(monkeypatch):
     dissolver = small_dissolver()
     dissolver.expect(10**15, 4)
     assert dissolver.ddpm.model._compiled_call_impl is None
+
+
+def test_layers_are_counted_as_often_as_they_run():
+    shared = nn.Linear(4, 4)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), shared, nn.ReLU(), shared)
+    counts = layer_macs(net, torch.rand(1, 2, 8, 8))
+    assert list(counts.values()) == [2 * 4 * 9 * 64, 2 * 16] and not shared._forward_hooks
 
 
 def test_macs_of_a_convolution_by_hand():

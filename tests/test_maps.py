@@ -13,7 +13,8 @@ from diawork.detectors.patches import PatchBank
 from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.method.encoder import build_encoder
 from diawork.method.scoring import FeatureBank
-from diawork.report import localisation
+from diawork.report.pictures import localisation
+from diawork.report.tables import pixel_table
 from diawork.runs.evidence import mapped
 
 SIDE = 16
@@ -158,13 +159,13 @@ def test_a_run_keeps_few_maps_and_all_their_numbers(arrays):
 
 
 def test_the_report_shows_maps_and_table(arrays):
-    shown = localisation.localisation("DIA", arrays)["maps"]
+    shown = localisation("DIA", arrays)["maps"]
     assert shown["image"].startswith(b"\x89PNG") and "of DIA" in shown["caption"]
     assert len(shown["rows"]) == 6 and shown["rows"][0]["map"] == "distance to healthy patches"
     assert all(row["aupro_low"] <= row["aupro"] <= row["aupro_high"] for row in shown["rows"])
-    assert localisation.pixel_table({}).empty
+    assert pixel_table({}).empty
 
 
 def test_a_damaged_part_is_named(arrays):
     with pytest.raises(DataError, match="the maps of DIA are incomplete"):
-        localisation.localisation("DIA", {**arrays, "maps_table": np.zeros((2, 3))})
+        localisation("DIA", {**arrays, "maps_table": np.zeros((2, 3))})

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,11 @@ def test_a_detector_has_one_colour_and_controls_are_grey():
     for name in ("image statistics, 5-NN", "pixel 5-NN", "best statistic (oracle)", "Mahalanobis"):
         red, green, blue = (figures.detector_style(name)["color"][i : i + 2] for i in (1, 3, 5))
         assert red == green == blue
-    assert not figures.is_control("SimSID")
+
+
+def test_the_axis_of_a_curve_names_its_split():
+    draw = partial(figures.auroc_curves, {"DIA": [(1.0, 0.7, 0.1)]}, {"5-NN": 0.6}, xlabel="t")
+    assert "test AUROC" in texts_of(draw()) and "validation AUROC" in texts_of(draw(split="validation"))
 
 
 def test_unknown_names_keep_their_colour_from_one_process_to_the_next():

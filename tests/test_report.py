@@ -16,11 +16,11 @@ from diawork.figures.player import player_html
 from diawork.report import page as report
 from diawork.report.findings import focus_of, headline
 from diawork.report.page import write_html
+from diawork.report.pictures import ALL, followed, shortcuts
 from diawork.report.published import paper_comparison, published
-from diawork.report.shortcuts import ALL, followed, shortcuts
 from diawork.report.tables import SEARCHED, _joined, collect, compare, curves, paired, split_of, summary_table
 
-CONTROL, ORACLE = "image statistics, 5-NN", "best single statistic (oracle)"
+CONTROL, ORACLE = "5-NN on statistics", "best single statistic (oracle)"
 PNG = b"\x89PNG not really"
 
 
@@ -170,6 +170,47 @@ def test_numbers_that_are_not_finite_do_not_count(tmp_path):
     bad = lambda scores, anomalous: numbers(scores, anomalous) | {"auroc": float("nan")}  # noqa: E731
     make_run(tmp_path, summary=bad)
     assert "not finite" in collect(tmp_path).attrs["unreadable"][0][1]
+
+
+def test_what_is_a_control_is_what_the_run_says_or_the_registry_knows(tmp_path):
+    make_run(tmp_path, "NN-flow")
+    make_run(tmp_path, "stats", control=True)
+    make_run(tmp_path, CONTROL)  # of a version that did not write it
+    controls = collect(tmp_path).set_index("detector")["control"]
+    assert controls.to_dict() == {"NN-flow": False, "stats": True, CONTROL: True}
+
+
+def older(scores, anomalous):
+    """A run of a version that knew AUROC and FPR alone."""
+    row = numbers(scores, anomalous)
+    kept = ("auroc", "auroc_low", "auroc_high", "fpr95", "n_normal", "n_anomalous")
+    return {name: row[name] for name in kept}
+
+
+def test_a_metric_that_joined_later_is_a_gap_in_an_older_run(quick, tmp_path):
+    make_run(tmp_path, "CSI", summary=older)
+    make_run(tmp_path, "DIA")
+    table = summary_table(collect(tmp_path)).set_index("label")
+    gaps = table.loc["CSI", ["auprc", "auprc_low", "fpr95_low", "f1"]]
+    assert gaps.isna().all() and table.loc["CSI", ["auroc", "fpr95"]].notna().all()
+    assert table.loc["DIA"][gaps.index].notna().all()
+    page = write_html(tmp_path, tmp_path / "r.html", title="t", asked="a").read_text("utf-8")
+    assert "<td>–<small>– to –</small></td>" in page and "2 of 2 runs finished" in page
+
+
+@pytest.mark.parametrize("value", [0.5, 3, None, "high", {"a": 1}, [1, 2]])
+def test_a_metric_that_nobody_here_knows_is_no_reason_to_refuse_a_run(tmp_path, value):
+    make_run(tmp_path, summary=lambda scores, anomalous: numbers(scores, anomalous) | {"surprise": value})
+    frame = collect(tmp_path)
+    assert len(frame) == len(summary_table(frame)) == 1
+    assert ("test.surprise" in frame) == isinstance(value, int | float)
+
+
+@pytest.mark.parametrize("name", ["auroc", "auroc_low", "n_anomalous"])
+def test_without_its_auroc_and_counts_a_run_gives_no_number(tmp_path, name):
+    make_run(tmp_path, summary=lambda *arrays: {k: v for k, v in numbers(*arrays).items() if k != name})
+    frame = collect(tmp_path)
+    assert frame.empty and name in frame.attrs["unreadable"][0][1]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from diawork.base.config import ExperimentConfig
-from diawork.base.errors import BusyError, CheckpointError, Interrupted
-from diawork.runs.run import Run, runs_root, slug
+from diawork.base.errors import BusyError, CheckpointError, Interrupted, UsageError
+from diawork.runs.run import Run, find_runs, runs_root, slug
 
 DATA = {"name": "noise", "identity": "abc", "notes": []}
 
@@ -94,3 +94,40 @@ def test_names_become_harmless(monkeypatch, tmp_path):
     assert slug("../../étc/<b>x</b> ; rm") == "tc-b-x-b-rm" and slug("…") == "x"
     monkeypatch.setenv("DIAWORK_HOME", str(tmp_path))
     assert runs_root() == tmp_path and str(runs_root("there")) == "there"
+
+
+def test_a_torn_line_of_metrics_is_passed_over(tmp_path):
+    run = Run(tmp_path)
+    assert run.metrics() == []
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n[1]\n{"step": 1}\n{"st\xff')
+    assert run.metrics() == [{"step": 0}, {"step": 1}]
+
+
+def test_a_run_says_why_it_has_no_result(tmp_path):
+    run = Run(tmp_path)
+    assert run.state() == "never started"
+    for status, said in (
+        ({"state": "failed", "error": "out of memory"}, "failed: out of memory"), ({"state": "running"}, "running"),
+        ({"state": "done"}, "no result"), ([], "unknown"),
+    ):  # fmt: skip
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        assert run.state() == said
+    run.finish({})
+    assert run.state() == "done"
+
+
+def test_what_a_run_did_not_keep_is_empty(tmp_path):
+    run = Run(tmp_path)
+    assert run.evidence() == {} and run.oracle_epochs() == {}
+    run.track_test(1, 0.5)
+    run.track_test(2, 0.75)
+    assert run.oracle_epochs() == {"1": 0.5, "2": 0.75}
+
+
+def test_runs_are_found_below_a_folder(tmp_path):
+    for name in ("b/inner", "a"):
+        Run(tmp_path / name).finish({})
+    (tmp_path / "a" / "status.json").write_text("{}")
+    assert [run.folder.name for run in find_runs(tmp_path)] == ["a", "inner"]
+    with pytest.raises(UsageError, match="does not exist"):
+        find_runs(tmp_path / "nowhere")

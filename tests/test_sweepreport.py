@@ -3,11 +3,12 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from diawork.base.files import read_json, write_json
 from diawork.evaluation.metrics import holm
-from diawork.report.sweep import baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
+from diawork.report.sweep import _curve, baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 from diawork.runs.experiment import run_experiment
 from diawork.runs.run import CELL
 from diawork.sweeps.cell import CellFolder
@@ -83,6 +84,16 @@ def test_what_the_author_reads_stands_on_the_page_as_text(folder):
     sweep = read_json(folder / "sweep.json")
     write_json(folder / "sweep.json", sweep | {"conclusion": "Nothing <pays>."})
     assert "<p>Nothing &lt;pays&gt;.</p>" in write_sweep_html(folder).read_text("utf-8")
+
+
+@pytest.mark.parametrize(("split", "said"), [("test", "test"), ("val", "validation")])
+def test_the_axis_of_a_curve_names_the_split_that_was_scored(monkeypatch, split, said):
+    drawn = {}
+    monkeypatch.setattr("diawork.figures.auroc_curves", lambda *_, **words: drawn.update(words))
+    monkeypatch.setattr("diawork.figures.png_bytes", lambda *_: b"")
+    frame = pd.DataFrame({"row": ["a", "b"], "parts": [("a",), ("b",)], "x": [1.0, 2.0], "split": split, "seed": 0})
+    frame = frame.assign(dataset="d", detector="DIA", created="", **{f"{split}.auroc": 0.7})
+    assert _curve(frame, {"x": "t"})["caption"].startswith(f"AUROC on {split}") and drawn["split"] == said
 
 
 def test_holm_by_hand():

@@ -152,3 +152,19 @@ def count_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*inputs)
     return counter.get_total_flops() // 2
+
+
+def layer_macs(module: nn.Module, *inputs: torch.Tensor) -> dict[nn.Module, int]:
+    """Count the multiply-accumulates of one forward pass, layer by layer (convolutions, linear layers)."""
+    counts: dict[nn.Module, int] = {}
+
+    def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        counts[layer] = counts.get(layer, 0) + output.numel() * layer.weight[0].numel()
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        module(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return counts

@@ -17,18 +17,17 @@ _BARE = {"python", f"python{sys.version_info[0]}", "python" + ".".join(map(str, 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's report."""
+    """One line of the doctor's report; without a fix all is well."""
 
     name: str
-    found: str
-    ok: bool = True
+    text: str
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{'OK ' if self.ok else 'FIX'}  {self.name:<12} {self.found}" + (f"  → {self.fix}" if self.fix else "")
+        return f"{'FIX' if self.fix else 'OK '}  {self.name:<12} {self.text}" + (f"  → {self.fix}" if self.fix else "")
 
 
-class Report(list):
+class Report(list[Check]):
     """A list of checks that prints as lines."""
 
     def __str__(self) -> str:
@@ -39,28 +38,23 @@ class Report(list):
     @property
     def ok(self) -> bool:
         """Say whether nothing needs fixing."""
-        return all(check.ok for check in self)
+        return not any(check.fix for check in self)
 
 
 def doctor(*, data_root: Path | str | None = None, out: Path | str | None = None) -> Report:
     """Check Python, torch, device, kernel, data folder and output folder."""
-    return Report([_python(), _torch(), _device(), _kernel(), _data(data_root), _output(runs_root(out))])
-
-
-def _python() -> Check:
-    ok = sys.version_info >= (3, 11)
-    return Check("Python", sys.version.split()[0], ok, "" if ok else "install Python 3.11 or newer")
-
-
-def _torch() -> Check:
-    found = versions()
-    return Check("torch", f"{found['torch']}, torchvision {found['torchvision']}, diawork {found['diawork']}")
+    known = versions()
+    packages = f"{known['torch']}, torchvision {known['torchvision']}, diawork {known['diawork']}"
+    newer = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
+    python, torch = Check("Python", known["python"], newer), Check("torch", packages)
+    return Report([python, torch, _device(), _kernel(), _data(data_root), _output(runs_root(out))])
 
 
 def _device() -> Check:
     compute = Compute.auto()
-    where = "GPU" if compute.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    note = "" if compute.device.type == "cuda" else "; the presets smoke, demo and cpu are made for it"
+    cuda = compute.device.type == "cuda"
+    where = "GPU" if cuda else f"{os.cpu_count()} CPU cores"
+    note = "" if cuda else "; the presets smoke, demo and cpu are made for it"
     return Check("device", f"{compute.device} ({where}), {compute.precision}{note}")
 
 
@@ -71,26 +65,23 @@ def _kernel() -> Check:
     try:
         interpreter = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        return Check("kernel", "no 'python3' kernel", False, fix)
+        return Check("kernel", "no 'python3' kernel", fix)
     if interpreter in _BARE:  # the launcher puts its own interpreter in their place
         return Check("kernel", f"python3 runs this interpreter, {sys.executable}")
-    found = shutil.which(interpreter)
-    same = bool(found) and Path(found).samefile(sys.executable)
-    return Check("kernel", f"python3 runs {interpreter}", same, "" if same else fix)
+    path = shutil.which(interpreter)
+    same = path is not None and Path(path).samefile(sys.executable)
+    return Check("kernel", f"python3 runs {interpreter}", "" if same else fix)
 
 
 def _data(root: Path | str | None) -> Check:
     folders = data_roots(root)
-    found = [f"{p.name}" for folder in folders if folder.is_dir() for p in sorted(folder.glob("*.npz"))]
-    where = next((str(f) for f in folders if f.is_dir()), str(folders[0]))
-    text = f"{where}: {', '.join(found) or 'no downloaded data; the phantom needs none'}"
-    return Check("data", text)
+    files = [path.name for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.npz"))]
+    where = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return Check("data", f"{where}: {', '.join(files) or 'no downloaded data; the phantom needs none'}")
 
 
 def _output(root: Path) -> Check:
-    probe = next(p for p in (root, *root.absolute().parents) if p.exists())
-    writable = os.access(probe, os.W_OK)
-    free = shutil.disk_usage(probe).free / 2**30
-    ok = writable and free > 1
-    fix = "" if ok else "choose another folder with --out or $DIAWORK_HOME"
-    return Check("output", f"{root} ({'writable' if writable else 'not writable'}, {free:.0f} GiB free)", ok, fix)
+    probe = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    writable, free = os.access(probe, os.W_OK), shutil.disk_usage(probe).free / 2**30
+    fix = "" if writable and free > 1 else "choose another folder with --out or $DIAWORK_HOME"
+    return Check("output", f"{root} ({'writable' if writable else 'not writable'}, {free:.0f} GiB free)", fix)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from diawork.base.errors import UsageError, printable
+from diawork.base.errors import UsageError
+from diawork.cli import options
+from diawork.cli.options import parse_overrides, say
+
+say = partial(say, keep="")  # a line each: no name in it begins another
 
 
 @click.command()
@@ -16,12 +21,14 @@ from diawork.base.errors import UsageError, printable
 @click.option("--size", help="A size that the sweep names: smoke, cpu, paper [default: cpu].")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 1000), help="Cells at a time.")
 @click.option("--executor", default="local", show_default=True, help="local, slurm, submitit-local, debug")
-@click.option("--slurm", "options", multiple=True, metavar="KEY=VALUE", help="e.g. slurm_partition=gpu")
+@click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="e.g. slurm_partition=gpu")
 @click.option("--dry-run", is_flag=True, help="Expand, validate and list the cells; run nothing.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for runs [default: $DIAWORK_HOME or ./runs].")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder with data [default: $DIAWORK_DATA].")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
-def sweep(file: str | None, name: str | None, size: str | None, dry_run: bool, **options: Any) -> None:
+@options.out
+@options.data_root
+@options.device
+def sweep(
+    file: str | None, name: str | None, size: str | None, slurm: tuple[str, ...], dry_run: bool, **where: Any
+) -> None:
     """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
     from diawork.report.sweep import write_sweep_html, write_sweep_json
     from diawork.sweeps.launch import run_sweep, sweep_folder
@@ -29,39 +36,37 @@ def sweep(file: str | None, name: str | None, size: str | None, dry_run: bool, *
 
     if (file is None) == (name is None):
         raise UsageError("give a FILE, or --table or --figure.", hint=f"Known: {', '.join(list_sweeps())}.")
-    found = Sweep.load(file or name, size)
-    click.echo(printable(f"{found.title}: {len(found.cells)} cells, size {found.size or 'as written'}"))
-    for missing in found.needs:
-        click.echo(printable(f"not in this build: {missing}; the published row stands alone"))
+    asked = Sweep.load(file or name, size)
+    say(f"{asked.title}: {len(asked.cells)} cells, size {asked.size or 'as written'}")
+    for missing in asked.needs:
+        say(f"not in this build: {missing}; the published row stands alone")
     if dry_run:
-        for cell in found.cells:
-            click.echo(printable(f"{cell.digest}  {cell.label:<40} {_settings(cell)}"))
+        for cell in asked.cells:
+            say(f"{cell.digest}  {cell.label:<40} {_settings(cell)}")
         return
-    pairs = [item.partition("=") for item in options.pop("options")]
-    frame = run_sweep(found, options={key.strip(): _number(value) for key, _, value in pairs}, **options)
-    folder = sweep_folder(found, options["out"])
-    if (frame["state"] == "done").any():
-        click.echo(printable(f"report: {write_sweep_html(folder)}, its numbers: {write_sweep_json(folder).name}"))
-    _end(frame, folder)
+    cells = run_sweep(asked, options=parse_overrides(slurm), **where)
+    folder = sweep_folder(asked, where["out"])
+    if (cells["state"] == "done").any():
+        say(f"report: {write_sweep_html(folder)}, its numbers: {write_sweep_json(folder).name}")
+    _end(cells, folder)
 
 
 def _settings(cell: Any) -> str:
-    seed = cell.parameters.get("seed")
-    given = cell.parameters | cell.overrides
-    shown = {k: v for k, v in given.items() if k in ("dataset", "preset") or k in cell.point}
-    return ", ".join(f"{k}={v}" for k, v in (shown | ({} if seed is None else {"seed": seed})).items())
+    """Return data set, preset, what the axes set, and the seed, of one cell."""
+    values = cell.parameters | cell.overrides
+    seed = values.pop("seed", None)
+    telling = {key: value for key, value in values.items() if key in ("dataset", "preset", *cell.point)}
+    if seed is not None:
+        telling["seed"] = seed
+    return ", ".join(f"{key}={value}" for key, value in telling.items())
 
 
-def _number(value: str) -> Any:
-    return int(value) if value.strip().lstrip("-").isdigit() else value.strip()
-
-
-def _end(frame: Any, folder: Path) -> None:
+def _end(cells: Any, folder: Path) -> None:
     """Say what failed, and count; exit code 7 where not all is done."""
-    for row in frame[frame["state"] != "done"].to_dict("records"):
-        click.echo(printable(f"{row['state']:<11} {row['label']}, seed {row['seed']}: {row['error']}"), err=True)
-    done = int((frame["state"] == "done").sum())
-    click.echo(printable(f"{done} of {len(frame)} cells done: {folder}"))
-    if done < len(frame):
-        click.echo("The same command tries the others again.", err=True)
+    undone = cells[cells["state"] != "done"]
+    for cell in undone.to_dict("records"):
+        say(f"{cell['state']:<11} {cell['label']}, seed {cell['seed']}: {cell['error']}", err=True)
+    say(f"{len(cells) - len(undone)} of {len(cells)} cells done: {folder}")
+    if len(undone):
+        say("The same command tries the others again.", err=True)
         click.get_current_context().exit(7)

@@ -208,3 +208,23 @@ def _at_threshold(abnormal: np.ndarray, normal: np.ndarray, threshold: float) ->
         "sensitivity": found / p,
         "specificity": 1 - alarms / q,
     }
+
+
+def followed(scores: np.ndarray, statistics: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return Spearman's ρ of scores (N,) with each statistic (N, F), and R² of their ranks by all of them.
+
+    Adjusted for F regressors, so that statistics of pure noise explain about 0.
+    """
+    scores, statistics = np.asarray(scores, float), np.asarray(statistics, float)
+    n, regressors = statistics.shape
+    if scores.shape != (n,) or n < regressors + 2:
+        raise DataError(f"{scores.shape} scores and {statistics.shape} statistics do not fit, or are too few.")
+    y, x = _standard(rankdata(scores)), _standard(rankdata(statistics, axis=0))
+    residual = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    unexplained = (residual**2).sum() / max((y**2).sum(), 1e-12)
+    return x.T @ y / n, float(1 - unexplained * (n - 1) / (n - regressors - 1))
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    centred = values - values.mean(0)
+    return centred / np.maximum(centred.std(0), 1e-12)

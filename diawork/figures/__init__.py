@@ -10,7 +10,6 @@ from diawork.figures.charts import (
     auroc_curves,
     cost_bars,
     detector_style,
-    is_control,
     loss_curve,
     roc,
     score_histogram,
@@ -42,7 +41,7 @@ from diawork.figures.player import player_html
 __all__ = [
     "BRANCHES", "EXCLUDED", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Pairs", "Reasons",
     "ablation_bars", "auroc_curves", "cost_bars", "detector_style", "dissolve_frame", "dissolve_frames",
-    "dissolve_strip", "image_grid", "is_control", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours",
+    "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours",
     "pair_figure", "player_html", "png_bytes", "roc", "score_figure", "score_histogram", "similarity_matrix",
     "table_map", "views_grid",
 ]  # fmt: skip

@@ -58,11 +58,6 @@ def _control_look(name: str) -> tuple | None:
     return next((look for key, look in _CONTROL_LOOKS.items() if any(w.startswith(key) for w in words)), None)
 
 
-def is_control(name: str) -> bool:
-    """Say whether a detector's name is that of a trivial control."""
-    return _control_look(name) is not None
-
-
 def detector_style(name: str) -> dict[str, Any]:
     """Return ``color``, ``linestyle`` and ``hatch`` of a detector, the same in every figure.
 
@@ -269,9 +264,13 @@ def cost_bars(rows: Sequence[Mapping[str, Any]], *, value: str, label: str, titl
 
 @styled
 def auroc_curves(
-    series: Mapping[str, Sequence[tuple[float, float, float]]], levels: Mapping[str, float], *, xlabel: str
+    series: Mapping[str, Sequence[tuple[float, float, float]]],
+    levels: Mapping[str, float],
+    *,
+    xlabel: str,
+    split: str = "test",
 ) -> Figure:
-    """Return AUROC against one setting: ``series`` is name -> [(x, mean, sd)], ``levels`` what has no x."""
+    """Return AUROC on a split against one setting: ``series`` is name -> [(x, mean, sd)], ``levels`` what has no x."""
     figure, ((ax,),) = new_figure(7.8, 3.9)
     for name, points in series.items():
         x, mean, sd = np.array(sorted(points), float).T
@@ -280,6 +279,6 @@ def auroc_curves(
     for name, value in levels.items():
         color, line = (detector_style(name)[key] for key in ("color", "linestyle"))
         ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}", color=color, ls=line)
-    ax.set(xlabel=word(xlabel), ylabel="test AUROC (0.5 = chance)")
+    ax.set(xlabel=word(xlabel), ylabel=f"{split} AUROC (0.5 = chance)")
     figure.legend(loc="outside right upper")
     return figure

@@ -8,6 +8,7 @@ import pandas as pd
 
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
 SPLITS = {"test": "test", "val": "validation"}  # in words
+UNDECIDED = "not told apart by these images"
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -19,7 +20,7 @@ def reading(test: Any) -> str:
     """Return what a paired difference a − b with interval says."""
     if test["low"] > 0:
         return f"{test['a']} is ahead"
-    return f"{test['b']} is ahead" if test["high"] < 0 else "not told apart by these images"
+    return f"{test['b']} is ahead" if test["high"] < 0 else UNDECIDED
 
 
 def focus_of(table: pd.DataFrame) -> pd.Series:
@@ -38,7 +39,7 @@ def rivals_of(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["oracle"] & (table["label"] != focus_of(table)["label"])]
 
 
-def _number(row: pd.Series) -> str:
+def _measured(row: pd.Series) -> str:
     spread = f" ± {row['auroc_sd']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
     return f"{row['auroc']:.3f}{spread} (95 % interval {row['auroc_low']:.3f} to {row['auroc_high']:.3f})"
 
@@ -50,37 +51,35 @@ def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
     if fair.empty:
         return [f"Only oracles were run on these {images}; none of them is a detector."]
     best = fair.iloc[0]
-    said = [f"On {images}, {best['label']} has the highest AUROC, {_number(best)}."]
+    said = [f"On {images}, {best['label']} has the highest AUROC, {_measured(best)}."]
     if best["control"]:
         said.append("It is a trivial control: no trained detector here ranks better than simple image statistics.")
     if best["label"] != focus["label"]:
-        said.append(f"{focus['label']} reaches {_number(focus)}.")
-    said += _comparisons(table, tests, focus)
-    said += _oracle(table, fair)
-    said += _cautions(focus)
-    return said
+        said.append(f"{focus['label']} reaches {_measured(focus)}.")
+    return said + _comparisons(table, tests) + _oracle(table, fair) + _cautions(focus)
 
 
-def _comparisons(table: pd.DataFrame, tests: pd.DataFrame, focus: pd.Series) -> list[str]:
+def _comparisons(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
     """Compare the focus with the best trained rival and the best control on the same images."""
     said, rivals = [], rivals_of(table)
-    for is_control, prefix in ((False, ""), (True, "the best label-free control, ")):
-        group = rivals[rivals["control"] == is_control]
-        test = tests[tests["b"] == group.iloc[0]["label"]] if len(group) and len(tests) else ()
-        if len(test):
-            row = test.iloc[0]
-            gap = f"{signed(row['difference'])} (95 % interval {signed(row['low'])} to {signed(row['high'])})"
-            verdict = _verdict(row, is_control)
-            said.append(f"{focus['label']} minus {prefix}{row['b']}, on the same images: {gap}. {verdict}")
+    for control in (False, True):
+        best = rivals.loc[rivals["control"] == control, "label"][:1]
+        test = tests[tests["b"].isin(best)] if len(tests) else tests
+        said += [_comparison(row, control) for _, row in test.iterrows()]
     return said
 
 
-def _verdict(test: pd.Series, is_control: bool) -> str:
+def _comparison(test: pd.Series, control: bool) -> str:
     a, b = test["a"], test["b"]
-    if test["low"] > 0:
-        return f"{a} clears this control." if is_control else f"{a} is ahead."
-    known = f"{b} is ahead" if test["high"] < 0 else "The interval holds 0, so these images do not tell the two apart"
-    return f"{known}; {a} has not shown that it sees more than such statistics do." if is_control else f"{known}."
+    named = f"the best label-free control, {b}" if control else b
+    gap = f"{signed(test['difference'])} (95 % interval {signed(test['low'])} to {signed(test['high'])})"
+    verdict = reading(test)
+    if verdict == UNDECIDED:
+        verdict = "The interval holds 0, so these images do not tell the two apart"
+    if control:
+        unproven = f"{verdict}; {a} has not shown that it sees more than such statistics do"
+        verdict = f"{a} clears this control" if test["low"] > 0 else unproven
+    return f"{a} minus {named}, on the same images: {gap}. {verdict}."
 
 
 def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
@@ -88,10 +87,9 @@ def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
     if oracles.empty:
         return []
     top = oracles.iloc[0]
-    passed = [row["label"] for _, row in fair.iterrows() if row["auroc"] > top["auroc"]]
-    verdict = "no label-free detector here reaches it"
-    if passed:
-        verdict = f"{' and '.join(passed[:3])} {'lies' if len(passed) == 1 else 'lie'} above it"
+    above = list(fair.loc[fair["auroc"] > top["auroc"], "label"])
+    lies = f"{' and '.join(above[:3])} {'lies' if len(above) == 1 else 'lie'} above it"
+    verdict = lies if above else "no label-free detector here reaches it"
     chosen = f"chosen with the {SPLITS[top['split']]} labels"
     return [f"A bar, not a detector: {top['label']}, {chosen}, has {top['auroc']:.3f}; {verdict}."]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from diawork import figures
-from diawork.base.compute import count_macs
+from diawork.base.compute import count_macs, layer_macs
 from diawork.base.config import DissolveConfig, ExperimentConfig
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.base.files import digest, write_bytes, write_json
@@ -43,7 +43,7 @@ class Drawing:
     figure: Any
     rows: list[dict[str, Any]]
     caption: str
-    path: Path | None = field(default=None)  # of the picture; the numbers lie beside it
+    path: Path | None = None  # of the picture; the numbers lie beside it
 
     @property
     def table(self) -> pd.DataFrame:
@@ -62,9 +62,8 @@ def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = N
     folder = in_cell() or runs_root(root) / "figures" / f"{name}-{digest([name, cfg.model_dump(mode='json')])}"
     drawing.path = folder / "figure.png"
     write_bytes(drawing.path, figures.png_bytes(drawing.figure, 110))
-    write_json(
-        folder / "figure.json", {"caption": drawing.caption, "columns": list(drawing.table), "rows": drawing.rows}
-    )
+    numbers = {"caption": drawing.caption, "columns": list(drawing.table), "rows": drawing.rows}
+    write_json(folder / "figure.json", numbers)
     return drawing
 
 
@@ -102,29 +101,24 @@ def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     dial, values = STRENGTHS[operator]
     chosen = [DissolveConfig(operator=operator, **{dial: value}) for value in values]
     x, healthy = splits.test.images[strip_rows(splits.test)], splits.train.normal().images[:256]
-    shown = torch.stack([x, *(preview(build_operator(one), x) for one in chosen)], 1).flatten(0, 1)
+    grid = torch.stack([x, *(preview(build_operator(one), x) for one in chosen)], 1).flatten(0, 1)
     titles = ["input", *(f"{dial.replace('_', ' ')} {value}" for value in values)]
     rows = [
         {dial: value, "mean squared change": mean_squared_change(build_operator(one), healthy)}
         for value, one in zip(values, chosen, strict=True)
     ]
-    figure = figures.image_grid(shown, titles + [""] * (len(shown) - len(titles)), columns=len(titles))
+    figure = figures.image_grid(grid, titles + [""] * (len(grid) - len(titles)), columns=len(titles))
     return Drawing(figure, rows, f"{operator.replace('_', ' ').capitalize()}, weak to strong, on test images.")
-
-
-# --- Table 4 ------------------------------------------------------------------------------------------
 
 
 def _cost(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     """Table 4: parameters and multiply-adds of one image, counted in full and as the printed ones were."""
+    size, channels = cfg.diffusion.image_size, cfg.diffusion.channels
     with torch.device("meta"):
-        unet, encoder = build_ddpm(cfg.diffusion).model, resnet18()
-        size = cfg.diffusion.image_size
-        image, t = torch.empty(1, cfg.diffusion.channels, size, size), torch.empty(1, dtype=torch.long)
-        parts = [("UNet", unet, (image, t)), ("ResNet18 at 224 px", encoder, (torch.empty(1, 3, 224, 224),))]
-        rows = [_counted(name, module, inputs) for name, module, inputs in parts]
-    total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "part"}
-    rows.append({"part": "both"} | total)
+        image, t = torch.empty(1, channels, size, size), torch.empty(1, dtype=torch.long)
+        unet = _counted("UNet", build_ddpm(cfg.diffusion).model, image, t)
+        encoder = _counted("ResNet18 at 224 px", resnet18(), torch.empty(1, 3, 224, 224))
+    rows = [unet, encoder, {"part": "both"} | {key: unet[key] + encoder[key] for key in unet if key != "part"}]
     kinds = {"true": "gmacs", "without weight-standardised convolutions": "gmacs_as_printed"}
     bars = [{"count": f"{row['part']}, {k}", "GMACs": row[v]} for row in rows for k, v in kinds.items()]
     caption = (
@@ -134,25 +128,16 @@ def _cost(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     return Drawing(figures.cost_bars(bars, value="GMACs", label="count"), rows, caption)
 
 
-def _counted(name: str, module: nn.Module, inputs: tuple) -> dict[str, Any]:
-    full, seen = count_macs(module.eval(), *inputs), []
-
-    def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
-        per_output = layer.weight[0].numel()
-        seen.append((layer in blocks, output.numel() * per_output))
-
-    blocks = {m.proj for m in module.modules() if type(m).__name__ == "Block"}  # weight-standardised in the paper's
-    hooks = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    with torch.no_grad():
-        module(*inputs)
-    for hook in hooks:
-        hook.remove()
+def _counted(name: str, module: nn.Module, *inputs: torch.Tensor) -> dict[str, Any]:
+    module.eval()
+    standardised = {block.proj for block in module.modules() if type(block).__name__ == "Block"}
+    layers = layer_macs(module, *inputs)
     return {
         "part": name,
         "parameters_millions": sum(p.numel() for p in module.parameters()) / 1e6,
-        "gmacs": sum(macs for _, macs in seen) / 1e9,
-        "gmacs_with_attention": full / 1e9,
-        "gmacs_as_printed": sum(macs for skipped, macs in seen if not skipped) / 1e9,
+        "gmacs": sum(layers.values()) / 1e9,
+        "gmacs_with_attention": count_macs(module, *inputs) / 1e9,
+        "gmacs_as_printed": sum(macs for layer, macs in layers.items() if layer not in standardised) / 1e9,
     }
 
 

@@ -62,6 +62,24 @@ def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
+def beside_published(table: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return a published table as a sweep's page shows it, our rows beside it: same data, method and setting."""
+    theirs = published(table)
+    keys, numbers = ["dataset", "method", "setting"], ["auroc", "auroc_sd", "seeds"]
+    ours = summary_table(frame).reindex(columns=["dataset", "detector", "label", "split", *numbers])
+    ours = ours[ours["split"] == "test"].assign(method=ours["detector"].replace(SAME_METHOD))
+    parts = {} if frame.empty else dict(zip(frame["row"], frame["parts"], strict=True))
+    ours["setting"] = [("", *parts[label]) for label in ours["label"]]
+    both = theirs.merge(ours.explode("setting").drop_duplicates(keys)[keys + numbers], "left", keys)
+    cost = bool(theirs["dataset"].isna().all())
+    both["where"] = both["metric"].str.replace("_", " ") if cost else both["dataset"]
+    both["difference"] = both["auroc"] - both["value"]
+    marks = [f"{mark} {text}." for marks in both["marks"] for mark, text in marks.items()]
+    remarks = dict.fromkeys(marks + [remark for row in both["remarks"] for remark in row])
+    source = {key: theirs[key].iloc[0] for key in ("title", "source", "place")}
+    return source | {"rows": both.to_dict("records"), "cost": cost, "remarks": list(remarks)}
+
+
 def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     """Return ours and the published AUROC side by side, in columns of their own, for the data sets we ran.
 
@@ -69,13 +87,14 @@ def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     number were exact. Methods that were not run here, and ours that nobody published, have gaps.
     """
     ours = summary_table(frame)
-    if ours.empty:
-        return ours
-    ours = ours.assign(method=ours["detector"].map(lambda d: SAME_METHOD.get(d, d)))
-    theirs = published(table)
+    return ours if ours.empty else beside_paper(ours, table)
+
+
+def beside_paper(ours: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
+    """Return ``paper_comparison`` of rows of a summary table."""
+    ours = ours.assign(method=ours["detector"].replace(SAME_METHOD))[[*_OURS, "method"]]
+    theirs = published(table).rename(columns={"value": "published", "sd": "published_sd"})
     theirs = theirs[(theirs["metric"] == "auroc") & theirs["dataset"].isin(set(ours["dataset"]))]
-    theirs = theirs.rename(columns={"value": "published", "sd": "published_sd"})
-    ours = ours[[*_OURS, "method"]]
     both = theirs[_THEIRS].merge(ours[ours["dataset"].isin(set(theirs["dataset"]))], "outer", ["dataset", "method"])
     both["label"] = both["label"].fillna(both["method"])
     for end in ("", "_low", "_high"):

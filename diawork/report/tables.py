@@ -6,10 +6,9 @@ averaged: their differing settings become part of the row's name.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,19 @@ import numpy as np
 import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
-from diawork.base.files import read_json
 from diawork.detectors.registry import is_control
 from diawork.evaluation.metrics import paired_test
-from diawork.runs.run import ORACLE, Run
+from diawork.runs.run import Run, find_runs
 
 METRICS = ("auroc", "auprc", "fpr95")  # with an interval each
 AT_THRESHOLD = ("f1", "accuracy", "sensitivity", "specificity")
+COSTS = ("fit_seconds", "score_seconds", "peak_memory_mb", "parameters")
+NEEDED = ("auroc", "auroc_low", "auroc_high", "n_normal", "n_anomalous")  # a run without any other metric is read
+OF_A_MAP = ("pixel_auroc", "pixel_auroc_low", "pixel_auroc_high", "aupro", "aupro_low", "aupro_high")
 SEARCHED = "scored on val alone, as part of a search"
 Z95 = 1.959964  # half of a normal 95 % interval, in standard deviations
 _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretrained_weights")
-
-
-# --- runs -------------------------------------------------------------------------------------------
+_NAME = ("dataset", "section", "detector", "variant", "label")
 
 
 def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
@@ -40,14 +39,16 @@ def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
     runs count as unfinished. ``attrs``: ``found`` runs in all, ``unfinished`` and ``unreadable`` as lists of
     (name, reason).
     """
+    roots = [runs] if isinstance(runs, str | Path) else runs
+    all_runs = {run.folder: run for root in roots for run in find_runs(root)}
     rows, unfinished, unreadable = [], [], []
-    folders = _run_folders(runs)
-    for folder in folders:
+    for folder, run in all_runs.items():
         try:
-            if (folder / "result.json").exists():
-                rows.append(_row(folder))
+            state = run.state()
+            if state == "done":
+                rows.append(_row(run))
             else:
-                unfinished.append((folder.name, _state(folder)))
+                unfinished.append((folder.name, state))
         except DiaworkError as error:
             unreadable.append((folder.name, error.what))
     if any(row["split"] == "test" for row in rows):
@@ -56,63 +57,35 @@ def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     if rows:
         frame = frame.sort_values(["dataset", "detector", "seed", "created"]).reset_index(drop=True)
-    frame.attrs |= {"found": len(folders), "unfinished": unfinished, "unreadable": unreadable}
+    frame.attrs |= {"found": len(all_runs), "unfinished": unfinished, "unreadable": unreadable}
     return frame
 
 
-def _run_folders(runs: Path | str | Iterable[Path | str]) -> list[Path]:
-    roots = [Path(runs)] if isinstance(runs, str | Path) else [Path(r) for r in runs]
-    found: dict[Path, None] = {}
-    for root in roots:
-        if not root.is_dir():
-            raise UsageError("this folder of runs does not exist.", path=root)
-        marks = (p for name in ("config.json", "status.json", "result.json") for p in root.rglob(name))
-        found |= dict.fromkeys(sorted({p.parent for p in marks}))
-    return list(found)
-
-
-def _state(folder: Path) -> str:
-    """Return why a run has no result: its state and, where it failed, the error."""
-    if not (folder / "status.json").exists():
-        return "never started"
-    status = read_json(folder / "status.json")
-    state, error = (status.get("state"), status.get("error")) if isinstance(status, dict) else ("unknown", None)
-    return f"{'no result' if state == 'done' else state}{f': {error}' if error else ''}"
-
-
-def _row(folder: Path) -> dict[str, Any]:
-    run = Run(folder)
+def _row(run: Run) -> dict[str, Any]:
+    """Return what a table says of a finished run; metrics that it does not know are left out of its row."""
     result, config = run.result(), run.config()
     try:
-        row = {key: result[key] for key in _PLAIN} | {"run": folder.name, "folder": str(folder)}
+        label, split = str(result["detector"]), run.primary_split
+        row = {key: result[key] for key in _PLAIN} | {"dataset": str(result["dataset"]), "detector": label}
+        row |= {"run": run.folder.name, "folder": str(run.folder), "split": split}
         row |= {"data": str(config["data"]["identity"]), "notes": list(config["data"].get("notes", ()))}
-        row |= {"created": str(config.get("created", "")), "versions": _versions(config)}
-        row["control"] = bool(result.get("control", is_control(str(row["detector"]))))
-        for split, numbers in result["metrics"].items():
-            row |= {f"{split}.{name}": float(value) for name, value in numbers.items()}
-        row["facts"] = {name: result[name] for name in ("diffusion_images", "matched") if name in result}
-        row["oracle_epoch"] = _best_test_epoch(folder)
+        versions = {**config.get("versions", {}), **config.get("compute", {})}
+        row |= {"versions": {str(k): str(v) for k, v in versions.items()}, "created": str(config.get("created", ""))}
+        row["control"] = bool(result.get("control", is_control(label)))
+        for scored, metrics in result["metrics"].items():
+            row |= {f"{scored}.{k}": float(value) for k, value in metrics.items() if isinstance(value, int | float)}
         row |= {f"cost.{name}": value for name, value in result.get("cost", {}).items()}
+        row["oracle_epoch"] = max(map(float, run.oracle_epochs().values()), default=math.nan)
+        row["facts"] = {name: result[name] for name in ("diffusion_images", "matched") if name in result}
         settings = result.get("settings", {})
-        row |= {"settings": {k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")}}
-        row["split"] = split = "test" if "test" in result["metrics"] else "val"
-        complete = all(math.isfinite(row[f"{split}.{name}{end}"]) for name in METRICS for end in ("", "_low", "_high"))
+        row["settings"] = {k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")}
+        known = [row[f"{split}.{name}"] for name in NEEDED]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"result.json or config.json is incomplete ({type(error).__name__}: {error}).") from None
-    if not complete:
+    known += [row.get(f"{split}.{name}{end}", 0.0) for name in METRICS for end in ("", "_low", "_high")]
+    if not np.isfinite(known).all():
         raise DataError("result.json holds numbers that are not finite.")
-    return row | {"dataset": str(row["dataset"]), "detector": str(row["detector"])}
-
-
-def _best_test_epoch(folder: Path) -> float:
-    """Return the best test AUROC over epochs, where it was tracked: for columns named oracle, never for ours."""
-    path = folder / ORACLE
-    return max((float(value) for value in read_json(path).values()), default=math.nan) if path.exists() else math.nan
-
-
-def _versions(config: dict[str, Any]) -> dict[str, str]:
-    parts = {**config.get("versions", {}), **config.get("compute", {})}
-    return {str(name): str(value) for name, value in parts.items()}
+    return row
 
 
 def split_of(frame: pd.DataFrame) -> str:
@@ -128,37 +101,39 @@ def groups(frame: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """
     if frame.empty:
         return []
+    named = _named(frame)
+    rows = []
+    for _, runs in named.groupby(["section", "label", "same"], sort=False):
+        newest = runs.sort_values("created").drop_duplicates("seed", keep="last").sort_values("seed")
+        rows.append(({key: runs[key].iloc[0] for key in _NAME}, newest[frame.columns]))
+    return rows
+
+
+def _named(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add each run's ``section``, ``variant`` and ``label``, and ``same``, which is equal for equal work."""
     if "row" in frame:
-        return _named_rows(frame)
-    frame = frame.assign(_settings=[json.dumps(s, sort_keys=True, default=str) for s in frame["settings"]])
-    out = []
-    for (dataset, detector), all_runs in frame.groupby(["dataset", "detector"], sort=False):
-        differing = _differing(all_runs)
-        several = frame.loc[frame["dataset"] == dataset, "data"].nunique() > 1
-        for (data, _), runs in all_runs.groupby(["data", "_settings"], sort=False):
-            variant = ", ".join(f"{k} {runs['settings'].iloc[0].get(k)}" for k in differing)
-            name = {"dataset": dataset, "section": f"{dataset} [data {data[:6]}]" if several else dataset}
-            label = f"{detector} ({variant})" if variant else detector
-            runs = runs.sort_values("created").drop_duplicates("seed", keep="last").sort_values("seed")
-            out.append((name | {"detector": detector, "variant": variant, "label": label}, runs))
-    return out
+        return frame.assign(section=frame["dataset"], variant="", label=frame["row"], same="")
+    parts = []
+    for dataset, runs in frame.groupby("dataset", sort=False):
+        section = f"{dataset} [data " + runs["data"].str[:6] + "]" if runs["data"].nunique() > 1 else dataset
+        parts += [_told_apart(alike.assign(section=section)) for _, alike in runs.groupby("detector", sort=False)]
+    return pd.concat(parts)
 
 
-def _named_rows(frame: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    out = []
-    for (dataset, row), runs in frame.groupby(["dataset", "row"], sort=False):
-        name = {"dataset": dataset, "section": dataset, "detector": runs["detector"].iloc[0], "variant": ""}
-        runs = runs.sort_values("created").drop_duplicates("seed", keep="last").sort_values("seed")
-        out.append((name | {"label": row}, runs))
-    return out
+def _told_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """Name the runs of one detector by the settings in which they differ."""
+    settings = list(runs["settings"])
+    keys = sorted({key for one in settings for key in one})
+    differing = [key for key in keys if len({_spelt(one.get(key)) for one in settings}) > 1]
+    variants = [", ".join(f"{key} {one.get(key)}" for key in differing) for one in settings]
+    detector = runs["detector"].iloc[0]
+    labels = [f"{detector} ({variant})" if variant else detector for variant in variants]
+    same = [_spelt([data, one]) for data, one in zip(runs["data"], settings, strict=True)]
+    return runs.assign(variant=variants, label=labels, same=same)
 
 
-def _differing(runs: pd.DataFrame) -> list[str]:
-    keys = sorted({key for settings in runs["settings"] for key in settings})
-    return [k for k in keys if len({json.dumps(s.get(k), default=str) for s in runs["settings"]}) > 1]
-
-
-# --- tables -----------------------------------------------------------------------------------------
+def _spelt(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def summary_table(frame: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
@@ -167,62 +142,56 @@ def summary_table(frame: pd.DataFrame, split: str | None = None) -> pd.DataFrame
     ``auroc`` and the others are means over seeds, ``_sd`` their spread over seeds (training). ``_low`` and
     ``_high`` are the ends of each run's own BCa interval (test images), averaged over seeds: the interval of
     scores averaged over seeds would belong to an ensemble, which is another detector. ``split`` is that of
-    ``split_of`` unless given.
+    ``split_of`` unless given. What no run of a row measured is NaN.
     """
-    rows, split = [], split or split_of(frame)
-    for name, runs in groups(frame):
-        numbers = {f"{m}{end}": runs[f"{split}.{m}{end}"].mean() for m in METRICS for end in ("", "_low", "_high")}
-        for m in (*METRICS, *AT_THRESHOLD):
-            values = runs.get(f"{split}.{m}", pd.Series(dtype=float))
-            numbers |= {m: values.mean(), f"{m}_sd": values.std(ddof=1)}
-        numbers["oracle_epoch"] = runs.get("oracle_epoch", pd.Series(dtype=float)).mean()
-        numbers["val_auroc"] = runs.get("val.auroc", pd.Series(dtype=float)).mean()
-        facts = {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
-        facts |= {
-            "split": split,
-            "oracle": bool(runs["oracle"].any()),
-            "pretrained": bool(runs["pretrained_weights"].any()),
-        }
-        facts |= {f"n_{kind}": int(runs[f"{split}.n_{kind}"].iloc[0]) for kind in ("normal", "anomalous")}
-        for cost in ("fit_seconds", "score_seconds", "peak_memory_mb", "parameters"):
-            facts[cost] = runs.get(f"cost.{cost}", pd.Series(dtype=float)).astype(float).mean()
-        rows.append(name | numbers | facts)
+    rows = [name | _summary(runs, split or split_of(frame)) for name, runs in groups(frame)]
     table = pd.DataFrame(rows)
     order = ["section", "oracle", "auroc"]
     return table.sort_values(order, ascending=[True, True, False], ignore_index=True) if rows else table
 
 
+def _summary(runs: pd.DataFrame, split: str) -> dict[str, Any]:
+    def values(column: str) -> pd.Series:
+        return runs.get(column, pd.Series(dtype=float)).astype(float)
+
+    means = [f"{m}{end}" for m in METRICS for end in ("", "_low", "_high")] + list(AT_THRESHOLD)
+    row: dict[str, Any] = {name: values(f"{split}.{name}").mean() for name in means}
+    row |= {f"{m}_sd": values(f"{split}.{m}").std(ddof=1) for m in (*METRICS, *AT_THRESHOLD)}
+    row |= {"oracle_epoch": values("oracle_epoch").mean(), "val_auroc": values("val.auroc").mean()}
+    row |= {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
+    row |= {"split": split, "oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}
+    row |= {name: int(runs[f"{split}.{name}"].iloc[0]) for name in ("n_normal", "n_anomalous")}
+    return row | {cost: values(f"cost.{cost}").mean() for cost in COSTS}
+
+
 def _joined(rules: Sequence[str]) -> str:
     """Join selection rules over seeds: "fixed epoch 10", "best validation AUROC, epoch 7, 9"."""
-    split = [str(rule).rpartition(" ") for rule in rules]
-    if len({head for head, _, _ in split}) == 1 and all(tail.isdigit() for _, _, tail in split):
-        return f"{split[0][0]} {', '.join(sorted({tail for _, _, tail in split}, key=int))}"
+    parted = [str(rule).rpartition(" ") for rule in rules]
+    if len({head for head, _, _ in parted}) == 1 and all(tail.isdigit() for _, _, tail in parted):
+        return f"{parted[0][0]} {', '.join(sorted({tail for _, _, tail in parted}, key=int))}"
     return "; ".join(dict.fromkeys(map(str, rules)))
 
 
-def read_scores(folder: Path | str, split: str = "test") -> pd.DataFrame:
-    """Return ``index``, ``anomalous`` (bool) and ``score`` of a run's split, ordered by index."""
-    path = Path(folder) / "scores.csv"
-    try:
-        scores = pd.read_csv(path, usecols=["split", "index", "anomalous", "score"])
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"the scores cannot be read ({error}).", path=path.name) from None
-    scores = scores[scores["split"] == split].sort_values("index", ignore_index=True)
-    return scores.assign(anomalous=scores["anomalous"].astype(bool))
+def pixel_table(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Return a row a map with pixel AUROC, AUPRO and their intervals, from a run's evidence; without maps, none."""
+    table = pd.DataFrame(arrays.get("maps_table", ()), columns=list(OF_A_MAP))
+    table.insert(0, "map", [str(name) for name in arrays["maps_names"]] if "maps_table" in arrays else [])
+    return table
 
 
 def score_pairs(runs: pd.DataFrame, split: str | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (scores, anomalous) of each run, as the plots take them."""
-    parts = [read_scores(folder, split or split_of(runs)) for folder in runs["folder"]]
-    return [(part["score"].to_numpy(), part["anomalous"].to_numpy()) for part in parts]
+    scores = [Run(folder).scores(split or split_of(runs)) for folder in runs["folder"]]
+    return [(one["score"].to_numpy(), one["anomalous"].to_numpy()) for one in scores]
 
 
 def curves(frame: pd.DataFrame, split: str | None = None) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Return label → one (scores, anomalous) a seed, for ``figures.roc``; of several data sets the name goes first."""
-    several = frame["dataset"].nunique() > 1 or any(" [" in name["section"] for name, _ in groups(frame))
+    rows = groups(frame)
+    several = len({name["section"] for name, _ in rows}) > 1
     return {
         f"{name['section']}: {name['label']}" if several else name["label"]: score_pairs(runs, split)
-        for name, runs in groups(frame)
+        for name, runs in rows
     }
 
 
@@ -231,13 +200,14 @@ def paired(frame: pd.DataFrame, a: str, b: str, split: str | None = None) -> pd.
 
     ``a`` and ``b`` are labels of ``summary_table``; how seeds are treated is said in ``compare``.
     """
-    found: dict[str, dict[str, pd.DataFrame]] = {}
+    sections: dict[str, dict[str, pd.DataFrame]] = {}
     for name, runs in groups(frame):
-        found.setdefault(name["section"], {})[name["label"]] = runs
-    known = {label for labels in found.values() for label in labels}
-    for label in {a, b} - known:
-        raise UsageError(f"{label!r} is in no finished run.", hint=did_you_mean(label, known))
-    both = [(section, labels) for section, labels in found.items() if {a, b} <= set(labels)]
+        sections.setdefault(name["section"], {})[name["label"]] = runs
+    known = {label for labels in sections.values() for label in labels}
+    for label in (a, b):
+        if label not in known:
+            raise UsageError(f"{label!r} is in no finished run.", hint=did_you_mean(label, known))
+    both = [(section, labels) for section, labels in sections.items() if {a, b} <= set(labels)]
     return pd.DataFrame([{"section": s, "a": a, "b": b} | compare(labels[a], labels[b], split) for s, labels in both])
 
 
@@ -249,9 +219,9 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, split: str | None = None) -> dict[
     seeds would belong to an ensemble, which is another detector.
     """
     split = split or split_of(a)
-    left, right = ([read_scores(folder, split) for folder in runs["folder"]] for runs in (a, b))
+    left, right = ([Run(folder).scores(split) for folder in runs["folder"]] for runs in (a, b))
     images = left[0][["index", "anomalous"]]
-    if any(not part[["index", "anomalous"]].equals(images) for part in (*left, *right)):
+    if any(not scores[["index", "anomalous"]].equals(images) for scores in (*left, *right)):
         raise DataError("they did not score the same images.")
     truth = images["anomalous"].to_numpy()
     tests = [paired_test(x["score"].to_numpy(), y["score"].to_numpy(), truth) for x in left for y in right]
@@ -259,3 +229,14 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, split: str | None = None) -> dict[
     sd = (mean["high"] - mean["low"]) / (2 * Z95)
     p = math.erfc(abs(mean["difference"]) / sd / math.sqrt(2)) if sd > 0 else float(mean["difference"] == 0)
     return {"n": len(truth), "seeds_a": len(a), "seeds_b": len(b), **mean, "p": p}
+
+
+def compare_all(pairs: Iterable[tuple[dict[str, str], pd.DataFrame, pd.DataFrame]]) -> tuple[list[dict], list[str]]:
+    """Compare each (names ``a`` and ``b``, runs of a, runs of b); return the tests, and why some could not be made."""
+    tests, failures = [], []
+    for names, a, b in pairs:
+        try:
+            tests.append(names | compare(a, b))
+        except DiaworkError as error:
+            failures.append(f"{names['a']} and {names['b']} could not be compared: {error.what}")
+    return tests, failures

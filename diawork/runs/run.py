@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from diawork.base.config import ExperimentConfig
-from diawork.base.errors import CheckpointError, DataError, DiaworkError, Interrupted
+from diawork.base.errors import CheckpointError, DataError, DiaworkError, Interrupted, UsageError
 from diawork.base.files import (
     PACKAGE,
     digest,
@@ -74,6 +74,14 @@ def slug(text: str) -> str:
 def in_cell() -> Path | None:
     """Return the folder of the sweep's cell that this process works for, if it does."""
     return Path(os.environ[CELL]) if os.environ.get(CELL) else None
+
+
+def find_runs(root: Path | str) -> list[Run]:
+    """Return the runs at or below a folder, finished or not, in the order of their names."""
+    if not Path(root).is_dir():
+        raise UsageError("this folder of runs does not exist.", path=root)
+    files = [path for name in ("config.json", "status.json", "result.json") for path in Path(root).rglob(name)]
+    return [Run(folder) for folder in sorted({path.parent for path in files})]
 
 
 class Run:
@@ -128,6 +136,18 @@ class Run:
         with contextlib.suppress(DiaworkError):
             return bool(self.result())
         return False
+
+    def state(self) -> str:
+        """Return "done" where there is a result, else why there is none, e.g. "failed: out of memory"."""
+        if (self.folder / "result.json").exists():
+            return "done"
+        if not (self.folder / "status.json").exists():
+            return "never started"
+        status = read_json(self.folder / "status.json")
+        if not isinstance(status, dict):
+            return "unknown"
+        state = "no result" if status.get("state") == "done" else str(status.get("state"))
+        return f"{state}: {status['error']}" if status.get("error") else state
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -185,12 +205,13 @@ class Run:
         return {name: scores.filter(regex=rf"^{name}_\d+$").to_numpy(float) for name in dict.fromkeys(names)}
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of ``metrics.jsonl``."""
+        """Return the rows of ``metrics.jsonl``, none of a detector without steps; a torn line is passed over."""
         path = self.folder / "metrics.jsonl"
-        try:
-            return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"not readable as metrics ({error}).", path=path) from None
+        rows = []
+        for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, RecursionError):
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
 
     def settled(self, name: str, decide: Callable[[], Any]) -> Any:
         """Return what was decided once for this run and kept in ``name`` (JSON), so that a resumed run keeps it."""
@@ -201,13 +222,17 @@ class Run:
 
     def track_test(self, epoch: int, auroc: float) -> None:
         """Note the test AUROC of an epoch in a file that nothing but columns named oracle reads."""
+        write_json(self.folder / ORACLE, self.oracle_epochs() | {str(epoch): auroc})
+
+    def oracle_epochs(self) -> dict[str, float]:
+        """Return the test AUROC by epoch, where it was tracked: for columns named oracle, never for ours."""
         path = self.folder / ORACLE
-        known = read_json(path) if path.exists() else {}
-        write_json(path, known | {str(epoch): auroc})
+        return read_json(path) if path.exists() else {}
 
     def evidence(self) -> dict[str, np.ndarray]:
-        """Return the pictures saved with the run, by name (``evidence.npz``)."""
-        return read_arrays(self.folder / "evidence.npz")
+        """Return the pictures saved with the run, by name; of a control, which saves none, {}."""
+        path = self.folder / "evidence.npz"
+        return read_arrays(path) if path.exists() else {}
 
     def write_evidence(self, arrays: dict[str, np.ndarray]) -> None:
         """Write ``evidence.npz``."""

@@ -1,0 +1,47 @@
+"""The options that several verbs share, how their values are read, and how the command line speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diawork.base.errors import UsageError, printable
+
+
+def path_option(*names: str, **more: Any) -> Callable:
+    """Return an option that takes a path."""
+    return click.option(*names, type=click.Path(path_type=Path), **more)
+
+
+out = path_option("--out", help="Folder for runs [default: $DIAWORK_HOME or ./runs].")
+data_root = path_option("--data-root", help="Folder with data [default: $DIAWORK_DATA].")
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+precision = click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16")
+overrides = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="e.g. loss.temperature=0.2")
+
+
+def say(text: object, *, err: bool = False, keep: str = "\n") -> None:
+    """Print text whose names nobody vouches for: nothing in it steers the terminal."""
+    click.echo(printable(text, keep=keep), err=err)
+
+
+def pairs(items: tuple[str, ...]) -> dict[str, str]:
+    """Split ``KEY=VALUE`` items."""
+    for item in items:
+        if "=" not in item:
+            raise UsageError(f"{item!r} is not of the form KEY=VALUE.")
+    return {key.strip(): value.strip() for key, _, value in (item.partition("=") for item in items)}
+
+
+def parse_overrides(items: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` pairs; values are JSON where they can be read so, else text."""
+    values: dict[str, Any] = pairs(items)
+    for key, text in pairs(items).items():
+        with contextlib.suppress(ValueError):
+            values[key] = json.loads(text)
+    return values

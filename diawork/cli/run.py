@@ -1,0 +1,100 @@
+"""``diawork run``, ``demo`` and ``report``: methods × seeds to runs, and runs to a page."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diawork.cli import options
+from diawork.cli.options import parse_overrides, path_option, say
+
+if TYPE_CHECKING:
+    from diawork.base.config import ExperimentConfig
+    from diawork.runs.run import Run
+
+
+@click.command()
+@options.out
+@options.device
+@options.precision
+@click.option("--open/--no-open", "show", default=False, help="Open the report in a browser.")
+def demo(show: bool, **where: Any) -> None:
+    """Train DIA on the embedded phantom and write an HTML report: minutes, offline, no account."""
+    from diawork.runs.presets import preset
+
+    page = run_methods(preset("demo", dataset="phantom"), "demo", "dia,csi,controls", 1, **where)
+    if show:
+        webbrowser.open(page.absolute().as_uri())
+
+
+@click.command()
+@click.option("--dataset", default="phantom", show_default=True, help="A name from `diawork data list`, or a manifest.")
+@click.option("--preset", "preset_name", default="cpu", show_default=True, help="smoke, demo, cpu, paper, repo2023, …")
+@click.option("--methods", default="dia,csi,controls", show_default=True, help="e.g. dia,csi,gaussian_blur,controls")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many: 0 … N−1.")
+@options.overrides
+@options.data_root
+@click.option("--acknowledge-leak", default="", metavar="DIGEST", help="Go on with the leaks that `data check` named.")
+@options.out
+@options.device
+@options.precision
+@path_option("--report", "page", help="Where the HTML report goes.")
+@click.option("--print-config", is_flag=True, help="Print the validated config and stop.")
+def run(dataset: str, preset_name: str, overrides: tuple[str, ...], print_config: bool, **suite: Any) -> None:
+    """Train and score methods on a data set for several seeds, and write the report."""
+    from diawork.runs.presets import preset
+
+    cfg = preset(preset_name, dataset=dataset).override(parse_overrides(overrides))
+    if print_config:
+        say(json.dumps(cfg.model_dump(mode="json"), indent=1))
+    else:
+        run_methods(cfg, preset_name, **suite)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False), nargs=-1, required=True)
+@path_option("--out", "page", default=Path("report.html"), show_default=True)
+@click.option("--title", default="diawork report", show_default=True)
+def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
+    """Turn run folders (or a folder of them) into one offline HTML page."""
+    from diawork.report.page import write_html
+
+    say(write_html(list(runs), page, title=title, asked=f"diawork report {' '.join(map(str, runs))}"))
+
+
+def run_methods(
+    cfg: ExperimentConfig, preset_name: str, methods: str, seeds: int, *, out: Path | None, page: Path | None = None,
+    device: str, precision: str, **where: Any,
+) -> Path:  # fmt: skip
+    """Run methods (joined by commas) × seeds, tell each result as it comes, write the report and return its path."""
+    from diawork.base.compute import Compute
+    from diawork.data.manifests import load_manifest
+    from diawork.detectors.registry import CONTROLS
+    from diawork.report.page import write_html
+    from diawork.runs.experiment import run_suite
+    from diawork.runs.methods import method_config
+    from diawork.runs.run import runs_root
+
+    named = [name.strip() for method in methods.split(",") for name in (CONTROLS if method == "controls" else [method])]
+    for name in named:
+        method_config(cfg, name)  # a misspelt method is refused before any work
+    root, dataset = runs_root(out), load_manifest(cfg.dataset).name
+    compute = Compute.auto(device, precision)
+    runs = run_suite(cfg, named, range(seeds), root=root, compute=compute, on_run=_tell, **where)
+    page = write_html(
+        [run.folder for run in runs], page or root / f"report-{dataset}-{preset_name}.html", title=f"DIA on {dataset}",
+        asked=f"diawork run --dataset {cfg.dataset} --preset {preset_name} --seeds {seeds} --methods {methods}",
+    )  # fmt: skip
+    say(f"report: {page}")
+    return page
+
+
+def _tell(run: Run) -> None:
+    result, split = run.result(), run.primary_split
+    metrics = result["metrics"][split]
+    area = f"{split} AUROC {metrics['auroc']:.3f} [{metrics['auroc_low']:.3f}, {metrics['auroc_high']:.3f}]"
+    say(f"{result['detector']:<28} seed {result['seed']}  {area}")

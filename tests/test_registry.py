@@ -1,0 +1,99 @@
+"""A detector from another package: in under 40 lines it is in runs, sweeps, tables and on the page."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diawork.report.tables import collect, summary_table
+from tests.toys import TOY
+
+DETECTOR = '''
+"""How far is an image's mean brightness from that of healthy images?"""
+import numpy as np
+
+from diawork.base.files import read_json, write_json
+from diawork.detectors.face import Detector, Scores
+from diawork.detectors.registry import Entry
+
+ENTRY = Entry("toy", "Toy NN-flow", "toy:Toy", seeded=False)
+
+
+class Toy(Detector):
+    name = "toy"
+
+    def fit(self, train, **_):
+        self.mean = float(train.normal().images.mean())
+        return self
+
+    def score(self, images, **_):
+        return Scores(np.abs(images.images.mean((1, 2, 3)).numpy() - self.mean))
+
+    def save(self, folder):
+        write_json(f"{folder}/toy.json", self.mean)
+
+    @classmethod
+    def load(cls, folder, *, compute=None):
+        toy = cls()
+        toy.mean = read_json(f"{folder}/toy.json")
+        return toy
+'''
+SWEEP = """
+name: toys
+fixed: {dataset: DATASET, preset: smoke}
+axes:
+  - list: [{label: ours, method: toy}, {label: statistics, method: stats_knn}]
+baseline: statistics
+seeds: [0]
+"""
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """A folder with the toy package, as pip would install it, and the environment that sees it."""
+    root = tmp_path_factory.mktemp("outside")
+    (root / "toy.py").write_text(DETECTOR)
+    (root / "toy-1.0.dist-info").mkdir()
+    (root / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (root / "toy-1.0.dist-info" / "entry_points.txt").write_text("[diawork.detectors]\ntoy = toy:ENTRY\n")
+    (root / "small.yaml").write_text(TOY)
+    (root / "toys.yaml").write_text(SWEEP.replace("DATASET", str(root / "small.yaml")))
+    path = os.pathsep.join([str(root), str(Path(__file__).parent.parent)])
+    return root, os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DIAWORK_HOME": str(root / "runs")}
+
+
+@pytest.fixture(scope="module")
+def diawork(outside):
+    root, environment = outside
+
+    def call(*argv):
+        command = [sys.executable, "-m", "diawork.cli.main", *map(str, argv), "--device", "cpu"]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return call
+
+
+def test_it_is_short():
+    assert len(DETECTOR.strip().splitlines()) < 40
+
+
+def test_it_runs_and_stands_in_tables_and_on_the_page(outside, diawork):
+    root, _ = outside
+    said = diawork("run", "--dataset", root / "small.yaml", "--preset", "smoke", "--methods", "toy,stats_knn")
+    assert "Toy NN-flow" in said and "test AUROC" in said
+    table = summary_table(collect(root / "runs")).set_index("label")
+    assert table["control"].to_dict() == {"Toy NN-flow": False, "5-NN on statistics": True}
+    page = next((root / "runs").glob("report-*.html")).read_text()
+    assert '5-NN on statistics<span class="kind">control' in page
+    assert page.count("Toy NN-flow") > 3 and "Toy NN-flow<span" not in page
+
+
+def test_it_is_a_sweeps_row(outside, diawork):
+    root, _ = outside
+    assert "2 of 2 cells done" in diawork("sweep", root / "toys.yaml")
+    page = (root / "runs" / "sweeps" / "toys" / "report.html").read_text()
+    assert "ours" in page and "2 of 2 cells finished" in page
