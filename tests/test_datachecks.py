@@ -18,7 +18,7 @@ from diawork.base.errors import CheckpointError, DataError
 from diawork.cli.main import main
 from diawork.data import checks
 from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
-from diawork.data.images import ImageSet, Splits, _phantom, load
+from diawork.data.images import ImageSet, Splits, load
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
@@ -33,7 +33,7 @@ def clean(kind="oct"):
     values["phantom"]["kind"] = kind
     values["counts"] = {"train": {"healthy": 200, "lesion": 100}, "val": {"healthy": 10, "lesion": 10},
                         "test": {"healthy": 110, "lesion": 10}}  # fmt: skip
-    return _phantom(Manifest.model_validate(values).model_dump_json())
+    return load(Manifest.model_validate(values))
 
 
 def with_images(images, rows, pixels):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diawork.base.errors import DataError, UsageError
-from diawork.data.readers.picture import read_image
+from diawork.data.readers import read_image
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 FINE = GREY.astype(np.uint16) * 100

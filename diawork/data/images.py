@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diawork.base.errors import DataError, printable
+from diawork.base.errors import DataError
 from diawork.base.files import digest
-from diawork.base.seeding import key
 from diawork.data.manifests import Manifest, load_manifest
-from diawork.data.phantom import make_phantom
-from diawork.data.readers.npz import Arrays, decoded_bytes, read_npz, refuse_beyond_memory
+from diawork.data.readers import Part, read_content
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,155 +104,51 @@ def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None
     ``DataError`` for missing, damaged or mislabelled data.
     """
     manifest = name if isinstance(name, Manifest) else load_manifest(name)
-    if manifest.kind == "phantom":
-        return _phantom(manifest.model_dump_json())
-    return _open(manifest, _find(manifest, root, download=download))
-
-
-def _open(manifest: Manifest, path: Path) -> Splits:
-    """Read a file and hold it against its manifest."""
-    arrays, md5, notes = read_npz(path, manifest)
-    sets = {split: _named(values, split, manifest, path) for split, values in arrays.items()}
-    _check_counts(sets, manifest, path)
-    if manifest.md5 not in (None, md5):
+    content = read_content(manifest, root, download=download)
+    sets = {split: _image_set(part, split, manifest) for split, part in content.parts.items()}
+    _refuse_other_counts(sets, manifest, content.path or manifest.name)
+    notes = [*manifest.notes, *content.notes]
+    if manifest.md5 not in (None, content.md5):
         notes.append(
-            f"{manifest.file} is not the published file (MD5 {md5}, published {manifest.md5}); "
+            f"{manifest.file} is not the published file (MD5 {content.md5}, published {manifest.md5}); "
             "its counts per split and class are the published ones, so it is used."
         )
-        warnings.warn(notes[-1], stacklevel=3)
-    return _assemble(sets, manifest, f"{manifest.file}, MD5 {md5}", notes)
-
-
-def _named(arrays: Arrays, split: str, manifest: Manifest, path: Path) -> ImageSet:
-    """Give every image its class name and role; a label that the manifest does not know is refused."""
-    labels, position, counts = np.unique(arrays.labels, return_inverse=True, return_counts=True)
-    for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
-        if label not in manifest.classes:
-            known = ", ".join(f"{k}: {v}" for k, v in manifest.classes.items())
-            raise DataError(f"{count} images have the label {label}; the classes are {known}.",
-                            path=path, field=f"{split}_labels")  # fmt: skip
-    names = np.array([manifest.classes[label] for label in labels.tolist()])[position]
-    return _image_set(torch.from_numpy(arrays.images), names, split, manifest)
-
-
-def _image_set(images: Tensor, names: np.ndarray, split: str, manifest: Manifest, masks: Any = None) -> ImageSet:
-    anomalous = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
-    return ImageSet(images, names, anomalous, np.arange(len(names)), split, manifest.name, masks)
-
-
-def _check_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Path) -> None:
-    for split, wanted in manifest.counts.items():
-        names = sets[split].class_names
-        found = {name: int((names == name).sum()) for name in wanted}
-        if found != wanted:
-            table = "; ".join(
-                f"{name}: {found[name]:,} in the file, {n:,} in the manifest" for name, n in wanted.items()
-            )
-            raise DataError(f"the counts differ: {table}.", path=path, field=split,
-                            hint="Another version of the data set needs a manifest of its own.")  # fmt: skip
-
-
-def _assemble(sets: dict[str, ImageSet], manifest: Manifest, source: str, notes: list[str]) -> Splits:
-    """Put the splits together; an absent val is empty. The protocol's roles must be there."""
-    shape = (0, manifest.image.channels, manifest.image.size, manifest.image.size)
-    empty = _image_set(torch.zeros(shape), np.array([], dtype=str), "val", manifest)
-    splits = Splits(
-        sets["train"], sets.get("val", empty), sets["test"], manifest, notes=[*manifest.notes, *notes], source=source
-    )
-    if not (~splits.train.anomalous).any():
-        raise DataError("no normal image to train on.", path=manifest.name, field="train",
-                        hint="Check the manifest: at least one class of train must be normal.")  # fmt: skip
-    for images in (splits.val, splits.test):
-        both = images.anomalous.any() and not images.anomalous.all()
-        if not both and (len(images) or images.split == "test"):
-            n = int(images.anomalous.sum())
-            raise DataError(f"{len(images) - n} normal and {n} anomalous images: an evaluation needs both.",
-                            path=manifest.name, field=images.split)  # fmt: skip
+        warnings.warn(notes[-1], stacklevel=2)
+    size, channels = manifest.image.size, manifest.image.channels
+    nothing = Part(np.zeros((0, channels, size, size), np.float32), np.array([], str))
+    val = sets.get("val") or _image_set(nothing, "val", manifest)
+    splits = Splits(sets["train"], val, sets["test"], manifest, notes=notes, source=content.source)
+    _refuse_missing_roles(splits)
     return splits
 
 
-# --- the phantom -------------------------------------------------------------------------------------
+def _image_set(part: Part, split: str, manifest: Manifest) -> ImageSet:
+    images = torch.from_numpy(np.ascontiguousarray(part.images))
+    masks = None if part.masks is None else torch.from_numpy(part.masks)
+    anomalous = np.array([manifest.roles[name] == "anomalous" for name in part.class_names], dtype=bool)
+    return ImageSet(images, part.class_names, anomalous, np.arange(len(images)), split, manifest.name, masks)
 
 
-@functools.lru_cache(maxsize=4)
-def _phantom(manifest_json: str) -> Splits:
-    """Make the phantom that a manifest describes; within a process it is made once."""
-    manifest = Manifest.model_validate_json(manifest_json)
-    needed = sum(decoded_bytes(manifest, split) for split in manifest.counts)
-    refuse_beyond_memory(2 * needed, manifest.name)  # bytes, masks and floats
-    facts = manifest.phantom
-    spec = facts.spec(manifest.image.size)
-    sets = {}
-    for split, counts in manifest.counts.items():
-        names = np.repeat(list(counts), list(counts.values()))
-        anomalous = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
-        pixels, masks = make_phantom(spec, len(names), anomalous=anomalous, seed=key(facts.seed, "phantom", split))
-        images = torch.from_numpy(np.divide(pixels[:, None], 255, dtype=np.float32))
-        sets[split] = _image_set(images, names, split, manifest, torch.from_numpy(masks[:, None]))
-    source = f"made by diawork: {facts.kind} phantom, seed {facts.seed}; lesions: {facts.describe()}"
-    return _assemble(sets, manifest, source, [])
+def _refuse_other_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Path | str) -> None:
+    for split, wanted in manifest.counts.items():
+        present = {name: int((sets[split].class_names == name).sum()) for name in wanted}
+        if present != wanted:
+            table = (f"{name}: {present[name]:,} in the file, {n:,} in the manifest" for name, n in wanted.items())
+            hint = "Another version of the data set needs a manifest of its own."
+            raise DataError(f"the counts differ: {'; '.join(table)}.", path=path, field=split, hint=hint)
 
 
-# --- files -------------------------------------------------------------------------------------------
-
-
-def data_roots(root: Path | str | None = None) -> list[Path]:
-    """Return the folders searched for data files, first to last."""
-    if root is not None:
-        return [Path(root)]
-    home = os.environ.get("DIAWORK_HOME")
-    named = [os.environ.get("DIAWORK_DATA"), os.path.join(home, "data") if home else None]
-    return [Path(folder) for folder in named if folder] + [Path(os.path.expanduser("~/.cache/diawork"))]
-
-
-def _find(manifest: Manifest, root: Path | str | None, *, download: bool) -> Path:
-    """Return the data file, downloading it where that was asked for."""
-    roots = data_roots(root)
-    for folder in roots:
-        path = manifest.path_in(folder)
-        try:
-            if path.is_file():
-                return path
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror}).", path=path) from None
-        if path.exists():
-            raise DataError("not a file.", path=path)
-    if download:
-        return _download(manifest, roots[0])
-    how = f"`diawork data download {manifest.name}` gets it from {''.join(manifest.url[:1])} ({manifest.licence}), or"
-    raise DataError(
-        f"{manifest.file} was not found; looked in {', '.join(map(printable, roots))}.",
-        path=manifest.name,
-        hint=f"{how if manifest.url else 'Please'} set DIAWORK_DATA to the folder that holds it.",
-    )
-
-
-def _download(manifest: Manifest, folder: Path) -> Path:
-    """Fetch the file into ``folder``; it gets its name only once its checksum is right."""
-    import pooch
-
-    target = manifest.path_in(folder)
-    reason = "the manifest names no url"
-    for url in manifest.url:
-        try:
-            pooch.retrieve(
-                url,
-                known_hash=f"md5:{manifest.md5}" if manifest.md5 else None,
-                fname=target.name,
-                path=target.parent,
-                downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60),
-            )
-            return target
-        except Exception as error:  # requests, urllib3, ssl and pooch each raise their own
-            reason = f"{url}: {' '.join(str(error).split())[:300]}"
-    raise DataError(
-        f"the download failed ({reason}).",
-        path=manifest.name,
-        hint=f"Wanted in {target.parent} with MD5 {manifest.md5}; you may put the file there by hand.",
-    )
-
-
-# --- batches and words -------------------------------------------------------------------------------
+def _refuse_missing_roles(splits: Splits) -> None:
+    """Refuse splits that the protocol cannot use: train needs healthy images, an evaluation both roles."""
+    if splits.train.anomalous.all():
+        hint = "Check the manifest: at least one class of train must be normal."
+        raise DataError("no normal image to train on.", path=splits.manifest.name, field="train", hint=hint)
+    for images in (splits.val, splits.test):
+        anomalous = int(images.anomalous.sum())
+        absent = images.split == "val" and not len(images)
+        if anomalous in (0, len(images)) and not absent:
+            what = f"{len(images) - anomalous} normal and {anomalous} anomalous images: an evaluation needs both."
+            raise DataError(what, path=splits.manifest.name, field=images.split)
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
