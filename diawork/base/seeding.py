@@ -4,8 +4,6 @@ Nothing about random state needs saving: a resumed run asks for the same names a
 draws, and scoring between two training steps disturbs neither.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator

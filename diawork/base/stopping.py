@@ -1,7 +1,5 @@
 """Stopping on request: loops save first, everything else stops at once, the same command goes on later."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading
@@ -57,8 +55,8 @@ def stop_at_once() -> Iterator[None]:
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Install ``handler``; a signal that is ignored from outside (nohup) stays ignored."""
     global _active
-    found = {number: signal.getsignal(number) for number in _SIGNALS}
-    before = {number: old for number, old in found.items() if old not in (None, signal.SIG_IGN)}
+    every = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: old for number, old in every.items() if old not in (None, signal.SIG_IGN)}
     outer, _active = _active, handler
     try:
         for number in before:

@@ -4,14 +4,12 @@ A duplicate across splits is an error where the model is fitted on one of the tw
 image), unless its digest is acknowledged, and a warning elsewhere.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -65,7 +63,7 @@ class DataReport:
         banner = [f"Leak, acknowledged as {self.digest}: {self.banner}"] if self.banner else []
         return banner + [problem.text for problem in self.problems if problem.severity == "warning"]
 
-    def acknowledge(self, leaks: str) -> DataReport:
+    def acknowledge(self, leaks: str) -> Self:
         """Return the report with leaks turned from errors into a banner, where ``leaks`` is their digest."""
         if not leaks:
             return self
@@ -76,7 +74,7 @@ class DataReport:
         settled = (p._replace(severity="acknowledged") if p.leak else p for p in self.problems)
         return replace(self, problems=tuple(settled))
 
-    def require(self) -> DataReport:
+    def require(self) -> Self:
         """Raise ``DataError`` where a run must not start; return the report otherwise."""
         if self.errors:
             hint = f"To go on knowingly: --acknowledge-leak {self.digest}." if self.digest else ""
@@ -93,7 +91,7 @@ class DataReport:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any) -> DataReport:
+    def from_dict(cls, values: Any) -> Self:
         """Return the report that ``as_dict`` wrote; anything else is a ``CheckpointError``."""
         try:
             return TypeAdapter(cls).validate_python(values)

@@ -1,13 +1,11 @@
 """Opening a data set by name: images in [0, 1] at their own size, classes by name, counts checked."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,18 +31,17 @@ class ImageSet:
     identity: str = field(default="")  # short SHA-256 of the content
 
     def __post_init__(self) -> None:
-        n = len(self.images)
-        if self.images.ndim != 4 or self.images.dtype != torch.float32:
-            self._refuse(f"images are {self.images.dtype} {tuple(self.images.shape)}, wanted float32 (N, C, H, W)")
-        if self.masks is not None and self.masks.shape != (n, 1, *self.images.shape[2:]):
-            self._refuse(f"masks are {tuple(self.masks.shape)}, wanted {(n, 1, *self.images.shape[2:])}")
+        n, images = len(self.images), self.images
+        if images.ndim != 4 or images.dtype != torch.float32:
+            self._refuse(f"images are {images.dtype} {tuple(images.shape)}, wanted float32 (N, C, H, W)")
+        if self.masks is not None and self.masks.shape != (n, 1, *images.shape[2:]):
+            self._refuse(f"masks are {tuple(self.masks.shape)}, wanted {(n, 1, *images.shape[2:])}")
         for column in ("class_names", "anomalous", "index"):
             if getattr(self, column).shape != (n,):
                 self._refuse(f"{column} is {getattr(self, column).shape}, wanted ({n},)")
-        if n and not (self.images.min() >= 0 and self.images.max() <= 1):  # false for NaN, too
-            bad = ~((self.images >= 0) & (self.images <= 1)).flatten(1).all(1)
-            first = int(bad.nonzero()[0])
-            self._refuse(f"{int(bad.sum())} of {n} images hold NaN or values outside [0, 1], first image {first}")
+        if n and not (images.min() >= 0 and images.max() <= 1):  # false for NaN, too
+            bad = (~((images >= 0) & (images <= 1)).flatten(1).all(1)).nonzero()
+            self._refuse(f"{len(bad)} of {n} images hold NaN or values outside [0, 1], first image {int(bad[0])}")
         if not self.identity:
             object.__setattr__(self, "identity", self._content())
 
@@ -60,16 +57,17 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, idx: Any) -> ImageSet:
-        """Return the images at positions ``idx`` (whole numbers or a boolean mask (N,))."""
-        idx = np.asarray(idx)
-        rows = np.flatnonzero(idx) if idx.dtype == bool else idx.astype(np.int64).reshape(-1)
-        at = torch.from_numpy(rows)
-        masks = None if self.masks is None else self.masks[at]
+    def take(self, rows: Any) -> Self:
+        """Return the images at positions ``rows`` (whole numbers or a boolean mask (N,))."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64).reshape(-1)
+        images, masks = (
+            None if values is None else values[torch.from_numpy(rows)] for values in (self.images, self.masks)
+        )
         columns = (self.class_names[rows], self.anomalous[rows], self.index[rows])
-        return ImageSet(self.images[at], *columns, self.split, self.name, masks)
+        return ImageSet(images, *columns, self.split, self.name, masks)
 
-    def normal(self) -> ImageSet:
+    def normal(self) -> Self:
         """Return the healthy images."""
         return self.take(~self.anomalous)
 
@@ -99,9 +97,7 @@ class Splits:
 def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None, *, download: bool = False) -> Splits:
     """Open a data set by its name, by the path of a manifest of your own, or by a manifest.
 
-    ``root`` is the folder of the files; without it $DIAWORK_DATA, $DIAWORK_HOME/data and
-    ~/.cache/diawork are searched. Raises ``UsageError`` for an unknown name or a bad manifest and
-    ``DataError`` for missing, damaged or mislabelled data.
+    ``root`` is the folder of the files; without it those of ``data_roots`` are searched.
     """
     manifest = name if isinstance(name, Manifest) else load_manifest(name)
     content = read_content(manifest, root, download=download)
@@ -109,15 +105,13 @@ def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None
     _refuse_other_counts(sets, manifest, content.path or manifest.name)
     notes = [*manifest.notes, *content.notes]
     if manifest.md5 not in (None, content.md5):
-        notes.append(
-            f"{manifest.file} is not the published file (MD5 {content.md5}, published {manifest.md5}); "
-            "its counts per split and class are the published ones, so it is used."
-        )
+        other = f"{manifest.file} is not the published file (MD5 {content.md5}, published {manifest.md5})"
+        notes.append(f"{other}; its counts per split and class are the published ones, so it is used.")
         warnings.warn(notes[-1], stacklevel=2)
-    size, channels = manifest.image.size, manifest.image.channels
-    nothing = Part(np.zeros((0, channels, size, size), np.float32), np.array([], str))
-    val = sets.get("val") or _image_set(nothing, "val", manifest)
-    splits = Splits(sets["train"], val, sets["test"], manifest, notes=notes, source=content.source)
+    if "val" not in sets:
+        train = content.parts["train"]
+        sets["val"] = _image_set(Part(train.images[:0], train.class_names[:0]), "val", manifest)
+    splits = Splits(**sets, manifest=manifest, notes=notes, source=content.source)
     _refuse_missing_roles(splits)
     return splits
 
@@ -160,15 +154,14 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Ten
     if n < 1 or batch_size < 1:
         raise DataError(f"{n} images in batches of {batch_size}: both must be at least 1.")
     order = torch.randperm(n, generator=generator)
-    for start in range(0, n, batch_size):
-        missing = max(0, start + batch_size - n) if n >= batch_size else 0
-        yield torch.cat([order[start : start + batch_size], order[:missing]])
+    if n >= batch_size:
+        order = torch.cat([order, order[: -n % batch_size]])
+    yield from order.split(batch_size)
 
 
 def describe(splits: Splits) -> str:
     """Return counts per split and class, size, channels, licence, source and notes as plain text."""
-    manifest = splits.manifest
-    size, channels = manifest.image.size, manifest.image.channels
+    manifest, (size, channels) = splits.manifest, (splits.manifest.image.size, splits.manifest.image.channels)
     heads = [f"{name} ({manifest.roles[name]})" for name in manifest.classes.values()]
     lines = [
         f"{manifest.name}: {manifest.title}",

@@ -1,13 +1,8 @@
-"""Manifests: the facts about a data set, as strictly typed YAML.
-
-Whatever is wrong with one becomes a single ``UsageError`` with file, line and field.
-"""
-
-from __future__ import annotations
+"""Manifests: the facts about a data set, as strictly typed YAML; what is wrong is told with line and field."""
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -116,7 +111,7 @@ class Manifest(_Frozen):
     notes: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what a reader of results must know
 
     @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
+    def _consistent(self) -> Self:
         names = list(self.classes.values())
         if len(set(names)) < len(names):
             raise _wrong("two labels have the same class name", "classes")
@@ -127,10 +122,10 @@ class Manifest(_Frozen):
             _refuse_other_names(counts, names, "counts", split)
         for split in {"train", "test"} - set(self.counts):
             raise _wrong(f"the split '{split}' is missing", "counts")
-        for field in ("t_range", "intensity"):
-            bounds = getattr(self, field)
-            if bounds and not (bounds[0] <= bounds[1] if field == "t_range" else bounds[0] < bounds[1]):
-                raise _wrong(f"{list(bounds)} must be [low, high] with low below high", field)
+        if self.t_range[0] > self.t_range[1]:
+            raise _wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
+        if self.intensity and self.intensity[0] >= self.intensity[1]:
+            raise _wrong(f"{list(self.intensity)} must be [low, high] with low below high", "intensity")
         self._fits_kind()
         return self
 
@@ -163,11 +158,8 @@ class Manifest(_Frozen):
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
             raise DataError(f"the path {self.file!r} cannot be followed ({error}).", path=str(root)) from None
         if not path.is_relative_to(base):
-            raise DataError(
-                f"{self.file!r} is a link to {str(path)!r}, outside the data root.",
-                path=str(root),
-                hint="Set DIAWORK_DATA to the folder that really holds the file, or copy it there.",
-            )
+            hint = "Set DIAWORK_DATA to the folder that really holds the file, or copy it there."
+            raise DataError(f"{self.file!r} is a link to {str(path)!r}, outside the data root.", path=root, hint=hint)
         return path
 
 
@@ -216,9 +208,8 @@ def _explain(error: dict[str, Any], lines: dict[tuple, int], where: str) -> Usag
     elif error["type"] != "facts":
         what = f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})"
         hint = did_you_mean(value, SPLITS) if len(at) == 2 and at[0] == "counts" else ""
-    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
-    field = ".".join(printable(part) for part in at)
-    return UsageError(f"{what}.", hint=hint, path=f"{where}, line {line}", field=field)
+    line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
+    return UsageError(f"{what}.", hint=hint, path=f"{where}, line {line}", field=".".join(map(printable, at)))
 
 
 def list_manifests() -> list[str]:

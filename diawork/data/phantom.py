@@ -6,8 +6,6 @@ anatomy and noise to the last digit. Pose, exposure, sharpness and noise of heal
 more than a lesion changes the image as a whole, so that no global statistic gives it away.
 """
 
-from __future__ import annotations
-
 import cmath
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Where the file of a data set lies, and how it gets there."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -32,12 +30,12 @@ def find_file(manifest: Manifest, root: Path | str | None = None, *, download: b
             raise DataError("not a file.", path=path)
     if download:
         return _download(manifest, roots[0])
-    how = f"`diawork data download {manifest.name}` gets it from {''.join(manifest.url[:1])} ({manifest.licence}), or"
-    raise DataError(
-        f"{manifest.file} was not found; looked in {', '.join(map(printable, roots))}.",
-        path=manifest.name,
-        hint=f"{how if manifest.url else 'Please'} set DIAWORK_DATA to the folder that holds it.",
-    )
+    how = "Please"
+    if manifest.url:
+        how = f"`diawork data download {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
+    what = f"{manifest.file} was not found; looked in {', '.join(map(printable, roots))}."
+    hint = f"{how} set DIAWORK_DATA to the folder that holds it."
+    raise DataError(what, path=manifest.name, hint=hint)
 
 
 def _download(manifest: Manifest, folder: Path) -> Path:
@@ -54,8 +52,5 @@ def _download(manifest: Manifest, folder: Path) -> Path:
             return target
         except Exception as error:  # requests, urllib3, ssl and pooch each raise their own
             reason = f"{url}: {' '.join(str(error).split())[:300]}"
-    raise DataError(
-        f"the download failed ({reason}).",
-        path=manifest.name,
-        hint=f"Wanted in {target.parent} with MD5 {manifest.md5}; you may put the file there by hand.",
-    )
+    hint = f"Wanted in {target.parent} with MD5 {manifest.md5}; you may put the file there by hand."
+    raise DataError(f"the download failed ({reason}).", path=manifest.name, hint=hint)

@@ -5,8 +5,6 @@ PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false, ``0123`` is 83 a
 duplicate keys, anchors, aliases, tags and second documents are refused.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, ClassVar
 

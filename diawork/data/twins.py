@@ -1,7 +1,5 @@
 """Duplicates within and across splits: exact ones by digest, near ones by correlation of shrunken images."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator

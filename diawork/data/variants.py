@@ -1,7 +1,5 @@
 """A run's data set: as its manifest says, or changed on purpose for an ablation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

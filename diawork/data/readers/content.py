@@ -1,7 +1,5 @@
 """What a reader delivers, whatever the kind of data set: images, a class name for each, masks where known."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple

@@ -4,8 +4,6 @@ The archive's directory bounds what is read, the CRC-32 of every member is check
 whole, and only then is an array's header believed.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import zipfile
@@ -63,10 +61,8 @@ def _read_members(f: IO[bytes], manifest: Manifest) -> dict[str, bytes]:
         arrays = [f"{split}_{part}" for split in manifest.counts for part in ("images", "labels")]
         for missing in (name for name in arrays if name not in members):
             present = [printable(name) for name in list(members)[:20]]
-            raise DataError(
-                f"the array {missing!r} is missing; the file holds {', '.join(present) or 'none'}.",
-                hint=did_you_mean(missing, present) if present else "",
-            )
+            what = f"the array {missing!r} is missing; the file holds {', '.join(present) or 'none'}."
+            raise DataError(what, hint=did_you_mean(missing, present) if present else "")
         _refuse_declared_sizes({name: members[name].file_size for name in arrays}, manifest)
         return {name: archive.read(members[name]) for name in arrays}
 
@@ -77,11 +73,9 @@ def _refuse_declared_sizes(declared: dict[str, int], manifest: Manifest) -> None
     for name, size in declared.items():
         split = name.rpartition("_")[0]
         if size > HEADER_BYTES + 2 * decoded[split]:  # 8 bytes a value
-            n = sum(manifest.counts[split].values())
-            raise DataError(
-                f"{name} declares {size:,} bytes, more than {n:,} images of {manifest.image.size} px can take.",
-                hint="Wrong file, or wrong counts in the manifest.",
-            )
+            images = f"{sum(manifest.counts[split].values()):,} images of {manifest.image.size} px"
+            hint = "Wrong file, or wrong counts in the manifest."
+            raise DataError(f"{name} declares {size:,} bytes, more than {images} can take.", hint=hint)
     pixels.refuse_beyond_memory(sum(declared.values()) + sum(decoded.values()))
 
 
@@ -97,9 +91,8 @@ def _refuse_other_shapes(stored: np.ndarray, manifest: Manifest) -> None:
 def _class_names(labels: np.ndarray, n: int, manifest: Manifest) -> np.ndarray:
     """Return the class name of each of the n images; a label that the manifest does not know is refused."""
     if labels.dtype.kind not in "iu" or labels.shape not in ((n,), (n, 1)):
-        raise DataError(
-            f"is {labels.dtype} {labels.shape}, wanted whole numbers ({n},) or ({n}, 1): one for each of the {n} images."
-        )
+        what = f"is {labels.dtype} {labels.shape}, wanted whole numbers ({n},) or ({n}, 1)"
+        raise DataError(f"{what}: one for each of the {n} images.")
     distinct, position, counts = np.unique(labels.reshape(-1), return_inverse=True, return_counts=True)
     for label, count in zip(distinct.tolist(), counts.tolist(), strict=True):
         if label not in manifest.classes:

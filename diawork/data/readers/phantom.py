@@ -1,7 +1,5 @@
 """The reader of phantoms: there is no file, the images are made as the manifest describes them."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

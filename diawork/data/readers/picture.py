@@ -4,8 +4,6 @@ Three equal channels are grey; colour stays colour until a grey model averages i
 what a file is, not its name.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from dataclasses import dataclass, field

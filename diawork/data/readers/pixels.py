@@ -1,7 +1,5 @@
 """Pixels of files that nobody vouches for: bytes to numbers, numbers to float32 in [0, 1], channels first."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math
@@ -65,10 +63,9 @@ def to_unit(images: np.ndarray, window: Window | None) -> Unit:
     if not finite.all():
         raise DataError(f"image {int(finite.argmin())} holds NaN or infinite values.")
     if window is None:
-        raise DataError(
-            f"is {images.dtype}, {images.min():g} … {images.max():g}: it needs an intensity window.",
-            hint="Give the stored values of black and white, e.g. 0 and 4095; in a manifest, 'intensity: [0, 4095]'.",
-        )
+        hint = "Give the stored values of black and white, e.g. 0 and 4095; in a manifest, 'intensity: [0, 4095]'."
+        what = f"is {images.dtype}, {images.min():g} … {images.max():g}: it needs an intensity window."
+        raise DataError(what, hint=hint)
     unit = (images.astype(np.float64) - window[0]) / (window[1] - window[0])
     cut = int(((unit < 0) | (unit > 1)).sum())
     return Unit(unit.clip(0, 1).astype(np.float32), cut)
@@ -100,7 +97,6 @@ def memory_limit() -> int:
 def refuse_beyond_memory(needed: int) -> None:
     """Raise ``DataError`` where a data set would take more memory than the limit."""
     if needed > memory_limit():
-        raise DataError(
-            f"loading needs {needed / GIB:.1f} GiB of memory, the limit is {memory_limit() / GIB:.1f} GiB.",
-            hint="If the data are what you expect, raise DIAWORK_DATA_LIMIT_GB (at most half the memory is used).",
-        )
+        what = f"loading needs {needed / GIB:.1f} GiB of memory, the limit is {memory_limit() / GIB:.1f} GiB."
+        hint = "If the data are what you expect, raise DIAWORK_DATA_LIMIT_GB (at most half the memory is used)."
+        raise DataError(what, hint=hint)
