@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -174,13 +174,13 @@ def test_report_reads_as_lines():
 
 def test_report_survives_json():
     report = check_splits(leaky())
-    assert DataReport.from_dict(json.loads(json.dumps(report.as_dict()))) == report
+    assert DataReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
 
 
 @pytest.mark.parametrize("damage", [{"schema": 0}, {"pairs": [[1]]}, {"pairs": 5}, {"problems": None}])
 def test_other_json_is_refused(damage):
     with pytest.raises(CheckpointError):
-        DataReport.from_dict(check_splits(leaky()).as_dict() | damage)
+        DataReport.from_dict(asdict(check_splits(leaky())) | damage)
 
 
 def test_a_check_is_made_once_for_the_same_data(tmp_path, monkeypatch):

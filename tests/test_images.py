@@ -234,7 +234,7 @@ def test_nan_pixels_are_refused_with_their_image(tmp_path):
 
 @pytest.mark.parametrize(
     ("roles", "changes", "word"),
-    [({"ill": "normal", "well": "normal"}, {}, "val: 4 normal and 0 anomalous"),
+    [({"ill": "normal", "well": "normal"}, {}, "val holds 4 normal and 0 anomalous"),
      ({"ill": "anomalous", "well": "normal"}, {"counts": COUNTS | {"train": {"well": 0, "ill": 8}},
       "train_labels": np.zeros(8, int)}, "no normal image"),
      ({"ill": "anomalous", "well": "normal"}, {"counts": COUNTS | {"test": {"well": 5, "ill": 0}},

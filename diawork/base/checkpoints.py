@@ -218,11 +218,14 @@ class Keeper:
         """Return the newest checkpoint that verifies; damaged ones are named in a warning and passed over."""
         for path in self._newest_first():
             try:
-                return _warn_of_versions(load_checkpoint(path, spec=self.spec))
+                checkpoint = load_checkpoint(path, spec=self.spec)
             except CheckpointError as error:
                 if "belongs to something else" in error.what:
                     raise
                 warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=2)
+                continue
+            _warn_of_versions(checkpoint.versions)
+            return checkpoint
         return None
 
     def after_step(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
@@ -255,13 +258,11 @@ class Keeper:
         return [record.with_suffix("") for record in sorted(records, reverse=True)]
 
 
-def _warn_of_versions(checkpoint: Checkpoint) -> Checkpoint:
-    before = checkpoint.versions
+def _warn_of_versions(before: dict[str, str]) -> None:
     changed = [f"{name} {before.get(name)} → {v}" for name, v in _versions().items() if before.get(name) != v]
     if changed:
         text = f"this training began with other versions ({', '.join(changed)}): it goes on, but not bit for bit."
         warnings.warn(text, stacklevel=3)
-    return checkpoint
 
 
 def _remove(path: Path) -> None:

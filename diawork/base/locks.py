@@ -57,9 +57,11 @@ def holder(folder: Path) -> dict[str, Any] | None:
         pid = int(owner.get("pid") or 0)
     except (TypeError, ValueError):
         return None
+    if not pid:
+        return None
     same_machine = owner.get("host") == socket.gethostname()
     alive = process_alive(pid) if same_machine else _age(lock) <= STALE
-    return owner if pid and alive else None
+    return owner if alive else None
 
 
 def _content(lock: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError
 from diawork.base.files import digest, read_json, write_json
-from diawork.data.images import Splits
+from diawork.data.images import Splits, missing_roles
 from diawork.data.twins import Pair, find_pairs
 
 MOST_PAIRS = 1000  # listed in a report
@@ -86,13 +86,9 @@ class DataReport:
         lines += [f"digest       {self.digest} (acknowledges the leaks)"] if self.digest else []
         return "\n".join([f"{self.name}: data {self.identity}", *(lines or ["ok           nothing found"])])
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return values for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Return the report that ``as_dict`` wrote; anything else is a ``CheckpointError``."""
+        """Return the report whose fields ``values`` are; anything else is a ``CheckpointError``."""
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
@@ -102,31 +98,25 @@ class DataReport:
 
 def contact_sheet(splits: Splits, each: int = 8) -> tuple[list[Tensor], list[str]]:
     """Return ``each`` images of every split, evenly spaced, and a title for each."""
-    pictures, titles = [], []
+    chosen = []
     for images in splits.all():
-        n = len(images)
-        for row in torch.linspace(0, max(0, n - 1), min(each, n)).round().int().tolist():
-            pictures.append(images.images[row])
-            titles.append(f"{images.split} · {images.class_names[row]}")
-    return pictures, titles
+        rows = torch.linspace(0, max(0, len(images) - 1), min(each, len(images))).round().int()
+        chosen += [(images.images[row], f"{images.split} · {images.class_names[row]}") for row in rows]
+    return [image for image, _ in chosen], [title for _, title in chosen]
 
 
 def pair_images(report: DataReport, splits: Splits, most: int = 16) -> tuple[list[Tensor], list[str]]:
     """Return the images of the first ``most`` pairs, the two of a pair side by side, and a title for each."""
     sets = {images.split: images for images in splits.all()}
-    pictures, titles = [], []
-    for pair in report.pairs[:most]:
-        for split, index in pair.places:
-            pictures.append(sets[split].images[sets[split].index == index][0])
-            titles.append(f"{pair.kind} · {split} {index}")
-    return pictures, titles
+    places = [(pair.kind, split, index) for pair in report.pairs[:most] for split, index in pair.places]
+    pictures = [sets[split].images[sets[split].index == index][0] for _, split, index in places]
+    return pictures, [f"{kind} · {split} {index}" for kind, split, index in places]
 
 
 def check_splits(splits: Splits, *, acknowledged: str = "", cache: Path | str | None = None) -> DataReport:
-    """Check roles, duplicates, near duplicates and blank images of all splits.
+    """Check roles, duplicates, near duplicates and blank images; with a folder ``cache`` the same data once.
 
-    ``acknowledged`` is the digest of leaks that the user has seen and accepts; with a folder
-    ``cache`` the same data are checked once.
+    ``acknowledged`` is the digest of leaks that the user has seen and accepts.
     """
     path = Path(cache) / f"datacheck-{splits.manifest.name}-{splits.identity}.json" if cache else None
     if path and path.exists():
@@ -136,7 +126,7 @@ def check_splits(splits: Splits, *, acknowledged: str = "", cache: Path | str | 
             warnings.warn(f"{path.name}: {error} The data are checked anew.", stacklevel=2)
     report = _checked(splits)
     if path:
-        write_json(path, report.as_dict())
+        write_json(path, asdict(report))
     return report.acknowledge(acknowledged)
 
 
@@ -149,15 +139,10 @@ def _checked(splits: Splits) -> DataReport:
 
 
 def _role_problems(splits: Splits) -> Iterator[Problem]:
-    if splits.train.anomalous.all():
-        yield Problem("error", "train holds no normal image.")
-    for images in (splits.val, splits.test):
-        anomalous = int(images.anomalous.sum())
-        if not len(images) and images.split == "val":
-            yield Problem("warning", "There is no val split: nothing to select on, no threshold.")
-        elif anomalous in (0, len(images)):
-            normal = len(images) - anomalous
-            yield Problem("error", f"{images.split} holds {normal} normal and {anomalous} anomalous images.")
+    for what in missing_roles(splits):
+        yield Problem("error", what)
+    if not len(splits.val):
+        yield Problem("warning", "There is no val split: nothing to select on, no threshold.")
 
 
 def _pair_problems(pairs: list[Pair]) -> Iterator[Problem]:
@@ -165,14 +150,10 @@ def _pair_problems(pairs: list[Pair]) -> Iterator[Problem]:
     for pair in pairs:
         groups[pair.fitted, pair.kind, pair.first_split, pair.second_split].append(pair)
     for (fitted, kind, first, second), twins in groups.items():
-        text = f"{len(twins)} {kind} duplicate{'s' if len(twins) > 1 else ''} "
-        if first == second:
-            text += f"within {first}"
-        elif fitted:
-            text += f"between {first} and {second}; fitted (healthy training) images are concerned"
-        else:
-            text += f"between {first} and {second}; no fitted image is concerned"
-        yield Problem("error" if fitted else "warning", f"{text}, first {twins[0]}.", leak=fitted)
+        count = f"{len(twins)} {kind} duplicate{'s' if len(twins) > 1 else ''}"
+        concerned = "fitted (healthy training) images are concerned" if fitted else "no fitted image is concerned"
+        where = f"within {first}" if first == second else f"between {first} and {second}; {concerned}"
+        yield Problem("error" if fitted else "warning", f"{count} {where}, first {twins[0]}.", leak=fitted)
 
 
 def _blank_problems(splits: Splits) -> Iterator[Problem]:

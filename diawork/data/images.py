@@ -61,11 +61,10 @@ class ImageSet:
         """Return the images at positions ``rows`` (whole numbers or a boolean mask (N,))."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64).reshape(-1)
-        images, masks = (
-            None if values is None else values[torch.from_numpy(rows)] for values in (self.images, self.masks)
-        )
+        at = torch.from_numpy(rows)
+        masks = None if self.masks is None else self.masks[at]
         columns = (self.class_names[rows], self.anomalous[rows], self.index[rows])
-        return ImageSet(images, *columns, self.split, self.name, masks)
+        return ImageSet(self.images[at], *columns, self.split, self.name, masks)
 
     def normal(self) -> Self:
         """Return the healthy images."""
@@ -112,7 +111,9 @@ def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None
         train = content.parts["train"]
         sets["val"] = _image_set(Part(train.images[:0], train.class_names[:0]), "val", manifest)
     splits = Splits(**sets, manifest=manifest, notes=notes, source=content.source)
-    _refuse_missing_roles(splits)
+    for what in missing_roles(splits):
+        hint = "Check the manifest: training needs normal images, an evaluation needs both roles."
+        raise DataError(what, path=manifest.name, hint=hint)
     return splits
 
 
@@ -132,17 +133,15 @@ def _refuse_other_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Pa
             raise DataError(f"the counts differ: {'; '.join(table)}.", path=path, field=split, hint=hint)
 
 
-def _refuse_missing_roles(splits: Splits) -> None:
-    """Refuse splits that the protocol cannot use: train needs healthy images, an evaluation both roles."""
+def missing_roles(splits: Splits) -> Iterator[str]:
+    """Say which splits the protocol cannot use: train needs normal images, an evaluation both roles."""
     if splits.train.anomalous.all():
-        hint = "Check the manifest: at least one class of train must be normal."
-        raise DataError("no normal image to train on.", path=splits.manifest.name, field="train", hint=hint)
+        yield "train holds no normal image."
     for images in (splits.val, splits.test):
         anomalous = int(images.anomalous.sum())
         absent = images.split == "val" and not len(images)
         if anomalous in (0, len(images)) and not absent:
-            what = f"{len(images) - anomalous} normal and {anomalous} anomalous images: an evaluation needs both."
-            raise DataError(what, path=splits.manifest.name, field=images.split)
+            yield f"{images.split} holds {len(images) - anomalous} normal and {anomalous} anomalous images."
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -161,7 +160,8 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Ten
 
 def describe(splits: Splits) -> str:
     """Return counts per split and class, size, channels, licence, source and notes as plain text."""
-    manifest, (size, channels) = splits.manifest, (splits.manifest.image.size, splits.manifest.image.channels)
+    manifest = splits.manifest
+    size, channels = manifest.image.size, manifest.image.channels
     heads = [f"{name} ({manifest.roles[name]})" for name in manifest.classes.values()]
     lines = [
         f"{manifest.name}: {manifest.title}",

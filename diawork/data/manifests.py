@@ -29,12 +29,6 @@ KINDS = {  # each is read by the room of its name in data.readers
 _KEYS_OF_KINDS = sorted({key for kind in KINDS.values() for key in (*kind.needs, *kind.may_have)})
 
 
-def _known_kind(kind: str) -> str:
-    if kind not in KINDS:
-        raise ValueError(f"must be one of {', '.join(KINDS)}")
-    return kind
-
-
 def _printable(text: str) -> str:
     if not text.isprintable() or text != text.strip():
         raise ValueError("must be printable text without control characters or spaces around it")
@@ -93,7 +87,7 @@ class Manifest(_Frozen):
 
     name: Name
     title: Text
-    kind: Annotated[str, AfterValidator(_known_kind)]
+    kind: str  # of KINDS
     licence: Text
     citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
     classes: Annotated[dict[Label, Text], Field(min_length=1, max_length=1000)]  # stored label → class name
@@ -112,6 +106,7 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._fits_kind()
         names = list(self.classes.values())
         if len(set(names)) < len(names):
             raise _wrong("two labels have the same class name", "classes")
@@ -126,10 +121,11 @@ class Manifest(_Frozen):
             raise _wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
         if self.intensity and self.intensity[0] >= self.intensity[1]:
             raise _wrong(f"{list(self.intensity)} must be [low, high] with low below high", "intensity")
-        self._fits_kind()
         return self
 
     def _fits_kind(self) -> None:
+        if self.kind not in KINDS:
+            raise _wrong(f"{self.kind!r} is not a kind of data set: {', '.join(KINDS)}", "kind")
         kind = KINDS[self.kind]
         for key in kind.needs:
             if getattr(self, key) is None:

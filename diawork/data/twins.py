@@ -40,10 +40,8 @@ class Pair(NamedTuple):
         return (self.first_split, self.first_index), (self.second_split, self.second_index)
 
     def __str__(self) -> str:
-        return (
-            f"{self.first_split} {self.first_index} ({self.first_class}) and "
-            f"{self.second_split} {self.second_index} ({self.second_class})"
-        )
+        first = f"{self.first_split} {self.first_index} ({self.first_class})"
+        return f"{first} and {self.second_split} {self.second_index} ({self.second_class})"
 
 
 def find_pairs(splits: Splits) -> list[Pair]:

@@ -14,8 +14,7 @@ import numpy as np
 
 from diawork.base.errors import DataError, did_you_mean, printable
 from diawork.data.manifests import Manifest
-from diawork.data.readers import pixels
-from diawork.data.readers.content import Content, Part
+from diawork.data.readers import Content, Part, pixels
 from diawork.data.sources import find_file
 
 HEADER_BYTES = 65_536  # generous room for an array's header
@@ -36,13 +35,13 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
         with decoding(field=f"{split}_images"):
             stored = pixels.parse_npy(members[f"{split}_images"])
             _refuse_other_shapes(stored, manifest)
-            unit = pixels.to_unit(stored, manifest.intensity)
+            unit, cut = pixels.to_unit(stored, manifest.intensity)
         with decoding(field=f"{split}_labels"):
             names = _class_names(pixels.parse_npy(members[f"{split}_labels"]), len(stored), manifest)
-        if unit.cut:
-            share = f"{unit.cut:,} of {stored.size:,} values"
+        if cut:
+            share = f"{cut:,} of {stored.size:,} values"
             notes.append(f"{split}: {share} lie outside the intensity window and were cut to it.")
-        parts[split] = Part(pixels.channels_first(unit.values), names)
+        parts[split] = Part(pixels.channels_first(unit), names)
     return Content(parts, f"{manifest.file}, MD5 {md5}", tuple(notes), path, md5)
 
 

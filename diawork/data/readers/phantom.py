@@ -8,7 +8,7 @@ import numpy as np
 from diawork.base.seeding import key
 from diawork.data.manifests import Manifest
 from diawork.data.phantom import make_phantom
-from diawork.data.readers.content import Content, Part
+from diawork.data.readers import Content, Part
 from diawork.data.readers.pixels import decoded_bytes, decoding, refuse_beyond_memory, to_unit
 
 
@@ -22,16 +22,15 @@ def made(manifest_json: str) -> Content:
     """Make the phantom of a manifest, whose JSON text is the key under which it is kept."""
     manifest = Manifest.model_validate_json(manifest_json)
     with decoding(manifest.name, "cannot be made"):
-        refuse_beyond_memory(2 * sum(decoded_bytes(manifest, split) for split in manifest.counts))  # masks, too
-    facts = manifest.phantom
+        floats = sum(decoded_bytes(manifest, split) for split in manifest.counts)
+        refuse_beyond_memory(2 * floats)  # room for bytes and masks, too
+    facts, parts = manifest.phantom, {}
+    for split, counts in manifest.counts.items():
+        names = np.repeat(list(counts), list(counts.values()))
+        lesioned = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
+        seed = key(facts.seed, "phantom", split)
+        pixels, masks = make_phantom(facts.spec(manifest.image.size), len(names), anomalous=lesioned, seed=seed)
+        unit, _ = to_unit(pixels[:, None], None)
+        parts[split] = Part(unit, names, masks[:, None])
     source = f"made by diawork: {facts.kind} phantom, seed {facts.seed}; lesions: {facts.describe()}"
-    return Content({split: _part(manifest, split) for split in manifest.counts}, source)
-
-
-def _part(manifest: Manifest, split: str) -> Part:
-    counts, facts = manifest.counts[split], manifest.phantom
-    names = np.repeat(list(counts), list(counts.values()))
-    lesioned = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
-    seed = key(facts.seed, "phantom", split)
-    pixels, masks = make_phantom(facts.spec(manifest.image.size), len(names), anomalous=lesioned, seed=seed)
-    return Part(to_unit(pixels[:, None], None).values, names, masks[:, None])
+    return Content(parts, source)

@@ -1,8 +1,4 @@
-"""One image from a PNG, TIFF or npy file, with an explicit intensity window.
-
-Three equal channels are grey; colour stays colour until a grey model averages it. The content decides
-what a file is, not its name.
-"""
+"""One image from a PNG, TIFF or npy file; its content decides which it is, not its name."""
 
 import io
 import math
@@ -32,10 +28,7 @@ class Picture:
 
 
 def read_image(source: Path | str | bytes, *, name: str = "", window: Window | None = None) -> Picture:
-    """Return the image in a file, or in the bytes of one; ``window`` is the stored values of black and white.
-
-    Raises ``DataError``, one sentence, for what is not one readable image.
-    """
+    """Return the image in a file, or in the bytes of one; three equal channels are grey."""
     if isinstance(source, bytes | bytearray | memoryview):
         data, name = bytes(source), name or "image"
     else:

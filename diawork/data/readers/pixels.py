@@ -5,7 +5,6 @@ import io
 import math
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,13 +16,6 @@ NPY = b"\x93NUMPY"  # how an npy file begins
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Window = tuple[float, float]  # the stored values of black and white
-
-
-class Unit(NamedTuple):
-    """Values in [0, 1], and how many of the stored ones lay outside the window and were cut to it."""
-
-    values: np.ndarray  # float32
-    cut: int
 
 
 @contextlib.contextmanager
@@ -53,12 +45,12 @@ def parse_npy(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=buffer.tell()).reshape(shape, order="F" if fortran else "C")
 
 
-def to_unit(images: np.ndarray, window: Window | None) -> Unit:
-    """Return stored images (N, …) in [0, 1]: 8-bit values by 255, anything else only by an explicit window."""
+def to_unit(images: np.ndarray, window: Window | None) -> tuple[np.ndarray, int]:
+    """Return images (N, …) as float32 in [0, 1] by the window, 8-bit ones by 255, and how many values were cut."""
     if images.dtype.kind not in "uif":
         raise DataError(f"is {images.dtype}; wanted uint8, or numbers with an intensity window.")
     if window is None and images.dtype == np.uint8:
-        return Unit(np.divide(images, 255, dtype=np.float32), 0)
+        return np.divide(images, 255, dtype=np.float32), 0
     finite = np.isfinite(images).reshape(len(images), -1).all(1)
     if not finite.all():
         raise DataError(f"image {int(finite.argmin())} holds NaN or infinite values.")
@@ -68,7 +60,7 @@ def to_unit(images: np.ndarray, window: Window | None) -> Unit:
         raise DataError(what, hint=hint)
     unit = (images.astype(np.float64) - window[0]) / (window[1] - window[0])
     cut = int(((unit < 0) | (unit > 1)).sum())
-    return Unit(unit.clip(0, 1).astype(np.float32), cut)
+    return unit.clip(0, 1).astype(np.float32), cut
 
 
 def channels_first(images: np.ndarray) -> np.ndarray:
