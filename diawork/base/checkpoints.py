@@ -185,10 +185,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix
 
 
 class Keeper:
-    """Keeps a loop resumable: restores the newest verified checkpoint, saves by wall clock and on a stop.
-
-    Without a folder it keeps nothing, but still ends the loop on a stop signal.
-    """
+    """Keeps a loop resumable by checkpoints in ``folder``; without one it only ends the loop on a stop signal."""
 
     def __init__(self, folder: Path | None, *, spec: dict, every_seconds: float = 300.0) -> None:
         self.folder, self.spec, self.every_seconds = folder, spec, every_seconds

@@ -37,10 +37,7 @@ def graceful_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Turn the same signals inside the block into ``Interrupted``, raised wherever the code is.
-
-    For work that is cheap to repeat; a ``graceful_stop`` inside it takes over for its loop.
-    """
+    """Turn the same signals into ``Interrupted`` wherever the code is; a ``graceful_stop`` inside takes over."""
     ours = threading.current_thread() is threading.main_thread() and _active is None
     try:
         with _handling(_stop) if ours else contextlib.nullcontext():

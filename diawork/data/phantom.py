@@ -24,11 +24,7 @@ Grid = np.ndarray  # (S, S) float32
 
 @dataclass(frozen=True)
 class PhantomSpec:
-    """What is drawn.
-
-    Hidden from every label-free control (AUROC < 0.7): oct with the defaults, lung and fundus with spots
-    of 6 px and contrast 0.3.
-    """
+    """What is drawn; no label-free control sees (AUROC < 0.7) the defaults, nor spots of 6 px and contrast 0.3."""
 
     kind: str = "oct"
     size: int = 32  # px
@@ -52,10 +48,7 @@ class PhantomSpec:
 def make_phantom(
     spec: PhantomSpec, n: int, *, anomalous: bool | np.ndarray = False, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 (n, H, W) and masks bool (n, H, W) of what each lesion visibly changes.
-
-    ``anomalous`` is one answer for all or one an image (n,); a healthy image has an empty mask.
-    """
+    """Return images uint8 (n, H, W), lesioned where ``anomalous``, and masks bool (n, H, W) of the visible change."""
     if n < 0 or seed < 0:
         raise UsageError(f"n={n} and seed={seed} must not be negative.")
     wanted = np.asarray(anomalous, bool)
@@ -85,10 +78,7 @@ def _image(spec: PhantomSpec, seed: int, i: int, *, lesion: bool) -> tuple[np.nd
 
 
 class _View:
-    """Where an image looks: anatomical coordinates u (right), v (down) of its fine pixels, about [-1, 1].
-
-    Turned, scaled, moved and mirrored at random, so that no pixel has one meaning. A point is u + iv.
-    """
+    """Anatomical coordinates u (right), v (down) of an image's fine pixels, turned and moved at random; u + iv."""
 
     def __init__(self, fine: int, rng: np.random.Generator) -> None:
         self.turn = cmath.rect(rng.uniform(0.9, 1.12), rng.uniform(-0.25, 0.25))

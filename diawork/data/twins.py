@@ -60,10 +60,7 @@ def _pair(kind: str, a: ImageSet, i: int, b: ImageSet, j: int, *, similarity: fl
 
 
 def _exact_pairs(splits: Splits) -> Iterator[Pair]:
-    """Yield, for every image seen before, its first twin in its own split and in each earlier one.
-
-    Among the twins in train a healthy one counts, too, even where it is not the first.
-    """
+    """Yield, for every image seen before, its first twin in its split, and the first of each role in earlier ones."""
     seen: dict[bytes, dict[tuple, tuple[ImageSet, int]]] = defaultdict(dict)
     for images in splits.all():
         for row, pixels in enumerate(images.images.numpy()):

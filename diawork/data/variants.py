@@ -25,8 +25,8 @@ def open_data(cfg: ExperimentConfig, root: Path | str | None = None) -> Splits:
 
 def _with_lesions(manifest: Manifest, data: DataConfig) -> Manifest:
     """Return the manifest with lesions of the wanted size (px) and contrast; only a phantom has any to dial."""
-    wanted = {name: getattr(data, name) for name in ("lesion_size", "lesion_contrast")}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+    dials = ("lesion_size", "lesion_contrast")
+    wanted = {name: getattr(data, name) for name in dials if getattr(data, name) is not None}
     if not wanted:
         return manifest
     if manifest.phantom is None:
