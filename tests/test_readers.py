@@ -170,8 +170,8 @@ def test_an_array_in_fortran_order_is_read_as_it_was_written():
 
 
 def test_whatever_a_decoder_raises_becomes_one_sentence_about_the_file():
-    with pytest.raises(DataError, match=r"^a\.bin: pixels: damaged \(KeyError\)\. Get it again\.$"):
-        with decoding("a.bin", "damaged", field="pixels", hint="Get it again."):
-            raise KeyError
-    with pytest.raises(UsageError, match="^mine: no$"), decoding("a.bin", "damaged"):
+    sentence = r"^a\.bin: pixels: damaged \(KeyError\)\. Get it again\.$"
+    with pytest.raises(DataError, match=sentence), decoding("a.bin", "damaged", field="pixels", hint="Get it again."):
+        raise KeyError
+    with pytest.raises(UsageError, match=r"^mine: no$"), decoding("a.bin", "damaged"):
         raise UsageError("no", path="mine")

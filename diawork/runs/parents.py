@@ -38,7 +38,7 @@ def shared_ddpm(
     """
     cfg = resolve(cfg, splits)
     source = diffusion_data(cfg, splits, data_root)
-    bridge = cfg.dissolve.bridge if source is splits else source.manifest.bridge
+    bridge = cfg.dissolve.bridge if source.identity == splits.identity else source.manifest.bridge
     train, settings = source.train, cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
     identity = digest([settings.identity(), bridge, train.identity])
     folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"
