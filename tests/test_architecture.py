@@ -20,7 +20,7 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "timm": {"method.training"},
     "PIL": {"data.readers"},
     "yaml": {"data.strictyaml"},
-    "pooch": {"data.images"},
+    "pooch": {"data.sources"},
     "sklearn": {"evaluation", "detectors"},
     "papermill": {"runs.notebooks"},
     "nbclient": {"runs.notebooks"},

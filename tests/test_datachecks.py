@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from diawork.base.errors import CheckpointError, DataError
 from diawork.cli.main import main
 from diawork.data import checks
 from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
-from diawork.data.images import ImageSet, Splits, _phantom, load
+from diawork.data.images import ImageSet, Splits, load
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
@@ -33,7 +33,7 @@ def clean(kind="oct"):
     values["phantom"]["kind"] = kind
     values["counts"] = {"train": {"healthy": 200, "lesion": 100}, "val": {"healthy": 10, "lesion": 10},
                         "test": {"healthy": 110, "lesion": 10}}  # fmt: skip
-    return _phantom(Manifest.model_validate(values).model_dump_json())
+    return load(Manifest.model_validate(values))
 
 
 def with_images(images, rows, pixels):
@@ -174,13 +174,13 @@ def test_report_reads_as_lines():
 
 def test_report_survives_json():
     report = check_splits(leaky())
-    assert DataReport.from_dict(json.loads(json.dumps(report.as_dict()))) == report
+    assert DataReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
 
 
 @pytest.mark.parametrize("damage", [{"schema": 0}, {"pairs": [[1]]}, {"pairs": 5}, {"problems": None}])
 def test_other_json_is_refused(damage):
     with pytest.raises(CheckpointError):
-        DataReport.from_dict(check_splits(leaky()).as_dict() | damage)
+        DataReport.from_dict(asdict(check_splits(leaky())) | damage)
 
 
 def test_a_check_is_made_once_for_the_same_data(tmp_path, monkeypatch):

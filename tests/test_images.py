@@ -14,10 +14,10 @@ import torch
 
 from diawork.base.errors import DataError, UsageError
 from diawork.base.seeding import generator
-from diawork.data import images as house
 from diawork.data.images import ImageSet, batches, describe, load
 from diawork.data.manifests import Manifest, load_manifest
-from diawork.data.readers import npz
+from diawork.data.readers import phantom, pixels, read_content
+from diawork.data.sources import find_file
 
 COUNTS = {"train": {"well": 6, "ill": 2}, "val": {"well": 2, "ill": 2}, "test": {"well": 3, "ill": 2}}
 TOY = {
@@ -44,7 +44,7 @@ def arrays(**changes):
 
 def opened(folder, manifest=None, **changes):
     np.savez(folder / "toy.npz", **arrays(**changes))
-    return house._open(manifest or toy(), folder / "toy.npz")
+    return load(manifest or toy(), folder)
 
 
 def refused(words, folder, manifest=None, **changes):
@@ -129,7 +129,7 @@ SMALL = {"train": {"healthy": 5, "lesion": 0}, "val": {"healthy": 3, "lesion": 2
 
 def small_phantom(**changes):
     values = load_manifest("phantom").model_dump() | {"counts": SMALL} | changes
-    return house._phantom(Manifest.model_validate(values).model_dump_json())
+    return load(Manifest.model_validate(values))
 
 
 def test_phantom_splits_have_masks_roles_and_different_images():
@@ -142,8 +142,8 @@ def test_phantom_splits_have_masks_roles_and_different_images():
 
 def test_phantom_is_the_same_every_time_and_made_once():
     first = small_phantom()
-    assert small_phantom() is first
-    house._phantom.cache_clear()
+    assert small_phantom().train.images.data_ptr() == first.train.images.data_ptr()
+    phantom.made.cache_clear()
     assert small_phantom().identity == first.identity
     other = load_manifest("phantom").phantom.model_dump() | {"seed": 1}
     assert small_phantom(phantom=other).identity != first.identity
@@ -182,11 +182,11 @@ VARIANTS = [
     ({"train_images": np.zeros((0, 8, 8), np.uint8), "train_labels": np.zeros(0, int)}, ["holds no image"]),
     ({"train_images": np.uint8(3)}, ["shape ()"]),
     ({"train_images": np.zeros((7, 8, 8), np.uint8)}, ["(7,)", "one for each"]),
-    ({"train_labels": ONE_HOT}, ["train_labels is uint8 (8, 2)"]),
-    ({"train_labels": np.ones(8)}, ["train_labels is float64"]),
-    ({"train_labels": np.full(8, np.nan)}, ["train_labels is float64"]),
-    ({"train_labels": np.array(["well"] * 8)}, ["train_labels is <U4"]),
-    ({"train_labels": np.ones(8, bool)}, ["train_labels is bool"]),
+    ({"train_labels": ONE_HOT}, ["train_labels: is uint8 (8, 2)"]),
+    ({"train_labels": np.ones(8)}, ["train_labels: is float64"]),
+    ({"train_labels": np.full(8, np.nan)}, ["train_labels: is float64"]),
+    ({"train_labels": np.array(["well"] * 8)}, ["train_labels: is <U4"]),
+    ({"train_labels": np.ones(8, bool)}, ["train_labels: is bool"]),
     ({"train_labels": np.full(8, 7)}, ["8 images have the label 7", "0: ill, 1: well"]),
     ({"train_labels": np.full(8, -1)}, ["label -1"]),
     ({"train_labels": np.ones(8, int)}, ["counts differ", "well: 8 in the file, 6 in the manifest"]),
@@ -196,9 +196,9 @@ VARIANTS = [
     ({"train_images": np.zeros((8, 8, 8), [("a", "u1")])}, ["wanted uint8"]),
     ({"train_images": np.zeros((8, 8, 8), complex)}, ["complex128"]),
     ({"train_images": np.zeros((8, 8, 8), bool)}, ["bool"]),
-    (images_as(np.uint16, 257), ["uint16 with values", "explicit window", "intensity"]),
-    (images_as(np.float32, 1 / 255), ["float32 with values", "explicit window"]),
-    (images_as(np.int16), ["int16", "explicit window"]),
+    (images_as(np.uint16, 257), ["train_images: is uint16, 0 … 65535", "an intensity window", "intensity: [0, 4095]"]),
+    (images_as(np.float32, 1 / 255), ["is float32, 0 … ", "needs an intensity window"]),
+    (images_as(np.int16), ["int16", "needs an intensity window"]),
 ]
 
 
@@ -234,7 +234,7 @@ def test_nan_pixels_are_refused_with_their_image(tmp_path):
 
 @pytest.mark.parametrize(
     ("roles", "changes", "word"),
-    [({"ill": "normal", "well": "normal"}, {}, "val: 4 normal and 0 anomalous"),
+    [({"ill": "normal", "well": "normal"}, {}, "val holds 4 normal and 0 anomalous"),
      ({"ill": "anomalous", "well": "normal"}, {"counts": COUNTS | {"train": {"well": 0, "ill": 8}},
       "train_labels": np.zeros(8, int)}, "no normal image"),
      ({"ill": "anomalous", "well": "normal"}, {"counts": COUNTS | {"test": {"well": 5, "ill": 0}},
@@ -256,7 +256,7 @@ def test_files_that_are_no_npz(content, word, tmp_path):
     (tmp_path / "toy.npz").write_bytes(content)
     manifest = toy(md5="1" * 32, url=["https://example.org/toy.npz"])
     with pytest.raises(DataError, match=word) as caught:
-        house._open(manifest, tmp_path / "toy.npz")
+        load(manifest, tmp_path)
     assert "1" * 32 in str(caught.value) and "https://example.org/toy.npz" in str(caught.value)
 
 
@@ -277,14 +277,14 @@ def test_bombs_are_refused_before_they_are_read(tmp_path, monkeypatch):
     bomb(tmp_path, size=20_000_000)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was read"))
     with pytest.raises(DataError, match="declares 20,000,128 bytes, more than 8 images of 8 px can take"):
-        house._open(toy(), tmp_path / "toy.npz")
+        load(toy(), tmp_path)
 
 
 def test_data_beyond_the_memory_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DIAWORK_DATA_LIMIT_GB", "0.000001")
     refused(["GiB", "DIAWORK_DATA_LIMIT_GB"], tmp_path)
     monkeypatch.setenv("DIAWORK_DATA_LIMIT_GB", "many")
-    assert 0 < npz.memory_limit() <= 4 * npz.GIB
+    assert 0 < pixels.memory_limit() <= 4 * pixels.GIB
 
 
 @pytest.mark.parametrize("shape", ["(99999999999, 8, 8)", "(-8, 8, 8)", "(8, 8)", "(4, 8, 8)"])
@@ -292,7 +292,7 @@ def test_headers_that_lie_are_found(shape, tmp_path):
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
     bomb(tmp_path, header=b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(118).encode(), size=512)
     with pytest.raises(DataError, match="its bytes do not hold"):
-        house._open(toy(), tmp_path / "toy.npz")
+        load(toy(), tmp_path)
 
 
 @pytest.mark.parametrize(("version", "accepted"), [(1, True), (2, True), (3, False), (9, False)])
@@ -301,10 +301,10 @@ def test_npy_headers_of_version_1_and_2_are_read(version, accepted, tmp_path):
     length = (118).to_bytes(2 if version == 1 else 4, "little")
     bomb(tmp_path, header=b"\x93NUMPY" + bytes([version, 0]) + length + text.ljust(118).encode(), size=512)
     if accepted:
-        assert house._open(toy(), tmp_path / "toy.npz").train.images.sum() == 0
+        assert load(toy(), tmp_path).train.images.sum() == 0
         return
     with pytest.raises(DataError, match="version"):
-        house._open(toy(), tmp_path / "toy.npz")
+        load(toy(), tmp_path)
 
 
 def test_two_members_of_one_name_are_refused(tmp_path):
@@ -312,15 +312,13 @@ def test_two_members_of_one_name_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "toy.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("train_images.npy", b"other")
     with pytest.raises(DataError, match="same name"):
-        house._open(toy(), tmp_path / "toy.npz")
+        load(toy(), tmp_path)
 
 
 def test_a_folder_or_a_forbidden_file_is_a_data_error(tmp_path):
     (tmp_path / "toy.npz").mkdir()
     with pytest.raises(DataError, match="not a file"):
-        house._find(toy(), tmp_path, download=False)
-    with pytest.raises(DataError, match="directory"):
-        house._open(toy(), tmp_path / "toy.npz")
+        load(toy(), tmp_path)
 
 
 def corrupted(data, rng):
@@ -349,10 +347,10 @@ def fuzz(n, seed, folder):
     for _ in range(n):
         path.write_bytes(corrupted(rng.choice(sources), rng))
         try:
-            found = house._open(manifest, path).identity
+            identity = load(manifest, folder).identity
         except DataError:  # any other type is a failure
             continue
-        assert found == wanted
+        assert identity == wanted
         accepted += 1
     return accepted
 
@@ -387,9 +385,9 @@ def test_folders_are_searched_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("DIAWORK_HOME", str(tmp_path))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "toy.npz").touch()
-    assert house._find(toy(), None, download=False) == tmp_path / "data" / "toy.npz"
+    assert find_file(toy()) == tmp_path / "data" / "toy.npz"
     with pytest.raises(DataError, match=r"looked in \S*two\."):
-        house._find(toy(), tmp_path / "two", download=False)
+        find_file(toy(), tmp_path / "two")
 
 
 def test_unknown_name_is_a_usage_error():
@@ -420,8 +418,8 @@ def at(url, md5):
 
 def test_download_puts_a_verified_file_in_place(server, tmp_path):
     np.savez(tmp_path / "www" / "toy.npz", **arrays())
-    md5 = house.read_npz(tmp_path / "www" / "toy.npz", toy())[1]
-    path = house._find(at(server, md5), tmp_path / "data", download=True)
+    md5 = read_content(toy(), tmp_path / "www").md5
+    path = find_file(at(server, md5), tmp_path / "data", download=True)
     assert path == tmp_path / "data" / "toy.npz" and path.read_bytes() == (tmp_path / "www" / "toy.npz").read_bytes()
 
 
@@ -429,7 +427,7 @@ def test_a_wrong_or_absent_download_leaves_nothing_behind(server, tmp_path):
     (tmp_path / "www" / "toy.npz").write_bytes(b"half a file")
     for url, word in ((server, "does not match"), (f"{server}x", "404"), ("http://127.0.0.1:9/x", "127.0.0.1")):
         with pytest.raises(DataError, match=word) as caught:
-            house._find(at(url, "0" * 32), tmp_path / "data", download=True)
+            find_file(at(url, "0" * 32), tmp_path / "data", download=True)
         assert "0" * 32 in str(caught.value) and str(tmp_path / "data") in str(caught.value)
     assert not list((tmp_path / "data").iterdir())
 

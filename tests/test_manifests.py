@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diawork.base import files
 from diawork.base.errors import DataError, UsageError
 from diawork.base.files import shipped
-from diawork.data import manifests
 from diawork.data.manifests import Manifest, check_manifest, list_manifests, load_manifest
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
@@ -61,7 +61,7 @@ def test_manifests_inside_an_installed_package_come_first(tmp_path, monkeypatch)
     package = tmp_path / "diawork"
     (package / "_manifests").mkdir(parents=True)
     (package / "_manifests" / "own.yaml").write_text(changed("name: pneumoniamnist", "name: own"))
-    monkeypatch.setattr(manifests, "__file__", str(package / "manifests.py"))
+    monkeypatch.setattr(files, "PACKAGE", package)
     (package / "_manifests" / "numbers.yaml").write_text("schema: 1")
     assert list_manifests() == ["own"] and load_manifest("own").name == "own"
 
@@ -96,8 +96,8 @@ def test_models_are_frozen():
      ("-7", -7), (".5", 0.5), ("+.inf", float("inf")), ("<<", "<<"), ("=", "="), ('"5"', "5"), ("", None)],
 )  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(scalar, value):
-    found = parse_yaml(f"a: {scalar}", "x")[0]["a"]
-    assert found == value and type(found) is type(value)
+    read = parse_yaml(f"a: {scalar}", "x")[0]["a"]
+    assert read == value and type(read) is type(value)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,20 @@
-"""The image reader: what it takes, what it refuses, and that nothing is guessed."""
+"""The readers: a room for each kind, and what the reader of one image takes, refuses and does not guess."""
 
+import importlib
 import io
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diawork.base.errors import DataError, UsageError
-from diawork.data.readers.picture import read_image
+from diawork.data import manifests
+from diawork.data.images import load
+from diawork.data.manifests import Kind, Manifest, load_manifest
+from diawork.data.readers import Content, Part, read_image
+from diawork.data.readers.pixels import channels_first, decoding, parse_npy, to_unit
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 FINE = GREY.astype(np.uint16) * 100
@@ -119,3 +126,52 @@ def test_paths_are_read_and_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("diawork.data.readers.picture.MOST_BYTES", 10)
     with pytest.raises(DataError, match="too many for one image"):
         read_image(str(tmp_path / "a.tif"))
+
+
+# --- what all readers share ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", manifests.KINDS)
+def test_every_kind_has_its_reader(kind):
+    assert callable(importlib.import_module(f"diawork.data.readers.{kind}").read)
+
+
+def test_a_reader_is_a_room_and_a_line_in_the_list_of_kinds(monkeypatch):
+    values = load_manifest("phantom").model_dump(exclude={"phantom"}) | {"kind": "stripes"}
+    values["counts"] = {split: {"healthy": 2, "lesion": 1} for split in ("train", "test")}
+    with pytest.raises(ValueError, match="'stripes' is not a kind of data set: npz, phantom"):
+        Manifest.model_validate(values)
+
+    def read(manifest, root, *, download):
+        names = np.array(["healthy", "healthy", "lesion"])
+        images = np.linspace(0, 1, 3 * 32 * 32, dtype=np.float32).reshape(3, 1, 32, 32)
+        return Content({split: Part(images, names) for split in manifest.counts}, "made of stripes", ("striped",))
+
+    monkeypatch.setitem(manifests.KINDS, "stripes", Kind(needs=()))
+    monkeypatch.setitem(sys.modules, "diawork.data.readers.stripes", SimpleNamespace(read=read))
+    splits = load(Manifest.model_validate(values))
+    assert [len(s) for s in splits.all()] == [3, 0, 3] and splits.test.anomalous.tolist() == [False, False, True]
+    assert splits.source == "made of stripes" and splits.notes[-1] == "striped"
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 5, 6, 1), (2, 1, 5, 6)])
+def test_channels_come_first(shape):
+    assert channels_first(np.zeros(shape)).shape == (2, 1, 5, 6)
+
+
+def test_values_become_shares_of_their_window_and_the_cut_ones_are_counted():
+    unit, cut = to_unit(np.array([[[-5, 0], [50, 200]]], np.int16), (0, 100))
+    assert unit.dtype == np.float32 and unit.tolist() == [[[0, 0], [0.5, 1]]] and cut == 2
+
+
+def test_an_array_in_fortran_order_is_read_as_it_was_written():
+    values = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    np.testing.assert_array_equal(parse_npy(encoded(values, "npy")), values)
+
+
+def test_whatever_a_decoder_raises_becomes_one_sentence_about_the_file():
+    sentence = r"^a\.bin: pixels: damaged \(KeyError\)\. Get it again\.$"
+    with pytest.raises(DataError, match=sentence), decoding("a.bin", "damaged", field="pixels", hint="Get it again."):
+        raise KeyError
+    with pytest.raises(UsageError, match=r"^mine: no$"), decoding("a.bin", "damaged"):
+        raise UsageError("no", path="mine")

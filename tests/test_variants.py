@@ -57,7 +57,7 @@ def test_lesions_are_dialled_and_nothing_else_moves():
 
 
 def test_without_changes_it_is_the_data_set_itself():
-    assert open_data(ExperimentConfig()) is load("phantom")
+    assert open_data(ExperimentConfig()).identity == load("phantom").identity
 
 
 @pytest.mark.parametrize(

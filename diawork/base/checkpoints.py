@@ -2,10 +2,8 @@
 
 A checkpoint is a pair ``NAME.safetensors`` and ``NAME.json``; the JSON record is written last and
 holds the tensors' hash and size, the spec and the data they belong to, the versions that made them,
-and a seal over itself. Loading goes hash → spec → shape and dtype → finite; nothing is ever unpickled.
+and a seal over itself. Loading goes seal → hash → finite → spec → shape and dtype; nothing is ever unpickled.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -13,7 +11,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,11 +42,11 @@ class Checkpoint(NamedTuple):
 
     def value(self, name: str, kind: type[_T]) -> _T:
         """Return ``state[name]``; ``CheckpointError`` where it is missing or of another type."""
-        found = self.state.get(name)
-        if isinstance(found, kind):
-            return found
-        what = f"the record's {name!r} is {type(found).__name__}, wanted {kind.__name__}."
-        raise CheckpointError(what, path=self.path)
+        value = self.state.get(name)
+        if not isinstance(value, kind):
+            what = f"the record's {name!r} is {type(value).__name__}, wanted {kind.__name__}."
+            raise CheckpointError(what, path=self.path)
+        return value
 
     def refuse_others(self, *prefixes: str) -> None:
         """Raise ``CheckpointError`` for a tensor whose name starts with none of the prefixes."""
@@ -58,10 +56,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(path: Path, tensors: Tensors, *, spec: dict, state: dict) -> None:
-    """Write ``path.safetensors`` and then, as the commit, ``path.json``.
-
-    ``spec`` says what the tensors belong to and is compared on loading; ``state`` is anything else.
-    """
+    """Write the pair; ``spec`` says what the tensors belong to and is compared on loading, ``state`` is the rest."""
     data = serialize_safetensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     record = {"format": FORMAT, "bytes": len(data), "spec": spec, "state": state, "versions": _versions()}
     record["sha256"] = write_bytes(path.with_suffix(".safetensors"), data)
@@ -77,29 +72,41 @@ def _seal(record: dict[str, Any]) -> str:
 
 
 def load_checkpoint(path: Path, *, spec: dict | None = None) -> Checkpoint:
-    """Return the verified content of the pair at ``path``.
-
-    Raises ``CheckpointError``: damaged, incomplete, not finite, or, where ``spec`` is given,
-    belonging to something else (with a table of the differences).
-    """
-    record = read_record(path)
-    weights = path.with_suffix(".safetensors")
-    data = _verified_bytes(weights, record)
+    """Return the verified content of the pair at ``path``, which must belong to ``spec`` where that is known."""
+    record = _read_record(path.with_suffix(".json"))
+    tensors = _read_tensors(path.with_suffix(".safetensors"), record)
     if spec is not None:
         refuse_differences(path, record["spec"], spec)
-    tensors = _parsed(weights, data)
     return Checkpoint(tensors, record["spec"], record["state"], record["versions"], path)
 
 
-def _verified_bytes(weights: Path, record: dict[str, Any]) -> bytes:
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(f"not a checkpoint record of format {FORMAT}.", path=path)
+    if record.pop("seal", None) != _seal(record):
+        raise _damaged(path, "its seal does not fit its content")
+    wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
+    if wrong or set(record) != set(RECORD):
+        raise CheckpointError(f"the record's keys are not the known ones ({wrong or sorted(record)}).", path=path)
+    return record
+
+
+def _read_tensors(path: Path, record: dict[str, Any]) -> Tensors:
     try:
-        size = weights.stat().st_size
-        data = weights.read_bytes() if size == record["bytes"] else b""
+        data = path.read_bytes() if path.stat().st_size == record["bytes"] else b""
     except (OSError, MemoryError) as error:
-        raise CheckpointError(f"cannot be read ({getattr(error, 'strerror', None) or error}).", path=weights) from None
-    if size != record["bytes"] or hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise _damaged(weights, "its size or SHA-256 is not the recorded one")
-    return data
+        raise CheckpointError(f"cannot be read ({getattr(error, 'strerror', None) or error}).", path=path) from None
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise _damaged(path, "its size or SHA-256 is not the recorded one")
+    try:
+        tensors = parse_safetensors(data)
+        bad = [name for name, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    except Exception as error:  # a hostile header, an exotic dtype: the parser and torch raise many types
+        raise CheckpointError(f"not a safetensors file ({error}).", path=path) from None
+    if bad:
+        raise CheckpointError(f"tensor {bad[0]!r} holds values that are not finite.", path=path)
+    return tensors
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
@@ -107,48 +114,20 @@ def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"the file is damaged: {what}.", path=path, hint=hint)
 
 
-def _parsed(weights: Path, data: bytes) -> Tensors:
-    try:
-        tensors = parse_safetensors(data)
-        bad = [name for name, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    except Exception as error:  # a hostile header, an exotic dtype: the parser and torch raise many types
-        raise CheckpointError(f"not a safetensors file ({error}).", path=weights) from None
-    if bad:
-        raise CheckpointError(f"tensor {bad[0]!r} holds values that are not finite.", path=weights)
-    return tensors
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Return the sealed JSON record of a checkpoint without touching its tensors."""
-    where = path.with_suffix(".json")
-    record = read_json(where)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CheckpointError(f"not a checkpoint record of format {FORMAT}.", path=where)
-    seal = record.pop("seal", None)
-    if seal != _seal(record):
-        raise _damaged(where, "its seal does not fit its content")
-    wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
-    if wrong or set(record) != set(RECORD):
-        raise CheckpointError(f"the record's keys are not the known ones ({wrong or sorted(record)}).", path=where)
-    return record
-
-
-def refuse_differences(path: Path, found: dict, wanted: dict) -> None:
+def refuse_differences(path: Path, in_file: dict, wanted: dict) -> None:
     """Raise ``CheckpointError`` with a table field · in file · wanted, where the specs differ."""
-    found, wanted = _flat(json.loads(json.dumps(found))), _flat(json.loads(json.dumps(wanted)))
-    rows = [
-        f"  {field}: in file {found.get(field, '(absent)')!r:.80}, wanted {wanted.get(field, '(absent)')!r:.80}"
-        for field in sorted({*found, *wanted})
-        if found.get(field, "(absent)") != wanted.get(field, "(absent)")
-    ]
+    in_file, wanted = _flat(json.loads(json.dumps(in_file))), _flat(json.loads(json.dumps(wanted)))
+    rows = []
+    for field in sorted({*in_file, *wanted}):
+        ours, theirs = (side.get(field, "(absent)") for side in (wanted, in_file))
+        if ours != theirs:
+            rows.append(f"  {field}: in file {theirs!r:.80}, wanted {ours!r:.80}")
+    if len(rows) > MOST_DIFFERENCES:
+        rows[MOST_DIFFERENCES:] = [f"  and {len(rows) - MOST_DIFFERENCES} more"]
     if rows:
-        more = [f"  and {len(rows) - MOST_DIFFERENCES} more"] if len(rows) > MOST_DIFFERENCES else []
-        table = "\n".join(rows[:MOST_DIFFERENCES] + more)
-        raise CheckpointError(
-            f"this checkpoint belongs to something else:\n{table}\n",
-            path=path,
-            hint="Load it with the settings it was made with, or train anew.",
-        )
+        what = "\n".join(["this checkpoint belongs to something else:", *rows, ""])
+        hint = "Load it with the settings it was made with, or train anew."
+        raise CheckpointError(what, path=path, hint=hint)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -161,13 +140,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def matching(tensors: Tensors, prefix: str, like: Tensors, *, path: object = None) -> Tensors:
     """Return the ``prefix``-ed tensors, whose names, shapes and dtypes must be those of ``like``."""
-    given = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    found, wanted = (
+    chosen = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    in_file, wanted = (
         {prefix + name: f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}" for name, v in side.items()}
-        for side in (given, like)
+        for side in (chosen, like)
     )
-    refuse_differences(Path(str(path or "checkpoint")), found, wanted)
-    return given
+    refuse_differences(Path(str(path or "checkpoint")), in_file, wanted)
+    return chosen
 
 
 def load_weights(module: nn.Module, tensors: Tensors, *, path: object = None, prefix: str = "") -> None:
@@ -177,13 +156,8 @@ def load_weights(module: nn.Module, tensors: Tensors, *, path: object = None, pr
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
     """Return an optimiser's state as named tensors (``index.name``); its settings live in the config."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, slots in state.items()
-        for name, value in slots.items()
-        if value is not None
-    }
+    slots = ((i, name, value) for i, state in optimizer.state_dict()["state"].items() for name, value in state.items())
+    return {f"{i}.{name}": torch.as_tensor(value) for i, name, value in slots if value is not None}
 
 
 _ADAM, _MOMENTUM = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)
@@ -211,10 +185,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix
 
 
 class Keeper:
-    """Keeps a loop resumable: restores the newest verified checkpoint, saves by wall clock and on a stop.
-
-    Without a folder it keeps nothing, but still ends the loop on a stop signal.
-    """
+    """Keeps a loop resumable by checkpoints in ``folder``; without one it only ends the loop on a stop signal."""
 
     def __init__(self, folder: Path | None, *, spec: dict, every_seconds: float = 300.0) -> None:
         self.folder, self.spec, self.every_seconds = folder, spec, every_seconds
@@ -226,10 +197,7 @@ class Keeper:
                     weights.unlink(missing_ok=True)
 
     def require_space(self, tensors: Tensors, optimizer: torch.optim.Optimizer) -> None:
-        """Raise ``ResourceError`` where the folder cannot be written or hold three checkpoints.
-
-        Two are kept, one is being written. ``tensors`` is a snapshot's; the optimiser's part is foreseen.
-        """
+        """Raise ``ResourceError`` where the folder cannot be written or hold three checkpoints: two and a new one."""
         if not self.folder:
             return
         write_bytes(self.folder / "probe", b"")
@@ -247,19 +215,20 @@ class Keeper:
         """Return the newest checkpoint that verifies; damaged ones are named in a warning and passed over."""
         for path in self._newest_first():
             try:
-                return _warn_of_versions(load_checkpoint(path, spec=self.spec))
+                checkpoint = load_checkpoint(path, spec=self.spec)
             except CheckpointError as error:
                 if "belongs to something else" in error.what:
                     raise
                 warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=2)
+                continue
+            _warn_of_versions(checkpoint.versions)
+            return checkpoint
         return None
 
     def after_step(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
-        """Save if it is time (at most 2 % of the time goes into saving) or a stop was asked for.
-
-        Raises ``Interrupted`` after saving where a stop was asked for.
-        """
-        due, stopping = time.monotonic() - self._last >= max(self.every_seconds, 50 * self._cost), stop_requested()
+        """Save if it is time (at most 2 % of it goes into saving) or a stop was asked for, which is then raised."""
+        due = time.monotonic() - self._last >= max(self.every_seconds, 50 * self._cost)
+        stopping = stop_requested()
         if due or stopping:
             self.save(step, snapshot)
         if stopping:
@@ -272,27 +241,25 @@ class Keeper:
         start, path = time.monotonic(), self.folder / f"step-{step:09d}"
         tensors, state = snapshot()
         save_checkpoint(path, tensors, spec=self.spec, state=state | {"step": step})
-        for old in list(self._newest_first())[2:]:
+        for old in self._newest_first()[2:]:
             _remove(old)
         self._last, self._cost = time.monotonic(), time.monotonic() - start
 
     def clear(self) -> None:
         """Remove all checkpoints, once the final weights are safe."""
-        for path in list(self._newest_first()):
+        for path in self._newest_first():
             _remove(path)
 
-    def _newest_first(self) -> Iterator[Path]:
-        records = self.folder.glob("step-*.json") if self.folder and self.folder.is_dir() else ()
-        yield from (p.with_suffix("") for p in sorted(records, reverse=True))
+    def _newest_first(self) -> list[Path]:
+        records = self.folder.glob("step-*.json") if self.folder else ()
+        return [record.with_suffix("") for record in sorted(records, reverse=True)]
 
 
-def _warn_of_versions(checkpoint: Checkpoint) -> Checkpoint:
-    here = _versions()
-    changed = [f"{k} {checkpoint.versions.get(k)} → {v}" for k, v in here.items() if checkpoint.versions.get(k) != v]
+def _warn_of_versions(before: dict[str, str]) -> None:
+    changed = [f"{name} {before.get(name)} → {v}" for name, v in _versions().items() if before.get(name) != v]
     if changed:
         text = f"this training began with other versions ({', '.join(changed)}): it goes on, but not bit for bit."
         warnings.warn(text, stacklevel=3)
-    return checkpoint
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,5 @@
 """The errors a user can meet: one sentence each, with a code, an exit status and a way out."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 
@@ -21,9 +19,8 @@ class DiaworkError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        where = ": ".join(printable(part) for part in (self.path, self.field) if part)
-        said = "".join((f"{where}: " if where else "", self.what, f" {self.hint}" if self.hint else ""))
-        return printable(said, keep="\n")
+        where = "".join(f"{printable(part)}: " for part in (self.path, self.field) if part)
+        return printable(f"{where}{self.what} {self.hint}".rstrip(" "), keep="\n")
 
 
 class UsageError(DiaworkError):

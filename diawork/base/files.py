@@ -1,7 +1,5 @@
 """Durable files: whole or not there, and hashed."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -28,11 +26,7 @@ def shipped(name: str) -> Path:
 
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> str:
-    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one; return its SHA-256.
-
-    Temporary file in the same folder, fsync, atomic rename, folder fsync. Raises ``ResourceError``
-    where the folder cannot be written or the disk is full; the old file is then untouched.
-    """
+    """Write ``data`` to ``path`` so that a crash or a full disk leaves the old file or the new; return its SHA-256."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,12 +38,9 @@ def write_bytes(path: Path | str, data: bytes | memoryview) -> str:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise ResourceError(
-            f"cannot write {len(data):,} bytes ({error.strerror or error}).",
-            path=path,
-            hint="Choose another folder with --out or $DIAWORK_HOME, or free some space; "
-            "nothing already written was harmed.",
-        ) from error
+        what = f"cannot write {len(data):,} bytes ({error.strerror or error})."
+        way_out = "Choose another folder with --out or $DIAWORK_HOME, or free some space"
+        raise ResourceError(what, path=path, hint=f"{way_out}; nothing already written was harmed.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # gone already where the rename succeeded
@@ -130,19 +121,11 @@ def remove_orphans(folder: Path) -> list[Path]:
 
 
 def process_alive(pid: int) -> bool:
-    """Say whether a process with this id runs on this machine."""
+    """Say whether a process with this id runs on this machine; one that only waits to be noticed does not."""
     try:
         os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # Linux
     except ProcessLookupError:
         return False
-    except (PermissionError, OSError):
+    except (OSError, IndexError):  # another user's, or no /proc
         return True
-    return not _ended(pid)
-
-
-def _ended(pid: int) -> bool:
-    """Say whether a process has ended and only waits for its parent to notice (Linux)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False

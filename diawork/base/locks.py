@@ -1,7 +1,5 @@
 """One process at a time in a folder: a lock file with a heartbeat, on any file system."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -32,13 +30,11 @@ def locked(folder: Path, *, wait: bool = False, say: Callable[[str], Any] = prin
         folder.mkdir(parents=True, exist_ok=True)
         told = False
         while other := _take(lock, mine, say):
-            who = f"process {other.get('pid')} on {other.get('host')}"
             if not wait:
-                raise BusyError(
-                    f"{who} is working here.", path=folder, hint=f"Wait for it; if it is gone, remove {lock}."
-                )
+                hint = f"Wait for it; if it is gone, remove {lock}."
+                raise BusyError(f"{_who(other)} is working here.", path=folder, hint=hint)
             if not told:
-                say(f"waiting for {who}, which is working on {folder.name}")
+                say(f"waiting for {_who(other)}, which is working on {folder.name}")
             told = True
             time.sleep(POLL)
     except OSError as error:
@@ -56,23 +52,28 @@ def locked(folder: Path, *, wait: bool = False, say: Callable[[str], Any] = prin
 def holder(folder: Path) -> dict[str, Any] | None:
     """Return pid and host of the living process that holds a folder, if there is one."""
     lock = folder / "lock.json"
-    found = _content(lock)
+    owner = _content(lock)
     try:
-        pid = int(found.get("pid") or 0)
+        pid = int(owner.get("pid") or 0)
     except (TypeError, ValueError):
         return None
     if not pid:
         return None
-    alive = process_alive(pid) if found.get("host") == socket.gethostname() else _age(lock) <= STALE
-    return found if alive else None
+    same_machine = owner.get("host") == socket.gethostname()
+    alive = process_alive(pid) if same_machine else _age(lock) <= STALE
+    return owner if alive else None
 
 
 def _content(lock: Path) -> dict[str, Any]:
     try:
-        found = json.loads(lock.read_text() or "{}")
+        content = json.loads(lock.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}  # torn: its writer was killed
+    return content if isinstance(content, dict) else {}  # torn: its writer was killed
+
+
+def _who(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}"
 
 
 def _take(lock: Path, mine: dict[str, Any], say: Callable[[str], Any]) -> dict[str, Any] | None:
@@ -90,10 +91,9 @@ def _take(lock: Path, mine: dict[str, Any], say: Callable[[str], Any]) -> dict[s
         if (other := holder(lock.parent)) and other != mine:
             return other
         left = _content(lock)
-        temporary = _written(lock, mine)
-        os.replace(temporary, lock)
+        os.replace(_written(lock, mine), lock)
         if left and left != mine:
-            say(f"took over {lock.parent.name}, left by process {left.get('pid')} on {left.get('host')}")
+            say(f"took over {lock.parent.name}, left by {_who(left)}")
         return None
     finally:
         guard.unlink(missing_ok=True)

@@ -1,10 +1,4 @@
-"""Randomness by name: every draw comes from a generator keyed by what it is for.
-
-Nothing about random state needs saving: a resumed run asks for the same names and gets the same
-draws, and scoring between two training steps disturbs neither.
-"""
-
-from __future__ import annotations
+"""Randomness by name: every draw comes from a generator keyed by what it is for, so none needs saving."""
 
 import contextlib
 import hashlib
@@ -26,10 +20,7 @@ def generator(seed: int, *path: str | int, device: str | torch.device = "cpu") -
 
 @contextlib.contextmanager
 def isolated_rng(seed: int, *path: str | int) -> Iterator[None]:
-    """Seed torch's global generators inside the block and put them back after it.
-
-    For library code that draws from the global state (weight initialisation).
-    """
+    """Seed torch's global generators for library code inside the block, and put them back after it."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(key(seed, *path))

@@ -1,7 +1,5 @@
 """Stopping on request: loops save first, everything else stops at once, the same command goes on later."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading
@@ -24,8 +22,7 @@ def graceful_stop() -> Iterator[None]:
     """Turn SIGTERM, SIGUSR1 and the first Ctrl-C inside the block into a request to save and stop.
 
     For loops that call ``raise_if_stopping``; a request that none of them saw is raised at the end of
-    the block, so everything must be saved inside it. A second Ctrl-C raises ``KeyboardInterrupt`` at
-    once. Outside the main thread, and nested in another such block, it does nothing.
+    the block, so everything must be saved inside it. A second Ctrl-C raises ``KeyboardInterrupt``.
     """
     if threading.current_thread() is not threading.main_thread() or _active is _ask:
         yield
@@ -40,11 +37,7 @@ def graceful_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Turn the same signals inside the block into ``Interrupted``, raised wherever the code is.
-
-    For work that is cheap to repeat and leaves whole files only: scoring, pictures, reports. A
-    ``graceful_stop`` inside it takes over for its loop.
-    """
+    """Turn the same signals into ``Interrupted`` wherever the code is; a ``graceful_stop`` inside takes over."""
     ours = threading.current_thread() is threading.main_thread() and _active is None
     try:
         with _handling(_stop) if ours else contextlib.nullcontext():
@@ -57,8 +50,7 @@ def stop_at_once() -> Iterator[None]:
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Install ``handler``; a signal that is ignored from outside (nohup) stays ignored."""
     global _active
-    found = {number: signal.getsignal(number) for number in _SIGNALS}
-    before = {number: old for number, old in found.items() if old not in (None, signal.SIG_IGN)}
+    before = {number: old for number in _SIGNALS if (old := signal.getsignal(number)) not in (None, signal.SIG_IGN)}
     outer, _active = _active, handler
     try:
         for number in before:

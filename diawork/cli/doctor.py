@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diawork.base.compute import Compute
-from diawork.data.images import data_roots
+from diawork.data.sources import data_roots
 from diawork.runs.run import runs_root, versions
 
 _BARE = {"python", f"python{sys.version_info[0]}", "python" + ".".join(map(str, sys.version_info[:2]))}

@@ -1,27 +1,20 @@
 """Opening a data set by name: images in [0, 1] at their own size, classes by name, counts checked."""
 
-from __future__ import annotations
-
-import functools
 import hashlib
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diawork.base.errors import DataError, printable
+from diawork.base.errors import DataError
 from diawork.base.files import digest
-from diawork.base.seeding import key
 from diawork.data.manifests import Manifest, load_manifest
-from diawork.data.phantom import make_phantom
-from diawork.data.readers.npz import Arrays, decoded_bytes, read_npz, refuse_beyond_memory
+from diawork.data.readers import Part, read_content
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +31,17 @@ class ImageSet:
     identity: str = field(default="")  # short SHA-256 of the content
 
     def __post_init__(self) -> None:
-        n = len(self.images)
-        if self.images.ndim != 4 or self.images.dtype != torch.float32:
-            self._refuse(f"images are {self.images.dtype} {tuple(self.images.shape)}, wanted float32 (N, C, H, W)")
-        if self.masks is not None and self.masks.shape != (n, 1, *self.images.shape[2:]):
-            self._refuse(f"masks are {tuple(self.masks.shape)}, wanted {(n, 1, *self.images.shape[2:])}")
+        n, images = len(self.images), self.images
+        if images.ndim != 4 or images.dtype != torch.float32:
+            self._refuse(f"images are {images.dtype} {tuple(images.shape)}, wanted float32 (N, C, H, W)")
+        if self.masks is not None and self.masks.shape != (n, 1, *images.shape[2:]):
+            self._refuse(f"masks are {tuple(self.masks.shape)}, wanted {(n, 1, *images.shape[2:])}")
         for column in ("class_names", "anomalous", "index"):
             if getattr(self, column).shape != (n,):
                 self._refuse(f"{column} is {getattr(self, column).shape}, wanted ({n},)")
-        if n and not (self.images.min() >= 0 and self.images.max() <= 1):  # false for NaN, too
-            bad = ~((self.images >= 0) & (self.images <= 1)).flatten(1).all(1)
-            first = int(bad.nonzero()[0])
-            self._refuse(f"{int(bad.sum())} of {n} images hold NaN or values outside [0, 1], first image {first}")
+        if n and not (images.min() >= 0 and images.max() <= 1):  # false for NaN, too
+            bad = (~((images >= 0) & (images <= 1)).flatten(1).all(1)).nonzero()
+            self._refuse(f"{len(bad)} of {n} images hold NaN or values outside [0, 1], first image {int(bad[0])}")
         if not self.identity:
             object.__setattr__(self, "identity", self._content())
 
@@ -65,16 +57,16 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, idx: Any) -> ImageSet:
-        """Return the images at positions ``idx`` (whole numbers or a boolean mask (N,))."""
-        idx = np.asarray(idx)
-        rows = np.flatnonzero(idx) if idx.dtype == bool else idx.astype(np.int64).reshape(-1)
+    def take(self, rows: Any) -> Self:
+        """Return the images at positions ``rows`` (whole numbers or a boolean mask (N,))."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64).reshape(-1)
         at = torch.from_numpy(rows)
         masks = None if self.masks is None else self.masks[at]
         columns = (self.class_names[rows], self.anomalous[rows], self.index[rows])
         return ImageSet(self.images[at], *columns, self.split, self.name, masks)
 
-    def normal(self) -> ImageSet:
+    def normal(self) -> Self:
         """Return the healthy images."""
         return self.take(~self.anomalous)
 
@@ -104,160 +96,52 @@ class Splits:
 def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None, *, download: bool = False) -> Splits:
     """Open a data set by its name, by the path of a manifest of your own, or by a manifest.
 
-    ``root`` is the folder of the files; without it $DIAWORK_DATA, $DIAWORK_HOME/data and
-    ~/.cache/diawork are searched. Raises ``UsageError`` for an unknown name or a bad manifest and
-    ``DataError`` for missing, damaged or mislabelled data.
+    ``root`` is the folder of the files; without it those of ``data_roots`` are searched.
     """
     manifest = name if isinstance(name, Manifest) else load_manifest(name)
-    if manifest.kind == "phantom":
-        return _phantom(manifest.model_dump_json())
-    return _open(manifest, _find(manifest, root, download=download))
-
-
-def _open(manifest: Manifest, path: Path) -> Splits:
-    """Read a file and hold it against its manifest."""
-    arrays, md5, notes = read_npz(path, manifest)
-    sets = {split: _named(values, split, manifest, path) for split, values in arrays.items()}
-    _check_counts(sets, manifest, path)
-    if manifest.md5 not in (None, md5):
-        notes.append(
-            f"{manifest.file} is not the published file (MD5 {md5}, published {manifest.md5}); "
-            "its counts per split and class are the published ones, so it is used."
-        )
-        warnings.warn(notes[-1], stacklevel=3)
-    return _assemble(sets, manifest, f"{manifest.file}, MD5 {md5}", notes)
-
-
-def _named(arrays: Arrays, split: str, manifest: Manifest, path: Path) -> ImageSet:
-    """Give every image its class name and role; a label that the manifest does not know is refused."""
-    labels, position, counts = np.unique(arrays.labels, return_inverse=True, return_counts=True)
-    for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
-        if label not in manifest.classes:
-            known = ", ".join(f"{k}: {v}" for k, v in manifest.classes.items())
-            raise DataError(f"{count} images have the label {label}; the classes are {known}.",
-                            path=path, field=f"{split}_labels")  # fmt: skip
-    names = np.array([manifest.classes[label] for label in labels.tolist()])[position]
-    return _image_set(torch.from_numpy(arrays.images), names, split, manifest)
-
-
-def _image_set(images: Tensor, names: np.ndarray, split: str, manifest: Manifest, masks: Any = None) -> ImageSet:
-    anomalous = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
-    return ImageSet(images, names, anomalous, np.arange(len(names)), split, manifest.name, masks)
-
-
-def _check_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Path) -> None:
-    for split, wanted in manifest.counts.items():
-        names = sets[split].class_names
-        found = {name: int((names == name).sum()) for name in wanted}
-        if found != wanted:
-            table = "; ".join(
-                f"{name}: {found[name]:,} in the file, {n:,} in the manifest" for name, n in wanted.items()
-            )
-            raise DataError(f"the counts differ: {table}.", path=path, field=split,
-                            hint="Another version of the data set needs a manifest of its own.")  # fmt: skip
-
-
-def _assemble(sets: dict[str, ImageSet], manifest: Manifest, source: str, notes: list[str]) -> Splits:
-    """Put the splits together; an absent val is empty. The protocol's roles must be there."""
-    shape = (0, manifest.image.channels, manifest.image.size, manifest.image.size)
-    empty = _image_set(torch.zeros(shape), np.array([], dtype=str), "val", manifest)
-    splits = Splits(
-        sets["train"], sets.get("val", empty), sets["test"], manifest, notes=[*manifest.notes, *notes], source=source
-    )
-    if not (~splits.train.anomalous).any():
-        raise DataError("no normal image to train on.", path=manifest.name, field="train",
-                        hint="Check the manifest: at least one class of train must be normal.")  # fmt: skip
-    for images in (splits.val, splits.test):
-        both = images.anomalous.any() and not images.anomalous.all()
-        if not both and (len(images) or images.split == "test"):
-            n = int(images.anomalous.sum())
-            raise DataError(f"{len(images) - n} normal and {n} anomalous images: an evaluation needs both.",
-                            path=manifest.name, field=images.split)  # fmt: skip
+    content = read_content(manifest, root, download=download)
+    sets = {split: _image_set(part, split, manifest) for split, part in content.parts.items()}
+    _refuse_other_counts(sets, manifest, content.path or manifest.name)
+    notes = [*manifest.notes, *content.notes]
+    if manifest.md5 not in (None, content.md5):
+        other = f"{manifest.file} is not the published file (MD5 {content.md5}, published {manifest.md5})"
+        notes.append(f"{other}; its counts per split and class are the published ones, so it is used.")
+        warnings.warn(notes[-1], stacklevel=2)
+    if "val" not in sets:
+        train = content.parts["train"]
+        sets["val"] = _image_set(Part(train.images[:0], train.class_names[:0]), "val", manifest)
+    splits = Splits(**sets, manifest=manifest, notes=notes, source=content.source)
+    for what in missing_roles(splits):
+        hint = "Check the manifest: training needs normal images, an evaluation needs both roles."
+        raise DataError(what, path=manifest.name, hint=hint)
     return splits
 
 
-# --- the phantom -------------------------------------------------------------------------------------
+def _image_set(part: Part, split: str, manifest: Manifest) -> ImageSet:
+    images = torch.from_numpy(np.ascontiguousarray(part.images))
+    masks = None if part.masks is None else torch.from_numpy(part.masks)
+    anomalous = np.array([manifest.roles[name] == "anomalous" for name in part.class_names], dtype=bool)
+    return ImageSet(images, part.class_names, anomalous, np.arange(len(images)), split, manifest.name, masks)
 
 
-@functools.lru_cache(maxsize=4)
-def _phantom(manifest_json: str) -> Splits:
-    """Make the phantom that a manifest describes; within a process it is made once."""
-    manifest = Manifest.model_validate_json(manifest_json)
-    needed = sum(decoded_bytes(manifest, split) for split in manifest.counts)
-    refuse_beyond_memory(2 * needed, manifest.name)  # bytes, masks and floats
-    facts = manifest.phantom
-    spec = facts.spec(manifest.image.size)
-    sets = {}
-    for split, counts in manifest.counts.items():
-        names = np.repeat(list(counts), list(counts.values()))
-        anomalous = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
-        pixels, masks = make_phantom(spec, len(names), anomalous=anomalous, seed=key(facts.seed, "phantom", split))
-        images = torch.from_numpy(np.divide(pixels[:, None], 255, dtype=np.float32))
-        sets[split] = _image_set(images, names, split, manifest, torch.from_numpy(masks[:, None]))
-    source = f"made by diawork: {facts.kind} phantom, seed {facts.seed}; lesions: {facts.describe()}"
-    return _assemble(sets, manifest, source, [])
+def _refuse_other_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Path | str) -> None:
+    for split, wanted in manifest.counts.items():
+        present = {name: int((sets[split].class_names == name).sum()) for name in wanted}
+        if present != wanted:
+            table = (f"{name}: {present[name]:,} in the file, {n:,} in the manifest" for name, n in wanted.items())
+            hint = "Another version of the data set needs a manifest of its own."
+            raise DataError(f"the counts differ: {'; '.join(table)}.", path=path, field=split, hint=hint)
 
 
-# --- files -------------------------------------------------------------------------------------------
-
-
-def data_roots(root: Path | str | None = None) -> list[Path]:
-    """Return the folders searched for data files, first to last."""
-    if root is not None:
-        return [Path(root)]
-    home = os.environ.get("DIAWORK_HOME")
-    named = [os.environ.get("DIAWORK_DATA"), os.path.join(home, "data") if home else None]
-    return [Path(folder) for folder in named if folder] + [Path(os.path.expanduser("~/.cache/diawork"))]
-
-
-def _find(manifest: Manifest, root: Path | str | None, *, download: bool) -> Path:
-    """Return the data file, downloading it where that was asked for."""
-    roots = data_roots(root)
-    for folder in roots:
-        path = manifest.path_in(folder)
-        try:
-            if path.is_file():
-                return path
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror}).", path=path) from None
-        if path.exists():
-            raise DataError("not a file.", path=path)
-    if download:
-        return _download(manifest, roots[0])
-    how = f"`diawork data download {manifest.name}` gets it from {''.join(manifest.url[:1])} ({manifest.licence}), or"
-    raise DataError(
-        f"{manifest.file} was not found; looked in {', '.join(map(printable, roots))}.",
-        path=manifest.name,
-        hint=f"{how if manifest.url else 'Please'} set DIAWORK_DATA to the folder that holds it.",
-    )
-
-
-def _download(manifest: Manifest, folder: Path) -> Path:
-    """Fetch the file into ``folder``; it gets its name only once its checksum is right."""
-    import pooch
-
-    target = manifest.path_in(folder)
-    reason = "the manifest names no url"
-    for url in manifest.url:
-        try:
-            pooch.retrieve(
-                url,
-                known_hash=f"md5:{manifest.md5}" if manifest.md5 else None,
-                fname=target.name,
-                path=target.parent,
-                downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60),
-            )
-            return target
-        except Exception as error:  # requests, urllib3, ssl and pooch each raise their own
-            reason = f"{url}: {' '.join(str(error).split())[:300]}"
-    raise DataError(
-        f"the download failed ({reason}).",
-        path=manifest.name,
-        hint=f"Wanted in {target.parent} with MD5 {manifest.md5}; you may put the file there by hand.",
-    )
-
-
-# --- batches and words -------------------------------------------------------------------------------
+def missing_roles(splits: Splits) -> Iterator[str]:
+    """Say which splits the protocol cannot use: train needs normal images, an evaluation both roles."""
+    if splits.train.anomalous.all():
+        yield "train holds no normal image."
+    for images in (splits.val, splits.test):
+        anomalous = int(images.anomalous.sum())
+        absent = images.split == "val" and not len(images)
+        if anomalous in (0, len(images)) and not absent:
+            yield f"{images.split} holds {len(images) - anomalous} normal and {anomalous} anomalous images."
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -269,9 +153,9 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Ten
     if n < 1 or batch_size < 1:
         raise DataError(f"{n} images in batches of {batch_size}: both must be at least 1.")
     order = torch.randperm(n, generator=generator)
-    for start in range(0, n, batch_size):
-        missing = max(0, start + batch_size - n) if n >= batch_size else 0
-        yield torch.cat([order[start : start + batch_size], order[:missing]])
+    if n >= batch_size:
+        order = torch.cat([order, order[: -n % batch_size]])
+    yield from order.split(batch_size)
 
 
 def describe(splits: Splits) -> str:

@@ -1,13 +1,8 @@
-"""Manifests: the facts about a data set, as strictly typed YAML.
-
-Whatever is wrong with one becomes a single ``UsageError`` with file, line and field.
-"""
-
-from __future__ import annotations
+"""Manifests: the facts about a data set, as strictly typed YAML; what is wrong is told with line and field."""
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,6 +13,20 @@ from diawork.data.phantom import PhantomSpec
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
 SPLITS = ("train", "val", "test")
+
+
+class Kind(NamedTuple):
+    """A way in which a data set is kept: the keys of its manifest that it needs, and those that it may have."""
+
+    needs: tuple[str, ...]
+    may_have: tuple[str, ...] = ()
+
+
+KINDS = {  # each is read by the room of its name in data.readers
+    "npz": Kind(needs=("file",), may_have=("url", "md5", "intensity")),
+    "phantom": Kind(needs=("phantom",)),
+}
+_KEYS_OF_KINDS = sorted({key for kind in KINDS.values() for key in (*kind.needs, *kind.may_have)})
 
 
 def _printable(text: str) -> str:
@@ -78,7 +87,7 @@ class Manifest(_Frozen):
 
     name: Name
     title: Text
-    kind: Literal["phantom", "npz"]
+    kind: str  # of KINDS
     licence: Text
     citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
     classes: Annotated[dict[Label, Text], Field(min_length=1, max_length=1000)]  # stored label → class name
@@ -96,41 +105,46 @@ class Manifest(_Frozen):
     notes: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what a reader of results must know
 
     @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
+    def _consistent(self) -> Self:
+        self._fits_kind()
         names = list(self.classes.values())
         if len(set(names)) < len(names):
             raise _wrong("two labels have the same class name", "classes")
-        _same_names(self.roles, names, "roles")
+        _refuse_other_names(self.roles, names, "roles")
         if "normal" not in self.roles.values():
             raise _wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
         for split, counts in self.counts.items():
-            _same_names(counts, names, "counts", split)
+            _refuse_other_names(counts, names, "counts", split)
         for split in {"train", "test"} - set(self.counts):
             raise _wrong(f"the split '{split}' is missing", "counts")
-        for field in ("t_range", "intensity"):
-            bounds = getattr(self, field)
-            if bounds and not (bounds[0] <= bounds[1] if field == "t_range" else bounds[0] < bounds[1]):
-                raise _wrong(f"{list(bounds)} must be [low, high] with low below high", field)
-        self._fits_kind()
+        if self.t_range[0] > self.t_range[1]:
+            raise _wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
+        if self.intensity and self.intensity[0] >= self.intensity[1]:
+            raise _wrong(f"{list(self.intensity)} must be [low, high] with low below high", "intensity")
         return self
 
     def _fits_kind(self) -> None:
-        needed = {"npz": "file", "phantom": "phantom"}[self.kind]
-        foreign = {"npz": ("phantom",), "phantom": ("file", "url", "md5", "intensity")}[self.kind]
-        if getattr(self, needed) is None:
-            raise _wrong(f"is missing; kind: {self.kind} needs it", needed)
-        for field in foreign:
-            if getattr(self, field):
-                raise _wrong(f"has no meaning with kind: {self.kind}", field)
-        if self.kind == "phantom" and sorted(self.roles.values()) != ["anomalous", "normal"]:
-            raise _wrong("a phantom has exactly one normal and one anomalous class", "roles")
-        if self.kind == "phantom" and self.image.channels != 1:
-            raise _wrong("a phantom is grey: 1 channel", "image", "channels")
+        if self.kind not in KINDS:
+            raise _wrong(f"{self.kind!r} is not a kind of data set: {', '.join(KINDS)}", "kind")
+        kind = KINDS[self.kind]
+        for key in kind.needs:
+            if getattr(self, key) is None:
+                raise _wrong(f"is missing; kind: {self.kind} needs it", key)
+        for key in _KEYS_OF_KINDS:
+            if getattr(self, key) and key not in kind.needs + kind.may_have:
+                raise _wrong(f"has no meaning with kind: {self.kind}", key)
         if self.phantom:
-            try:
-                self.phantom.spec(self.image.size)
-            except UsageError as error:
-                raise _wrong(error.what.rstrip("."), "phantom") from None
+            self._fits_phantom(self.phantom)
+
+    def _fits_phantom(self, facts: PhantomFacts) -> None:
+        if sorted(self.roles.values()) != ["anomalous", "normal"]:
+            raise _wrong("a phantom has exactly one normal and one anomalous class", "roles")
+        if self.image.channels != 1:
+            raise _wrong("a phantom is grey: 1 channel", "image", "channels")
+        try:
+            facts.spec(self.image.size)
+        except UsageError as error:
+            raise _wrong(error.what.rstrip("."), "phantom") from None
 
     def path_in(self, root: Path | str) -> Path:
         """Return where the file lies in ``root``, links followed; refuse a link that leads out of it."""
@@ -140,11 +154,8 @@ class Manifest(_Frozen):
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
             raise DataError(f"the path {self.file!r} cannot be followed ({error}).", path=str(root)) from None
         if not path.is_relative_to(base):
-            raise DataError(
-                f"{self.file!r} is a link to {str(path)!r}, outside the data root.",
-                path=str(root),
-                hint="Set DIAWORK_DATA to the folder that really holds the file, or copy it there.",
-            )
+            hint = "Set DIAWORK_DATA to the folder that really holds the file, or copy it there."
+            raise DataError(f"{self.file!r} is a link to {str(path)!r}, outside the data root.", path=root, hint=hint)
         return path
 
 
@@ -152,17 +163,14 @@ def _wrong(text: str, *at: str) -> PydanticCustomError:
     return PydanticCustomError("facts", "{text}", {"text": text, "at": at})
 
 
-def _same_names(given: dict[str, Any], classes: list[str], *at: str) -> None:
+def _refuse_other_names(by_class: dict[str, Any], classes: list[str], *at: str) -> None:
     """Refuse a mapping whose keys are not exactly the class names."""
-    for name in given:
+    for name in by_class:
         if name not in classes:
             raise _wrong(f"{name!r} is not one of the classes {', '.join(map(repr, classes))}", *at, name)
     for name in classes:
-        if name not in given:
+        if name not in by_class:
             raise _wrong(f"the class {name!r} is missing", *at)
-
-
-# --- the public face ---------------------------------------------------------------------------------
 
 
 def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
@@ -170,8 +178,8 @@ def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
     where = printable(where)
     values, lines = parse_yaml(text, where)
     if not isinstance(values, dict):
-        found = "empty" if values is None else f"a {type(values).__name__} at the top"
-        raise UsageError(f"{found}; a manifest is a list of 'key: value' lines.", path=where)
+        top = "empty" if values is None else f"a {type(values).__name__} at the top"
+        raise UsageError(f"{top}; a manifest is a list of 'key: value' lines.", path=where)
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
@@ -187,18 +195,17 @@ def _explain(error: dict[str, Any], lines: dict[tuple, int], where: str) -> Usag
     """Turn pydantic's first complaint into one sentence with line, field and, for names, the nearest one."""
     at = tuple(error.get("ctx", {}).get("at", error["loc"]))
     at = at[:-1] if at and at[-1] == "[key]" else at
-    what, given = error["msg"].removeprefix("Value error, "), error["input"]
+    what, value = error["msg"].removeprefix("Value error, "), error["input"]
     hint = ""
     if error["type"] == "extra_forbidden":
         what, hint = f"unknown key {at[-1]!r}", did_you_mean(at[-1], _MODELS[at[:-1]].model_fields)
     elif error["type"] == "missing":
         what = "this key is missing"
     elif error["type"] != "facts":
-        what = f"{what[:1].lower()}{what[1:]}, not {repr(given)[:80]} ({type(given).__name__})"
-        hint = did_you_mean(given, SPLITS) if len(at) == 2 and at[0] == "counts" else ""
-    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
-    field = ".".join(printable(part) for part in at)
-    return UsageError(f"{what}.", hint=hint, path=f"{where}, line {line}", field=field)
+        what = f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})"
+        hint = did_you_mean(value, SPLITS) if len(at) == 2 and at[0] == "counts" else ""
+    line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
+    return UsageError(f"{what}.", hint=hint, path=f"{where}, line {line}", field=".".join(map(printable, at)))
 
 
 def list_manifests() -> list[str]:

@@ -1,12 +1,9 @@
 """Synthetic "anatomy" with and without fine lesions: the set on which fineness can be dialled.
 
-Each image is drawn four times finer than it is stored, from a generator of its own keyed by
-(seed, position): image i is the same however many are asked for, and its lesioned twin has the same
-anatomy and noise to the last digit. Pose, exposure, sharpness and noise of healthy images vary far
+Image i comes from a generator keyed by (seed, i): it is the same however many are asked for, and its
+lesioned twin has its anatomy and noise to the last digit. Pose, exposure, sharpness and noise vary far
 more than a lesion changes the image as a whole, so that no global statistic gives it away.
 """
-
-from __future__ import annotations
 
 import cmath
 import math
@@ -27,19 +24,13 @@ Grid = np.ndarray  # (S, S) float32
 
 @dataclass(frozen=True)
 class PhantomSpec:
-    """What is drawn: anatomy, image size (px), lesion type, its diameter (px) and its contrast.
-
-    ``lesion_contrast`` is the share of the grey range [-1, 1] before exposure; for a twist the share of
-    half a turn. "spot" is a nodule, "ring" a nodule in a halo of the opposite sign, "twist" turns the
-    anatomy about a point and leaves its brightness. Hidden from every label-free control (AUROC < 0.7):
-    oct with the defaults, lung and fundus with spots of 6 px and contrast 0.3.
-    """
+    """What is drawn; no label-free control sees (AUROC < 0.7) the defaults, nor spots of 6 px and contrast 0.3."""
 
     kind: str = "oct"
-    size: int = 32
-    lesion: str = "twist"
-    lesion_size: float = 12.0
-    lesion_contrast: float = 1.0
+    size: int = 32  # px
+    lesion: str = "twist"  # turns the anatomy about a point; or spot, a nodule; or ring, one in an opposite halo
+    lesion_size: float = 12.0  # px across
+    lesion_contrast: float = 1.0  # of the grey range [-1, 1] before exposure; for a twist, of half a turn
 
     def __post_init__(self) -> None:
         for field, allowed in (("kind", KINDS), ("lesion", LESIONS)):
@@ -57,10 +48,7 @@ class PhantomSpec:
 def make_phantom(
     spec: PhantomSpec, n: int, *, anomalous: bool | np.ndarray = False, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 (n, H, W) and masks bool (n, H, W) of what each lesion visibly changes.
-
-    ``anomalous`` is one answer for all or one an image (n,); a healthy image has an empty mask.
-    """
+    """Return images uint8 (n, H, W), lesioned where ``anomalous``, and masks bool (n, H, W) of the visible change."""
     if n < 0 or seed < 0:
         raise UsageError(f"n={n} and seed={seed} must not be negative.")
     wanted = np.asarray(anomalous, bool)
@@ -79,30 +67,18 @@ def _image(spec: PhantomSpec, seed: int, i: int, *, lesion: bool) -> tuple[np.nd
     fine = 4 if spec.size <= 32 else 2
     signal, room = KINDS[spec.kind](_View(spec.size * fine, rng), rng)
     expose = _exposure(spec.size, fine, rng)
-    healthy = expose(signal)
-    if not lesion:
-        return _grey(healthy), np.zeros_like(healthy, bool)
+    image = healthy = expose(signal)
     rng = np.random.default_rng([seed, i, 1])
-    for _ in range(_ATTEMPTS):  # a twist where nothing is to be turned would be a lesion in name only
-        twin = expose(_add_lesion(signal, room, spec, rng))
-        mask = np.abs(twin - healthy) > _VISIBLE
-        if mask.sum() >= 0.25 * math.pi * (spec.lesion_size / 2) ** 2:
+    for _ in range(_ATTEMPTS if lesion else 0):  # a twist of nothing would be a lesion in name only
+        image = expose(_add_lesion(signal, room, spec, rng))
+        visible = np.abs(image - healthy) > _VISIBLE
+        if visible.sum() >= 0.25 * math.pi * (spec.lesion_size / 2) ** 2:
             break
-    return _grey(twin), mask
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    return np.rint(image * 255).astype(np.uint8)
-
-
-# --- what varies among healthy images ----------------------------------------------------------------
+    return np.rint(image * 255).astype(np.uint8), np.abs(image - healthy) > _VISIBLE
 
 
 class _View:
-    """Where an image looks: anatomical coordinates u (right), v (down) of its fine pixels, about [-1, 1].
-
-    Turned, scaled, moved and mirrored at random, so that no pixel has one meaning. A point is u + iv.
-    """
+    """Anatomical coordinates u (right), v (down) of an image's fine pixels, turned and moved at random; u + iv."""
 
     def __init__(self, fine: int, rng: np.random.Generator) -> None:
         self.turn = cmath.rect(rng.uniform(0.9, 1.12), rng.uniform(-0.25, 0.25))
@@ -145,9 +121,6 @@ def _exposure(size: int, fine: int, rng: np.random.Generator) -> Callable[[Grid]
         return np.clip(gaussian_filter(toned * gain + offset * (1 - gain), blur) + noise, 0, 1)
 
     return expose
-
-
-# --- anatomies: a view → signal in [0, 1] and where a lesion may lie ---------------------------------
 
 
 def _step(distance: Grid, width: float) -> Grid:
@@ -267,14 +240,7 @@ def _shadows(u: Grid, rng: np.random.Generator) -> Grid:
     return light
 
 
-KINDS: dict[str, Callable[[_View, np.random.Generator], tuple[Grid, Grid]]] = {
-    "lung": _lung,
-    "fundus": _fundus,
-    "oct": _oct,
-}
-
-
-# --- lesions -----------------------------------------------------------------------------------------
+KINDS = {"lung": _lung, "fundus": _fundus, "oct": _oct}  # a view → signal in [0, 1] and where a lesion may lie
 
 
 def _add_lesion(signal: Grid, room: Grid, spec: PhantomSpec, rng: np.random.Generator) -> Grid:
@@ -287,12 +253,12 @@ def _add_lesion(signal: Grid, room: Grid, spec: PhantomSpec, rng: np.random.Gene
     dy, dx = np.arange(fine, dtype=np.float32)[box[0], None] - row, np.arange(fine, dtype=np.float32)[box[1]] - column
     r = np.hypot(dy, dx) * (1 / radius)  # 1 at the rim
     lesioned = signal.copy()
-    here = lesioned[box]
+    patch = lesioned[box]
     if spec.lesion == "twist":
         c, s = math.cos(math.pi * spec.lesion_contrast), math.sin(math.pi * spec.lesion_contrast)
         turned = map_coordinates(signal, [row + c * dy - s * dx, column + s * dy + c * dx], order=1, mode="nearest")
-        here += _step(1 - r, 0.2) * (turned - here)
+        patch += _step(1 - r, 0.2) * (turned - patch)
     else:
         halo = _step(1.5 - r, 0.15) * _step(r - 1, 0.15) if spec.lesion == "ring" else 0
-        here += spec.lesion_contrast * (_step(1 - r, 0.15) - halo)
+        patch += spec.lesion_contrast * (_step(1 - r, 0.15) - halo)
     return lesioned

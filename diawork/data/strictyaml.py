@@ -5,8 +5,7 @@ PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false, ``0123`` is 83 a
 duplicate keys, anchors, aliases, tags and second documents are refused.
 """
 
-from __future__ import annotations
-
+import functools
 import re
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import yaml
 from diawork.base.errors import UsageError
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 5_000
+_refused = functools.partial(yaml.MarkedYAMLError, None, None)  # with a problem and its mark
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,21 +29,16 @@ class _Loader(yaml.SafeLoader):
         self.nodes += 1
         self.depth += 1
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise _YamlRefused("anchors and aliases are not allowed", event.start_mark)
+            raise _refused("anchors and aliases are not allowed", event.start_mark)
         if event.tag is not None:
-            raise _YamlRefused("tags (!) are not allowed", event.start_mark)
+            raise _refused("tags (!) are not allowed", event.start_mark)
         if self.depth > MAX_DEPTH:
-            raise _YamlRefused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+            raise _refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
         if self.nodes > MAX_NODES:
-            raise _YamlRefused(f"more than {MAX_NODES} entries", event.start_mark)
+            raise _refused(f"more than {MAX_NODES} entries", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
-
-
-class _YamlRefused(yaml.MarkedYAMLError):
-    def __init__(self, problem: str, mark: Any) -> None:
-        super().__init__(problem=problem, problem_mark=mark)
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -62,9 +57,8 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     kind, text = node.tag.removeprefix(_TAG), node.value
     if kind == "int":
         if len(text) > 20:
-            raise _YamlRefused("a number of more than 20 digits", node.start_mark)
-        bases = {"0o": 8, "0x": 16}
-        return int(text, bases.get(text[:2], 10))
+            raise _refused("a number of more than 20 digits", node.start_mark)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     if kind == "float":
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     return {"null": None, "bool": text.lower() == "true"}.get(kind, text)
@@ -81,19 +75,16 @@ def _plain(node: yaml.Node, at: tuple, lines: dict[tuple, int]) -> Any:
     for key_node, value_node in node.value:
         key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
         if isinstance(key, bool) or not isinstance(key, str | int):
-            raise _YamlRefused("a key must be text or a whole number", key_node.start_mark)
+            raise _refused("a key must be text or a whole number", key_node.start_mark)
         if key in mapping:
-            raise _YamlRefused(f"the key {key!r} appears twice", key_node.start_mark)
+            raise _refused(f"the key {key!r} appears twice", key_node.start_mark)
         lines[*at, key] = key_node.start_mark.line + 1
         mapping[key] = _plain(value_node, (*at, key), lines)
     return mapping
 
 
 def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
-    """Return the document as plain values, and the line of every place (a tuple of keys) in it.
-
-    Raises ``UsageError`` with ``where`` and the line, whatever the input.
-    """
+    """Return the document as plain values, and the line of every place (a tuple of keys), or one ``UsageError``."""
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")

@@ -1,7 +1,5 @@
 """A run's data set: as its manifest says, or changed on purpose for an ablation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +25,8 @@ def open_data(cfg: ExperimentConfig, root: Path | str | None = None) -> Splits:
 
 def _with_lesions(manifest: Manifest, data: DataConfig) -> Manifest:
     """Return the manifest with lesions of the wanted size (px) and contrast; only a phantom has any to dial."""
-    wanted = {name: getattr(data, name) for name in ("lesion_size", "lesion_contrast")}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+    dials = ("lesion_size", "lesion_contrast")
+    wanted = {name: getattr(data, name) for name in dials if getattr(data, name) is not None}
     if not wanted:
         return manifest
     if manifest.phantom is None:
@@ -50,17 +48,14 @@ def contaminated(splits: Splits, share: float) -> Splits:
     others = np.array([i for i in rows if train.images[i].numpy().tobytes() not in evaluated], np.int64)
     wanted = round(share * healthy / (1 - share))
     if wanted > len(others):
-        raise DataError(
-            f"contamination {share:g} needs {wanted} anomalous training images beside {healthy} healthy ones; "
-            f"there {'is' if len(others) == 1 else 'are'} {len(others) or 'none'}, and none is taken from val or test.",
-            path=train.name, field="data.contamination",
-        )  # fmt: skip
+        needed = f"contamination {share:g} needs {wanted} anomalous training images beside {healthy} healthy ones"
+        there = f"there {'is' if len(others) == 1 else 'are'} {len(others) or 'none'}"
+        what = f"{needed}; {there}, and none is taken from val or test."
+        raise DataError(what, path=train.name, field="data.contamination")
     order = torch.randperm(len(others), generator=generator(0, "contamination", train.name)).numpy()
     anomalous = train.anomalous.copy()
     anomalous[others[order[:wanted]]] = False
-    note = (
-        f"Contaminated on purpose: {wanted} anomalous training images are passed off as healthy, "
-        f"{wanted / (healthy + wanted):.0%} of the {healthy + wanted} images fitted on."
-    )
+    fitted = f"{wanted / (healthy + wanted):.0%} of the {healthy + wanted} images fitted on"
+    note = f"Contaminated on purpose: {wanted} anomalous training images are passed off as healthy, {fitted}."
     train = replace(train, anomalous=anomalous, identity="")
     return replace(splits, train=train, notes=[*splits.notes, note], identity="")

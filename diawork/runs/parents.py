@@ -38,7 +38,8 @@ def shared_ddpm(
     """
     cfg = resolve(cfg, splits)
     source = diffusion_data(cfg, splits, data_root)
-    bridge = (cfg.dissolve.bridge if source is splits else None) or source.manifest.bridge
+    own = source.identity == splits.identity
+    bridge = (cfg.dissolve.bridge if own else None) or source.manifest.bridge
     train, settings = source.train, cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
     identity = digest([settings.identity(), bridge, train.identity])
     folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"

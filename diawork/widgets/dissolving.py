@@ -18,7 +18,7 @@ import numpy as np
 
 from diawork import figures
 from diawork.base.errors import DiaworkError, UsageError
-from diawork.data.readers.picture import read_image
+from diawork.data.readers import read_image
 from diawork.widgets.controls import WIDE, OwnControls, StripControls, menu, offer
 from diawork.widgets.stacks import ALL, NOTHING, STEPS, Images, Occupant, Stacks, pick
 

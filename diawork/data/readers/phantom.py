@@ -1,0 +1,36 @@
+"""The reader of phantoms: there is no file, the images are made as the manifest describes them."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from diawork.base.seeding import key
+from diawork.data.manifests import Manifest
+from diawork.data.phantom import make_phantom
+from diawork.data.readers import Content, Part
+from diawork.data.readers.pixels import decoded_bytes, decoding, refuse_beyond_memory, to_unit
+
+
+def read(manifest: Manifest, _root: Path | str | None = None, *, download: bool = False) -> Content:
+    """Make the phantom of a manifest; within a process it is made once."""
+    return made(manifest.model_dump_json())
+
+
+@functools.lru_cache(maxsize=4)
+def made(manifest_json: str) -> Content:
+    """Make the phantom of a manifest, whose JSON text is the key under which it is kept."""
+    manifest = Manifest.model_validate_json(manifest_json)
+    with decoding(manifest.name, "cannot be made"):
+        floats = sum(decoded_bytes(manifest, split) for split in manifest.counts)
+        refuse_beyond_memory(2 * floats)  # room for bytes and masks, too
+    facts, parts = manifest.phantom, {}
+    for split, counts in manifest.counts.items():
+        names = np.repeat(list(counts), list(counts.values()))
+        lesioned = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
+        seed = key(facts.seed, "phantom", split)
+        pixels, masks = make_phantom(facts.spec(manifest.image.size), len(names), anomalous=lesioned, seed=seed)
+        unit, _ = to_unit(pixels[:, None], None)
+        parts[split] = Part(unit, names, masks[:, None])
+    source = f"made by diawork: {facts.kind} phantom, seed {facts.seed}; lesions: {facts.describe()}"
+    return Content(parts, source)
