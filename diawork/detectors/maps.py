@@ -23,8 +23,7 @@ from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, MapMethods
 from diawork.detectors.patches import PatchBank
-from diawork.method.bank import DissolvedBank
-from diawork.method.dissolve import Dissolve, Dissolver, GaussianBlur, preview
+from diawork.method.dissolve import Dissolve, GaussianBlur
 from diawork.method.scoring import Features, Scores, score
 from diawork.method.views import all_shifts
 
@@ -61,8 +60,8 @@ class AnomalyMaps:
     ) -> None:
         self.detector: Any = detector if detector is not None and detector.bank is not None else None
         known = detector.dissolve if detector is not None else None
-        # a bank knows the dissolved training images alone
-        self.operator: Any = operator or (None if isinstance(known, DissolvedBank) else known)
+        # a bank knows the dissolved training images alone, and stacks nothing
+        self.operator: Any = operator or (known if hasattr(known, "stack") else None)
         self.healthy = _images(healthy.normal() if isinstance(healthy, ImageSet) else healthy)
         self._patches: PatchBank | None = None
 
@@ -161,11 +160,8 @@ def mean_map(images: ImageSet | Tensor, healthy: ImageSet | Tensor, *, smooth: f
 
 
 def residuals(operator: Dissolve, x: Tensor) -> Tensor:
-    """Return D_t(x) − x, signed, averaged over ``STEPS`` (N, C, H, W); for an occupant without steps, D(x) − x."""
-    if not isinstance(operator, Dissolver):
-        return preview(operator, x).cpu() - x
-    known = operator.ddpm.num_timesteps
-    ts = sorted({min(int(share * known), known - 1) for share in STEPS})
+    """Return D_t(x) − x, signed, averaged over ``STEPS`` (N, C, H, W); an occupant without steps has but one."""
+    ts = sorted({min(int(share * operator.timesteps), operator.timesteps - 1) for share in STEPS})
     return operator.stack(x, ts).mean(0) - x
 
 

@@ -15,33 +15,22 @@ from diawork.figures.charts import (
     score_histogram,
     similarity_matrix,
 )
-from diawork.figures.frames import DissolveFrames
-from diawork.figures.panels import (
-    BRANCHES,
-    Pairs,
-    Reasons,
-    map_limits,
-    maps_grid,
-    pair_figure,
-    score_figure,
-    table_map,
-)
-from diawork.figures.pictures import (
+from diawork.figures.images import (
+    FIGURE_STEPS,
     STEP_LABEL,
-    dissolve_frame,
-    dissolve_frames,
     dissolve_strip,
     image_grid,
     nearest_neighbours,
     png_bytes,
     views_grid,
 )
-from diawork.figures.player import player_html
+from diawork.figures.panels import BRANCHES, Pairs, Reasons, map_limits, maps_grid, pair_figure, score_figure, table_map
+from diawork.figures.slider import DissolveFrames, dissolve_frame, dissolve_frames, player_html
 
 __all__ = [
-    "BRANCHES", "EXCLUDED", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Pairs", "Reasons",
-    "ablation_bars", "auroc_curves", "cost_bars", "detector_style", "dissolve_frame", "dissolve_frames",
-    "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours",
-    "pair_figure", "player_html", "png_bytes", "roc", "score_figure", "score_histogram", "similarity_matrix",
-    "table_map", "views_grid",
+    "BRANCHES", "EXCLUDED", "FIGURE_STEPS", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Pairs",
+    "Reasons", "ablation_bars", "auroc_curves", "cost_bars", "detector_style", "dissolve_frame", "dissolve_frames",
+    "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours", "pair_figure",
+    "player_html", "png_bytes", "roc", "score_figure", "score_histogram", "similarity_matrix", "table_map",
+    "views_grid",
 ]  # fmt: skip

@@ -1,7 +1,6 @@
-"""Charts of losses, scores and tables; with ``pictures`` the only door to matplotlib and seaborn.
+"""Charts of losses, scores and tables; scores are "higher = more anomalous" on every axis.
 
-Every function takes arrays or frames and returns a ``Figure`` of its own. A detector has one colour
-everywhere, controls are grey and hatched, and scores are "higher = more anomalous" on every axis.
+A detector has one colour everywhere, controls are grey and hatched.
 """
 
 from __future__ import annotations
@@ -18,17 +17,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from scipy.integrate import trapezoid
 
 from diawork.base.errors import NumericError, UsageError
-from diawork.figures.pictures import (
-    ACCENT,
-    INK,
-    SOFT,
-    new_figure,
-    show,
-    styled,
-    word,
-)
+from diawork.figures.images import ACCENT, INK, SOFT, new_figure, show, styled, word
 
 # Okabe-Ito and Tol colours: told apart with any common colour blindness.
 DETECTOR_COLORS = {
@@ -48,26 +40,22 @@ PAIR_COLORS = {"excluded": "#e9ecef", "positive": "#0072B2", "negative": "#F2B77
 SCORE_AXIS = "score (higher = more anomalous)"
 
 
-def _stable(name: str, n: int) -> int:
-    # Python's own hash changes with the process
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % n
-
-
-def _control_look(name: str) -> tuple | None:
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((look for key, look in _CONTROL_LOOKS.items() if any(w.startswith(key) for w in words)), None)
-
-
 def detector_style(name: str) -> dict[str, Any]:
     """Return ``color``, ``linestyle`` and ``hatch`` of a detector, the same in every figure.
 
     A variant ("DIA (loss.mask naive)", "gaussian blur in the slot") has its family's colour and a dashed line.
     """
-    if look := _control_look(name):
+    words = re.split(r"[^a-z]+", name.lower())
+    if look := next((look for key, look in _CONTROL_LOOKS.items() if any(w.startswith(key) for w in words)), None):
         return dict(zip(("color", "linestyle", "hatch"), look, strict=True))
     family = next((k for k in DETECTOR_COLORS if re.match(rf"{k}\b", name, re.IGNORECASE)), "")
-    color = DETECTOR_COLORS[family] if family else _SPARE[_stable(name, len(_SPARE))]
+    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)  # Python's own hash changes with the process
+    color = DETECTOR_COLORS[family] if family else _SPARE[number % len(_SPARE)]
     return {"color": color, "linestyle": "-" if name == family else (0, (6, 1.5)), "hatch": ""}
+
+
+def _line_look(name: str) -> dict[str, Any]:
+    return {key: value for key, value in detector_style(name).items() if key != "hatch"}
 
 
 def _finite(scores: Any) -> np.ndarray:
@@ -75,6 +63,24 @@ def _finite(scores: Any) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise NumericError(f"{np.sum(~np.isfinite(scores))} of {scores.size} scores are not finite.")
     return scores
+
+
+def draw_pairs(ax: Any, matrix: np.ndarray, block: int | None = None, **legend: Any) -> Any:
+    """Draw codes or similarities of pairs (R, R), white between cells, a rule after every ``block`` rows.
+
+    Codes are explained in a ``legend`` of these settings.
+    """
+    n = len(matrix)
+    if np.issubdtype(matrix.dtype, np.floating):
+        drawn = show(ax, matrix, cmap="RdBu_r", vmin=-1)
+    else:
+        drawn = show(ax, matrix, cmap=ListedColormap([*PAIR_COLORS.values()]), vmin=-0.5, vmax=2.5)
+        ax.legend(handles=[Patch(color=color, label=name) for name, color in PAIR_COLORS.items()], **legend)
+    edges = [(edge, "white", 0.6) for edge in range(1, n) if n <= 48]
+    for edge, color, width in edges + [(edge, INK, 1.2) for edge in range(block or n, n, block or n)]:
+        ax.axhline(edge - 0.5, color=color, lw=width)
+        ax.axvline(edge - 0.5, color=color, lw=width)
+    return drawn
 
 
 @styled
@@ -85,21 +91,11 @@ def similarity_matrix(matrix: np.ndarray, labels: Sequence[str] | None = None, *
     ``block`` rules a line after every branch of that many rows.
     """
     matrix = np.asarray(matrix)
-    n, coded = len(matrix), not np.issubdtype(matrix.dtype, np.floating)
-    side = 2.4 + min(0.2 * n, 4.5)
-    figure, axes = new_figure(side + 1.1, side)
-    ax = axes[0, 0]
-    if coded:
-        show(ax, matrix, cmap=ListedColormap([*PAIR_COLORS.values()]), vmin=-0.5, vmax=2.5)
-        handles = [Patch(color=c, label=k) for k, c in PAIR_COLORS.items()]
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
-    else:
-        drawn = show(ax, matrix, cmap="RdBu_r", vmin=-1)
+    n, side = len(matrix), 2.4 + min(0.2 * len(matrix), 4.5)
+    figure, ((ax,),) = new_figure(side + 1.1, side)
+    drawn = draw_pairs(ax, matrix, block, loc="upper left", bbox_to_anchor=(1, 1))
+    if np.issubdtype(matrix.dtype, np.floating):
         figure.colorbar(drawn, ax=ax, shrink=0.7, label="cosine similarity")
-    fine = [(e, "white", 0.6) for e in np.arange(1, n) - 0.5 if n <= 48]
-    for edge, color, width in fine + [(e, INK, 1.2) for e in np.arange(block or n, n, block or n) - 0.5]:
-        ax.axhline(edge, color=color, lw=width)
-        ax.axvline(edge, color=color, lw=width)
     if labels is not None:
         ax.set_xticks(range(n), labels, rotation=90, fontsize=7)
         ax.set_yticks(range(n), labels, fontsize=7)
@@ -107,11 +103,11 @@ def similarity_matrix(matrix: np.ndarray, labels: Sequence[str] | None = None, *
     return figure
 
 
-def _loss_line(ax: Any, rows: pd.DataFrame, name: str, *, smooth: float, first: bool) -> None:
+def _loss_line(ax: Any, rows: pd.DataFrame, name: str, smooth: float) -> None:
     color = detector_style(name)["color"] if name else INK
     ax.plot(rows["step"], rows["loss"], color=color, alpha=0.2, lw=0.8)
     mean = rows["loss"].ewm(alpha=1 - smooth).mean()
-    ax.plot(rows["step"], mean, color=color, lw=1.3, label=word(name) if name and first else None)
+    ax.plot(rows["step"], mean, color=color, lw=1.3, label=word(name))
 
 
 @styled
@@ -129,15 +125,13 @@ def loss_curve(metrics: Any, *, smooth: float = 0.9) -> Figure:
         raise UsageError("no row of these metrics holds stage, step and loss.")
     figure, axes = new_figure(4.4 * len(stages) + (2.4 if any(runs) else 0), 2.9, 1, len(stages))
     for ax, stage in zip(axes[0], stages, strict=True):
-        seen: set[str] = set()
-        for name, f in frames:
-            rows = f[f["stage"] == stage]
-            if len(rows):
-                _loss_line(ax, rows, name, smooth=smooth, first=name not in seen)
-                seen.add(name)
+        for name, rows in frames:
+            _loss_line(ax, rows[rows["stage"] == stage], name, smooth)
         ax.set(xlabel="step", ylabel="loss", title=word(stage))
     if any(runs):
-        figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right center")
+        handles, names = axes[0, -1].get_legend_handles_labels()
+        one_each = dict(zip(names, handles, strict=True))
+        figure.legend(one_each.values(), one_each, loc="outside right center")
     return figure
 
 
@@ -145,11 +139,11 @@ def _histogram(ax: Any, scores: np.ndarray, anomalous: np.ndarray, threshold: fl
     scores, anomalous = _finite(scores), np.asarray(anomalous, bool)
     low, high = np.quantile(scores, [0.005, 0.995])
     pad = 0.5 if high == low else 0.0
-    shown = pd.DataFrame({"score": np.clip(scores, low, high), "is": np.where(anomalous, "anomalous", "healthy")})
+    truth = np.where(anomalous, "anomalous", "healthy")
     palette = {"healthy": HEALTHY, "anomalous": ANOMALOUS}
     look = {"palette": palette, "hue_order": list(palette), "element": "step", "alpha": 0.35, "legend": False}
     bins = np.linspace(low - pad, high + pad, 31)
-    sns.histplot(shown, x="score", hue="is", bins=bins, stat="density", common_norm=False, ax=ax, **look)
+    sns.histplot(x=np.clip(scores, low, high), hue=truth, bins=bins, stat="density", common_norm=False, ax=ax, **look)
     if threshold is not None:
         ax.axvline(np.clip(threshold, low, high), color=INK, lw=1, ls="--")
     ax.set(xlabel=SCORE_AXIS, ylabel="density", yticks=[])
@@ -184,15 +178,10 @@ def _roc_points(scores: Any, anomalous: Any) -> tuple[np.ndarray, np.ndarray]:
     scores, anomalous = _finite(scores), np.asarray(anomalous, bool)
     if anomalous.all() or not anomalous.any():
         raise NumericError("a ROC curve needs healthy and anomalous images.")
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(anomalous[order])[ends]
-    misses = 1 + ends - hits
-    return np.append(0, misses / (~anomalous).sum()), np.append(0, hits / anomalous.sum())
-
-
-def _area(fpr: np.ndarray, tpr: np.ndarray) -> float:
-    return float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
+    thresholds = np.append(np.inf, np.unique(scores)[::-1])
+    healthy, anomalous = np.sort(scores[~anomalous]), np.sort(scores[anomalous])
+    false, true = (1 - np.searchsorted(group, thresholds) / len(group) for group in (healthy, anomalous))
+    return false, true
 
 
 @styled
@@ -204,12 +193,12 @@ def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
     lines = []
     for name, seeds in curves.items():
         points = [_roc_points(*seed) for seed in seeds]
-        areas = np.array([_area(fpr, tpr) for fpr, tpr in points])
+        areas = np.array([trapezoid(tpr, fpr) for fpr, tpr in points])
         heights = np.array([np.interp(grid, fpr, tpr) for fpr, tpr in points])
         heights[:, 0] = 0
         lines.append((areas.mean(), areas.std(ddof=1) if len(areas) > 1 else None, name, heights))
     for area, spread, name, heights in sorted(lines, key=lambda line: -line[0]):
-        style = {k: v for k, v in detector_style(name).items() if k != "hatch"}
+        style = _line_look(name)
         mean, half = heights.mean(0), heights.std(0, ddof=min(1, len(heights) - 1))
         number = f"{area:.3f}" if spread is None else f"{area:.3f} ± {spread:.3f}"
         ax.plot(grid, mean, lw=1.7, label=f"{number}  {word(name)}", **style)
@@ -254,31 +243,32 @@ def cost_bars(rows: Sequence[Mapping[str, Any]], *, value: str, label: str, titl
     """Return one bar a row, e.g. ``value="ratio"`` over ``label="stage"``; the number stands at the bar's end."""
     figure, ((ax,),) = new_figure(7.2, 0.34 * len(rows) + 0.8)
     values = [float(row[value] or 0) for row in rows]
-    ax.barh([str(row[label]) for row in rows], values, color=ACCENT, height=0.7)
+    bars = ax.barh([str(row[label]) for row in rows], values, color=ACCENT, height=0.7)
+    ax.bar_label(bars, fmt=" %.3g", fontsize=8)
     ax.invert_yaxis()
-    for y, v in enumerate(values):
-        ax.text(v, y, f" {v:.3g}", va="center", fontsize=8)
     ax.set(xlabel=value.replace("_", " "), title=title)
     return figure
 
 
 @styled
 def auroc_curves(
-    series: Mapping[str, Sequence[tuple[float, float, float]]],
-    levels: Mapping[str, float],
-    *,
-    xlabel: str,
-    split: str = "test",
+    series: Mapping[str, Sequence[tuple]], levels: Mapping[str, float], *, xlabel: str, split: str = "test"
 ) -> Figure:
-    """Return AUROC on a split against one setting: ``series`` is name -> [(x, mean, sd)], ``levels`` what has no x."""
+    """Return AUROC on a split against one setting: ``series`` is name -> [(x, mean, sd)], ``levels`` what has no x.
+
+    An x is a number or a range (low, high); ranges are drawn from end to end, and not joined by a line.
+    """
     figure, ((ax,),) = new_figure(7.8, 3.9)
     for name, points in series.items():
-        x, mean, sd = np.array(sorted(points), float).T
-        style = {k: v for k, v in detector_style(name).items() if k != "hatch"}
-        ax.errorbar(x, mean, np.nan_to_num(sd), marker="o", ms=4, lw=1.6, capsize=3, label=word(name), **style)
+        points = sorted(points, key=lambda point: np.mean(point[0]))
+        low, high = np.array([np.broadcast_to(x, 2) for x, _, _ in points], float).T
+        mean, sd = np.array([point[1:] for point in points], float).T
+        reach = np.where(high > low, (high - low) / 2, np.nan)  # nan: no bar
+        look = _line_look(name) | ({"linestyle": "none"} if (high > low).any() else {})
+        ax.errorbar((low + high) / 2, mean, np.nan_to_num(sd), reach, marker="o", ms=4, lw=1.6, capsize=3,
+                    label=word(name), **look)  # fmt: skip
     for name, value in levels.items():
-        color, line = (detector_style(name)[key] for key in ("color", "linestyle"))
-        ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}", color=color, ls=line)
+        ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}", **_line_look(name))
     ax.set(xlabel=word(xlabel), ylabel=f"{split} AUROC (0.5 = chance)")
     figure.legend(loc="outside right upper")
     return figure

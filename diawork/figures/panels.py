@@ -11,26 +11,12 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from diawork.base.errors import UsageError
-from diawork.figures.charts import ANOMALOUS, HEALTHY, PAIR_COLORS
-from diawork.figures.pictures import (
-    INK,
-    SOFT,
-    Picture,
-    change_limit,
-    channels_last,
-    grey,
-    new_figure,
-    show,
-    show_change,
-    show_image,
-    styled,
-    word,
-)
+from diawork.figures import images as im
+from diawork.figures.charts import ANOMALOUS, HEALTHY, PAIR_COLORS, draw_pairs
 
 BRANCHES = ("O", "O′", "A")  # two ordinary, one dissolved
 MAP_COLORS = "inferno"  # even steps of brightness, whatever the eye's colours
@@ -54,7 +40,7 @@ class Pairs:
 
 def _mosaic(tiles: np.ndarray, columns: int, gap: int = _GAP) -> np.ndarray:
     """Return (H, W, 3): tiles (n, …) in rows of ``columns``, white between them."""
-    colour = [channels_last(tile) for tile in tiles]
+    colour = [im.channels_last(tile) for tile in tiles]
     colour = np.stack([np.repeat(c[..., None], 3, 2) if c.ndim == 2 else c for c in colour]).clip(0, 1)
     n, height, width, _ = colour.shape
     rows = -(-n // columns)
@@ -72,7 +58,7 @@ def _frame_tile(ax: Any, at: tuple[int, int], size: tuple[int, int], **look: Any
     ax.add_patch(Rectangle(corner, width + 1.4, height + 1.4, fill=False, clip_on=False, **look))
 
 
-@styled
+@im.styled
 def pair_figure(pairs: Pairs, at: tuple[int, int], sentence: str = "") -> Figure:
     """Return the views as they enter the loss beside Fig. 3, with one cell of it picked out in both.
 
@@ -83,11 +69,11 @@ def pair_figure(pairs: Pairs, at: tuple[int, int], sentence: str = "") -> Figure
         raise UsageError(f"cell {at} of roles {pairs.roles.shape} for {len(pairs.views)} views.")
     images, branches, shifts = (int(index.max()) + 1 for index in (pairs.image, pairs.branch, pairs.shift))
     ratio = -(-images // _HIGH) * shifts / (min(images, _HIGH) * branches)  # of the left side
-    figure = Picture(figsize=(1.2 + 3.9 * (min(ratio, 1.4) + 1), 4.9), layout="constrained")
+    figure = im.Picture(figsize=(1.2 + 3.9 * (min(ratio, 1.4) + 1), 4.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[min(ratio, 1.4), 1.08])
     _draw_views(left, pairs, at)
     _draw_roles(right, pairs, at)
-    figure.suptitle(word(sentence), fontsize=10)
+    figure.suptitle(im.word(sentence), fontsize=10)
     return figure
 
 
@@ -99,42 +85,35 @@ def _draw_views(ax: Any, pairs: Pairs, at: tuple[int, int]) -> None:
     rows, columns = int(row.max()) + 1, int(column.max()) + 1
     tiles = np.ones((rows * columns, *pairs.views.shape[1:]), np.float32)
     tiles[row * columns + column] = pairs.views
-    show(ax, _mosaic(tiles, columns))
-    height, width = channels_last(pairs.views[0]).shape[:2]
-    color = list(PAIR_COLORS.values())[int(pairs.roles[at])] if pairs.roles[at] else INK
+    im.show(ax, _mosaic(tiles, columns))
+    height, width = im.channels_last(pairs.views[0]).shape[:2]
+    color = list(PAIR_COLORS.values())[int(pairs.roles[at])] if pairs.roles[at] else im.INK
     for place, style in zip(at[::-1], ((0, (1.6, 0.8)), "-"), strict=True):
         _frame_tile(ax, (int(row[place]), int(column[place])), (height, width), color=color, lw=3.2, ls=style)
     for i in np.unique(pairs.image):
         corner = (i // _HIGH * shifts * (width + _GAP), i % _HIGH * branches * (height + _GAP))
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.2}
-        ax.text(corner[0] + 1, corner[1] + 1, f"image {i}", fontsize=7, va="top", color=INK, bbox=box)
+        ax.text(corner[0] + 1, corner[1] + 1, f"image {i}", fontsize=7, va="top", color=im.INK, bbox=box)
     names = [BRANCHES[r % branches] for r in range(rows)]
+    turns = [pairs.shift_names[c % shifts] for c in range(columns)]
     ax.set_yticks((height + _GAP) * np.arange(rows) + height / 2, names)
-    ax.set_xticks(
-        (width + _GAP) * np.arange(columns) + width / 2, [pairs.shift_names[c % shifts] for c in range(columns)]
-    )
-    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=INK, labelsize=8.5)
+    ax.set_xticks((width + _GAP) * np.arange(columns) + width / 2, turns)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=im.INK, labelsize=8.5)
 
 
 def _draw_roles(ax: Any, pairs: Pairs, at: tuple[int, int]) -> None:
     """Draw the target similarity matrix, a rule after every branch, a cross through the picked cell."""
     n, branches = len(pairs.roles), int(pairs.branch.max()) + 1
-    show(ax, pairs.roles, cmap=ListedColormap([*PAIR_COLORS.values()]), vmin=-0.5, vmax=2.5)
-    fine = [(edge, "white", 0.6) for edge in np.arange(1, n) - 0.5 if n <= 48]
-    for edge, color, width in fine + [(n / branches * b - 0.5, INK, 1.2) for b in range(1, branches)]:
-        ax.axhline(edge, color=color, lw=width)
-        ax.axvline(edge, color=color, lw=width)
+    draw_pairs(ax, pairs.roles, n // branches, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
     row, column = at
-    ax.add_patch(Rectangle((-0.5, row - 0.5), n, 1, fill=False, color=INK, lw=1.1, alpha=0.8))
-    ax.add_patch(Rectangle((column - 0.5, -0.5), 1, n, fill=False, color=INK, lw=1.1, alpha=0.8))
-    ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=INK, lw=2.6, clip_on=False))
+    ax.add_patch(Rectangle((-0.5, row - 0.5), n, 1, fill=False, color=im.INK, lw=1.1, alpha=0.8))
+    ax.add_patch(Rectangle((column - 0.5, -0.5), 1, n, fill=False, color=im.INK, lw=1.1, alpha=0.8))
+    ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=im.INK, lw=2.6, clip_on=False))
     middles = n / branches * (np.arange(branches) + 0.5) - 0.5
     ax.set_xticks(middles, BRANCHES[:branches])
     ax.set_yticks(middles, BRANCHES[:branches])
-    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=INK, labelsize=10)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=im.INK, labelsize=10)
     ax.set_ylabel("anchor (row)")
-    handles = [Patch(color=color, label=name) for name, color in PAIR_COLORS.items()]
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
     ax.set_title("target similarity (Fig. 3): compared with (column)")
 
 
@@ -158,13 +137,13 @@ class Reasons:
     mask: np.ndarray | None = None
 
 
-@styled
+@im.styled
 def score_figure(reasons: Reasons, ranking: np.ndarray, ranks: Sequence[tuple[int, bool]], picked: int) -> Figure:
     """Return the ranking around an image above that image's score with its reasons.
 
     ``ranking`` (n, …) are the images around it, ``ranks`` their (rank, anomalous), ``picked`` its place there.
     """
-    figure = Picture(figsize=(11.4, 4.7), layout="constrained")
+    figure = im.Picture(figsize=(11.4, 4.7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2.35])
     _draw_ranking(top.subplots(), ranking, ranks, picked)
     panels = _panels(reasons)
@@ -173,21 +152,19 @@ def score_figure(reasons: Reasons, ranking: np.ndarray, ranks: Sequence[tuple[in
         draw(ax)
         ax.set_title(title, fontsize=8)
     _draw_parts(axes[-1], reasons)
-    figure.suptitle(word(reasons.title), fontsize=10)
+    figure.suptitle(im.word(reasons.title), fontsize=10)
     return figure
 
 
 def _draw_ranking(ax: Any, ranking: np.ndarray, ranks: Sequence[tuple[int, bool]], picked: int) -> None:
-    show(ax, _mosaic(np.asarray(ranking), len(ranking), gap=_GAP))
-    height, width = channels_last(ranking[0]).shape[:2]
+    im.show(ax, _mosaic(np.asarray(ranking), len(ranking), gap=_GAP))
+    height, width = im.channels_last(ranking[0]).shape[:2]
     ax.set_xticks((width + _GAP) * np.arange(len(ranks)) + width / 2, [str(rank) for rank, _ in ranks])
     ax.tick_params(length=0, pad=10)
     for i, (_, anomalous) in enumerate(ranks):
-        color = ANOMALOUS if anomalous else HEALTHY
-        ax.add_patch(
-            Rectangle((i * (width + _GAP) - 0.5, height + 0.5), width, height / 10, color=color, clip_on=False)
-        )
-    _frame_tile(ax, (0, picked), (height, width), color=INK, lw=2.6)
+        color, corner = ANOMALOUS if anomalous else HEALTHY, (i * (width + _GAP) - 0.5, height + 0.5)
+        ax.add_patch(Rectangle(corner, width, height / 10, color=color, clip_on=False))
+    _frame_tile(ax, (0, picked), (height, width), color=im.INK, lw=2.6)
     handles = [Patch(color=c, label=k) for k, c in (("healthy", HEALTHY), ("anomalous", ANOMALOUS))]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.005, 0.5))
     ax.set_ylabel("rank", rotation=0, labelpad=16, va="center")
@@ -197,24 +174,23 @@ def _panels(reasons: Reasons) -> list[tuple[str, Any]]:
     """Return (title, draw) of every panel that can be drawn."""
     r = reasons
     panels = [
-        ("test image", lambda ax: show_image(ax, r.image)),
-        (f"nearest healthy training\nimage (at {r.nearest_shift})", lambda ax: show_image(ax, r.nearest)),
+        ("image", lambda ax: im.show_image(ax, r.image)),
+        (f"nearest healthy training\nimage (at {r.nearest_shift})", lambda ax: im.show_image(ax, r.nearest)),
     ]
     if r.residual is not None:
-        limit = change_limit(r.residual)
-        panels.append(("dissolved − input\n(red: added)", lambda ax: show_change(ax, r.residual, limit)))
+        limit = im.change_limit(r.residual)
+        panels.append(("dissolved − input\n(red: added)", lambda ax: im.show_change(ax, r.residual, limit)))
     if r.map is not None:
-        panels.append((f"anomaly map:\n{word(r.map_name)}", lambda ax: _draw_map(ax, r.map, r.map_limits, r.mask)))
+        panels.append((f"anomaly map:\n{im.word(r.map_name)}", lambda ax: _draw_map(ax, r.map, r.map_limits, r.mask)))
     if r.mask is not None:
         panels.append(("mask" if r.mask.any() else "mask (empty)", lambda ax: _draw_mask(ax, r.mask)))
     return panels
 
 
-def _draw_map(ax: Any, values: np.ndarray, limits: tuple[float, float], mask: np.ndarray | None) -> Any:
-    drawn = show(ax, values, cmap=MAP_COLORS, vmin=limits[0], vmax=limits[1])
+def _draw_map(ax: Any, values: np.ndarray, limits: tuple[float, float], mask: np.ndarray | None) -> None:
+    im.show(ax, values, cmap=MAP_COLORS, vmin=limits[0], vmax=limits[1])
     if mask is not None and mask.any():
         ax.contour(np.asarray(mask, float), [0.5], colors=[OUTLINE], linewidths=1.2)
-    return drawn
 
 
 def map_limits(values: np.ndarray) -> tuple[float, float]:
@@ -224,8 +200,8 @@ def map_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def _draw_mask(ax: Any, mask: np.ndarray) -> None:
-    show(ax, np.asarray(mask, float))
-    ax.spines[:].set(visible=True, color=SOFT)
+    im.show(ax, np.asarray(mask, float))
+    ax.spines[:].set(visible=True, color=im.SOFT)
 
 
 def _draw_parts(ax: Any, reasons: Reasons) -> None:
@@ -234,7 +210,7 @@ def _draw_parts(ax: Any, reasons: Reasons) -> None:
     for i, (name, (color, hatch)) in enumerate(PART_LOOKS.items()):
         edge = "white" if hatch else "none"
         ax.barh(y + 0.36 * i, reasons.parts[name], 0.34, color=color, hatch=hatch, edgecolor=edge, label=name)
-    ax.axvline(0, color=INK, lw=0.9)
+    ax.axvline(0, color=im.INK, lw=0.9)
     ax.set_yticks(y + 0.18, reasons.shift_names)
     ax.invert_yaxis()
     ax.set_xlabel("above the median healthy image\n(right = more anomalous)", fontsize=8)
@@ -242,10 +218,7 @@ def _draw_parts(ax: Any, reasons: Reasons) -> None:
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
 
 
-# --- maps beside masks ----------------------------------------------------------------------------------
-
-
-@styled
+@im.styled
 def maps_grid(
     images: np.ndarray, masks: np.ndarray, maps: Mapping[str, np.ndarray], labels: Sequence[str] = ()
 ) -> Figure:
@@ -256,34 +229,31 @@ def maps_grid(
     n = len(images)
     if not n or len(masks) != n or any(len(values) != n for values in maps.values()):
         raise UsageError("maps_grid needs as many masks and maps as images, and at least one.")
-    figure, axes = new_figure(1.22 * n + 1.5, 1.24 * (2 + len(maps)) + 0.2, 2 + len(maps), n)
+    figure, axes = im.new_figure(1.22 * n + 1.5, 1.24 * (2 + len(maps)) + 0.2, 2 + len(maps), n)
     for i in range(n):
-        show_image(axes[0, i], grey(images[i]))
+        im.show_image(axes[0, i], im.grey(images[i]))
         _draw_mask(axes[1, i], masks[i])
-        axes[0, i].set_title(word(labels[i]) if len(labels) else "", fontsize=8.5)
+        axes[0, i].set_title(im.word(labels[i]) if len(labels) else "", fontsize=8.5)
     for row, values in zip(axes[2:], maps.values(), strict=True):
         limits = map_limits(values)
         for i in range(n):
             _draw_map(row[i], np.asarray(values[i], np.float32), limits, masks[i])
     for ax, name in zip(axes[:, 0], ("image", "mask", *maps), strict=True):
-        ax.set_ylabel(fill(word(name), 15), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=6)
+        ax.set_ylabel(fill(im.word(name), 15), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=6)
     return figure
 
 
-# --- a table in colours -----------------------------------------------------------------------------------
-
-
-@styled
+@im.styled
 def table_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Return values (R, C) in [−1, 1] as numbers on colours that diverge around 0; a rule before the last column."""
-    figure, axes = new_figure(2.6 + 0.74 * len(columns), 0.75 + 0.3 * len(rows))
+    figure, axes = im.new_figure(2.6 + 0.74 * len(columns), 0.75 + 0.3 * len(rows))
     ax = axes[0, 0]
-    show(ax, values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(columns)), [fill(word(name), 10) for name in columns], fontsize=8)
-    ax.set_yticks(range(len(rows)), [word(name) for name in rows])
-    ax.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False)
-    ax.axvline(len(columns) - 1.5, color=INK, lw=1.2)
+    im.show(ax, values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(columns)), [fill(im.word(name), 10) for name in columns], fontsize=8)
+    ax.set_yticks(range(len(rows)), [im.word(name) for name in rows])
+    ax.tick_params(length=0, labelcolor=im.INK, labeltop=True, labelbottom=False)
+    ax.axvline(len(columns) - 1.5, color=im.INK, lw=1.2)
     for (row, column), value in np.ndenumerate(values):
-        color = "white" if abs(value) > 0.6 else INK
+        color = "white" if abs(value) > 0.6 else im.INK
         ax.text(column, row, f"{value:+.2f}".replace("-", "−"), ha="center", va="center", color=color, fontsize=8)
     return figure

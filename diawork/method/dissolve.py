@@ -1,15 +1,13 @@
 """The dissolver (Eq. 4), the bridge to its model's size, and the alternatives that fill the same slot.
 
-Every occupant of the slot has one face: ``dissolve(x, *, image, flip, generator) -> (x_hat, t)``
-with ``x`` float32 (B, C, H, W) in [0, 1], ``image`` (B,) the images' indices, ``flip`` (B,) whether a
-row is mirrored, and ``t`` (B,) the dissolving step, -1 where there is none.
+Every occupant of the slot has one face, ``Dissolve``.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import kornia.filters as kf
 import torch
@@ -23,7 +21,20 @@ from diawork.base.errors import UsageError
 from diawork.base.seeding import generator as keyed_generator
 from diawork.method.unet import frozen_unet
 
-Dissolve = Callable[..., tuple[Tensor, Tensor]]
+
+class Dissolve(Protocol):
+    """An occupant of the slot: drawn at random in training, step by step for the eye."""
+
+    timesteps: int  # how many steps there are; 1: the occupant knows no step
+
+    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return x̂ (B, C, H, W) of ``x`` in [0, 1], and the steps ``t`` (B,), -1 where there is none.
+
+        ``image`` (B,) are the images' indices, ``flip`` (B,) says whether a row is mirrored.
+        """
+
+    def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
+        """Return (T, B, C, H, W) on the CPU: all images at all steps; ``progress`` is told the share done."""
 
 
 # --- the bridge between the images' size and the model's -------------------------------------------
@@ -128,6 +139,11 @@ class Dissolver:
         self._batch = 0  # of the compiled model; 0: not compiled, any size
 
     @property
+    def timesteps(self) -> int:
+        """The number of steps that the model was trained with."""
+        return self.ddpm.num_timesteps
+
+    @property
     def compiled(self) -> bool:
         """Whether the model was compiled."""
         return self._batch > 0
@@ -172,12 +188,17 @@ class Dissolver:
         t = self.sample_t(len(x), generator)
         return self.at(x, t), t
 
-    def stack(self, x: Tensor, ts: Sequence[int], *, batch: int = 64, progress: bool = False) -> Tensor:
+    def stack(
+        self, x: Tensor, ts: Sequence[int], *, batch: int = 64, progress: Callable[[float], None] | None = None
+    ) -> Tensor:
         """Return (T, B, C, H, W): all images at all steps, in batched passes."""
         steps = torch.as_tensor(list(ts), dtype=torch.int64).repeat_interleave(len(x))
         rows = x.repeat(len(ts), 1, 1, 1)
-        bar = tqdm(range(0, len(rows), batch), desc="dissolving", unit="batch", disable=not progress)
-        parts = [self.at(rows[i : i + batch], steps[i : i + batch]).cpu() for i in bar]
+        parts = []
+        for start in range(0, len(rows), batch):
+            parts.append(self.at(rows[start : start + batch], steps[start : start + batch]).cpu())
+            if progress:
+                progress(min(1.0, (start + batch) / len(rows)))
         return torch.cat(parts).reshape(len(ts), *x.shape)
 
 
@@ -194,8 +215,14 @@ def preview(operator: Dissolve, x: Tensor, *, seed: int = 0) -> Tensor:
 class _Operator:
     """An occupant that has no step."""
 
+    timesteps = 1
+
     def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.apply(x, generator), torch.full((len(x),), NO_STEP)
+
+    def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
+        """Return (T, B, C, H, W): the same at every step, made once."""
+        return preview(self, x).cpu().expand(len(ts), *x.shape)
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not say what it does to an image")

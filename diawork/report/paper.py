@@ -27,7 +27,6 @@ from diawork.runs.methods import resolve
 from diawork.runs.parents import run_dissolver, shared_ddpm
 from diawork.runs.run import in_cell, runs_root
 
-STEPS = (50, 100, 200, 400)  # of Fig. 1
 STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of Fig. 5, weak to strong
     "gaussian_blur": ("kernel_size", (3, 5, 7, 9, 11, 15)),
     "median_blur": ("kernel_size", (3, 5, 7, 9, 11, 15)),
@@ -72,13 +71,14 @@ def _strips(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     splits = open_data(cfg, where["data_root"])
     cfg = resolve(cfg, splits)
     ddpm = shared_ddpm(cfg, splits, **where)
-    strip = dissolving_strip(run_dissolver(cfg, ddpm, compute=where["compute"]), splits.test, STEPS)
+    ts = figures.FIGURE_STEPS
+    strip = dissolving_strip(run_dissolver(cfg, ddpm, compute=where["compute"]), splits.test, ts)
     names = splits.test.class_names[strip_rows(splits.test)]
     change = ((strip[:, 1:] - strip[:, :1]) ** 2).mean((0, 2, 3))
-    rows = [{"t": t, "mean squared change": float(value)} for t, value in zip(STEPS, change, strict=True)]
+    rows = [{"t": t, "mean squared change": float(value)} for t, value in zip(ts, change, strict=True)]
     learnt = f"{ddpm.data['images']:,} healthy images of {ddpm.data['name']}, {ddpm.config.steps:,} steps"
     caption = f"Test images through the {cfg.dissolve.weights} weights of a DDPM ({learnt}); Eq. 4."
-    return Drawing(figures.dissolve_strip(strip, STEPS, names), rows, caption)
+    return Drawing(figures.dissolve_strip(strip, ts, names), rows, caption)
 
 
 def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:

@@ -15,8 +15,7 @@ from diawork.report.findings import SPLITS, focus_of
 from diawork.report.tables import pixel_table, score_pairs
 from diawork.runs.run import Run
 
-FIGURE_STEPS = (50, 100, 200, 400)  # of the paper's Fig. 1
-MANY_STEPS = 8  # a strip of more is shown at FIGURE_STEPS; the slider has them all
+MANY_STEPS = 8  # a strip of more is shown at those of Fig. 1; the slider has them all
 MOST_CURVES = 9
 MOST_MAPS = 4  # drawn; the table has them all
 ALL = "all together"
@@ -96,7 +95,7 @@ def _steps_shown(ts: Sequence[int]) -> Sequence[int]:
     """Return which of many steps a strip shows: those of the paper's figure, else a few spread over all."""
     if len(ts) <= MANY_STEPS:
         return range(len(ts))
-    return [i for i, t in enumerate(ts) if t in FIGURE_STEPS] or range(0, len(ts), -(-len(ts) // MANY_STEPS))
+    return [i for i, t in enumerate(ts) if t in figures.FIGURE_STEPS] or range(0, len(ts), -(-len(ts) // MANY_STEPS))
 
 
 def _errors(label: str, arrays: Arrays) -> dict[str, Any]:

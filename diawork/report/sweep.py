@@ -19,6 +19,14 @@ from diawork.report.published import beside_published
 from diawork.report.tables import collect, compare_all, groups, split_of, summary_table
 from diawork.sweeps.ledger import ledger
 
+AXES = {  # words for the settings that sweeps draw along x
+    "dissolve.t_range": figures.STEP_LABEL,
+    "train.batch_size": "batch size, images",
+    "data.contamination": "share of anomalous images called healthy",
+    "data.lesion_contrast": "contrast of the lesions",
+    "data.lesion_size": "size of the lesions, px",
+    "diffusion.data_fraction": "share of the healthy images given to the diffusion model",
+}
 LEVEL = 0.05  # of the adjusted p that a reading goes by
 
 
@@ -70,18 +78,19 @@ def sweep_frame(folder: Path | str) -> pd.DataFrame:
     frames = []
     for _, row in done.iterrows():
         runs, cell = collect([row["run"]]), named[row["cell"]]
-        name = {"row": cell["label"], "parts": [tuple(cell["parts"])], "x": _middle(cell["point"].get(sweep["x"]))}
+        name = {"row": cell["label"], "parts": [tuple(cell["parts"])], "x": [_extent(cell["point"].get(sweep["x"]))]}
         frames += [runs.assign(**name)] if len(runs) else []
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     frame.attrs |= {"found": int(cells["run"].ne("").sum()), "unfinished": [], "unreadable": []}
     return frame
 
 
-def _middle(x: Any) -> float:
-    """Return where a point stands on the x axis; of a range its middle."""
-    if isinstance(x, list):
-        return float(np.mean(x))
-    return float(x) if isinstance(x, int | float) and not isinstance(x, bool) else math.nan
+def _extent(x: Any) -> tuple[float, float] | None:
+    """Return from where to where a point reaches on the x axis, a number from itself to itself; None: nowhere."""
+    ends = x if isinstance(x, list) else [x, x]
+    if len(ends) != 2 or not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        return None
+    return float(ends[0]), float(ends[1])
 
 
 def _links(row: dict[str, Any], out: Path) -> list[tuple[str, str]]:
@@ -125,18 +134,22 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
     if not sweep["x"] or frame.empty or frame["x"].isna().all():
         return None
     split = split_of(frame)
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[tuple]] = {}
     levels: dict[str, float] = {}
     for name, runs in groups(frame):
         x, values = runs["x"].iloc[0], runs[f"{split}.auroc"]
-        if math.isnan(x):
+        if x is None:
             levels[name["label"]] = values.mean()
             continue
         line = ", ".join(runs["parts"].iloc[0][:-1]) or name["detector"]
         series.setdefault(line, []).append((x, values.mean(), values.std(ddof=1)))
-    figure = figures.auroc_curves(series, levels, xlabel=sweep["x"].replace("_", " "), split=SPLITS[split])
+    words = AXES.get(sweep["x"], sweep["x"].rpartition(".")[2].replace("_", " "))
+    figure = figures.auroc_curves(series, levels, xlabel=words, split=SPLITS[split])
     text = f"AUROC on {split} (higher score = more anomalous), mean and standard deviation over seeds; "
-    return {"image": figures.png_bytes(figure, 120), "caption": text + "rows without x lie across."}
+    return {
+        "image": figures.png_bytes(figure, 120),
+        "caption": text + "a bar along x is a range of it; rows without x lie across.",
+    }
 
 
 def _drawings(cells: pd.DataFrame) -> list[dict[str, Any]]:

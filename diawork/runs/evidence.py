@@ -45,7 +45,7 @@ def evidence(
 
 
 def _strip(dissolver: Dissolver, images: ImageSet) -> dict[str, np.ndarray]:
-    ts = [t for t in STRIP_STEPS if t < dissolver.ddpm.num_timesteps]
+    ts = [t for t in STRIP_STEPS if t < dissolver.timesteps]
     if not ts:
         return {}
     strip, labels = dissolving_strip(dissolver, images, ts), images.class_names[strip_rows(images)]

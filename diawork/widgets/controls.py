@@ -1,26 +1,102 @@
-"""Groups of labelled controls of the dissolving explorer: the strip of images, and what the user brings."""
+"""What the explorers share: one base, and groups of labelled controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import html
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ipywidgets as w
 
-from diawork.base.errors import UsageError
+from diawork import figures
+from diawork.base.errors import DiaworkError, UsageError
 
+DPI = 100
 WIDE = {"description_width": "initial"}
-_WRAP = {"flex_flow": "row wrap"}
+WRAP = {"flex_flow": "row wrap"}
+BROAD = {"width": "100%", "max_width": "640px"}
 
 
-def menu(label: str, options: Sequence[str], value: str) -> w.Dropdown:
+class Explorer:
+    """A picture that follows its controls; where it cannot be drawn stands one plain sentence, and the widget lives on.
+
+    A room says what is drawn (``still``), which controls there are (``_build``) and what a change of one
+    means (``_follow``).
+    """
+
+    _widget: w.Widget | None = None
+    _settling = False
+
+    @property
+    def widget(self) -> w.Widget:
+        """The explorer as a widget: its controls, the picture, and a message where there is one."""
+        if self._widget is None:
+            self._picture = w.Image(format="png", layout={"max_width": "100%", "border": "6px solid white"})
+            self._message = w.HTML()
+            self._widget = self._build()
+            self._refresh()
+        return self._widget
+
+    def _watch(self, *controls: w.Widget) -> None:
+        for control in controls:
+            control.observe(self._changed, "value")
+
+    def _changed(self, change: Any) -> None:
+        """Take over what the user picked and draw; what controls thereby do to one another is not drawn."""
+        if self._settling:
+            return
+        with self._settle():
+            followed = self._guarded(lambda: self._follow(change.owner))
+        if followed:
+            self._refresh()
+
+    @contextlib.contextmanager
+    def _settle(self) -> Iterator[None]:
+        """Let controls change one another without a picture each."""
+        self._settling = True
+        try:
+            yield
+        finally:
+            self._settling = False
+
+    def _refresh(self) -> None:
+        """Show the picture, or say in a sentence why there is none."""
+        self._picture.layout.display = None if self._guarded(self._draw) else "none"
+
+    def _draw(self) -> None:
+        self._picture.value = figures.png_bytes(self.still(), DPI)
+        self._say("")
+
+    def _guarded(self, act: Callable[[], None]) -> bool:
+        """Do something and return whether it went well; if not, say in a sentence what went wrong."""
+        try:
+            act()
+            return True
+        except DiaworkError as error:
+            self._say(str(error))
+        except Exception as error:  # a foreign model may raise anything, and the widget has to live on
+            self._say(f"this could not be shown ({type(error).__name__}: {error}).")
+        return False
+
+    def _say(self, text: str) -> None:
+        self._message.value = f"<p role='alert'>{html.escape(text)}</p>" if text else ""
+
+
+def menu(label: str, options: Sequence, value: Any) -> w.Dropdown:
     """Return a labelled menu."""
-    return w.Dropdown(
-        options=options, value=value, description=label, tooltip=label, style=WIDE, layout={"width": "auto"}
-    )
+    words = {"description": label, "tooltip": label, "style": WIDE}
+    return w.Dropdown(options=options, value=value, layout={"width": "auto"}, **words)
 
 
-def offer(control: w.Dropdown, options: Sequence[str], value: str) -> None:
-    """Give a menu other options and choose one of them."""
+def number(label: str, value: int, *, low: int = 0, high: int, live: bool = False, **kw: Any) -> w.IntSlider:
+    """Return a labelled slider over whole numbers, which answers when it is let go, or ``live`` while it moves."""
+    words = {"description": label, "tooltip": label, "style": WIDE}
+    return w.IntSlider(value=value, min=low, max=high, continuous_update=live, **words, **kw)
+
+
+def offer(control: Any, options: Sequence, value: Any) -> None:
+    """Give a control other options and choose one of them."""
     control.options = options
     control.value = value
 
@@ -28,29 +104,19 @@ def offer(control: w.Dropdown, options: Sequence[str], value: str) -> None:
 class StripControls:
     """Which classes, how many images of each, and whether with the change."""
 
-    def __init__(self, classes: Sequence[str], changed: Callable) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         self.classes = w.SelectMultiple(
             options=classes, value=classes, rows=min(4, len(classes)), description="classes", tooltip="classes"
         )
-        self.n = w.IntSlider(
-            value=2, min=1, max=6, description="images of each", tooltip="images of each class", style=WIDE,
-            continuous_update=False,
-        )  # fmt: skip
+        self.n = number("images of each", 2, low=1, high=6)
         self.change = w.Checkbox(value=False, description="with the change", indent=False)
-        for control in (self.classes, self.n, self.change):
-            control.observe(changed, "value")
-        self.box = w.HBox([self.classes, self.n, self.change], layout=_WRAP)
-
-    def offer(self, classes: Sequence[str]) -> None:
-        """Offer other classes and choose them all."""
-        self.classes.options = classes
-        self.classes.value = classes
+        self.box = w.HBox([self.classes, self.n, self.change], layout=WRAP)
 
 
 class OwnControls:
     """An image file of the user's own with its intensity window, and another model's folder."""
 
-    def __init__(self, take_image: Callable[[], None], take_model: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         text = {"style": WIDE, "continuous_update": False}
         self.upload = w.FileUpload(accept=".png,.tif,.tiff,.npy", description="image file", tooltip="PNG, TIFF or npy")
         self.path = w.Text(description="or its path", placeholder="scan.tiff", **text)
@@ -59,10 +125,8 @@ class OwnControls:
         self.open = w.Button(description="show this image", icon="image", tooltip="read the image and show it")
         self.model = w.Text(description="another model's folder", placeholder="runs/ddpm-…", **text)
         self.load = w.Button(description="put it beside", icon="columns", tooltip="load the model and compare")
-        self.open.on_click(lambda _: take_image())
-        self.load.on_click(lambda _: take_model())
-        first = w.HBox([self.upload, self.path, self.low, self.high, self.open], layout=_WRAP)
-        self.box = w.VBox([first, w.HBox([self.model, self.load], layout=_WRAP)])
+        image = w.HBox([self.upload, self.path, self.low, self.high, self.open], layout=WRAP)
+        self.box = w.VBox([image, w.HBox([self.model, self.load], layout=WRAP)])
 
     def source(self) -> tuple[bytes | str, str]:
         """Return what to read, and its name where it was uploaded."""
@@ -73,11 +137,11 @@ class OwnControls:
         return self.path.value.strip(), ""
 
     def window(self) -> tuple[float, float] | None:
-        """Return the stored values of black and white, None where neither is given."""
-        given = [self.low.value.strip(), self.high.value.strip()]
-        if not any(given):
+        """Return the stored values of black and white, None where neither is written."""
+        ends = [self.low.value.strip(), self.high.value.strip()]
+        if not any(ends):
             return None
         try:
-            return float(given[0]), float(given[1])
+            return float(ends[0]), float(ends[1])
         except ValueError:
-            raise UsageError(f"the window {given} needs two numbers, the stored values of black and white.") from None
+            raise UsageError(f"the window {ends} needs two numbers, the stored values of black and white.") from None

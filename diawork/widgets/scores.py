@@ -1,25 +1,26 @@
-"""A run's test images ranked by score, and the reasons for each score."""
+"""The images that a run scored, ranked, and the reasons for each score."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
+import ipywidgets as w
 import numpy as np
 import pandas as pd
 
 from diawork import figures
 from diawork.base.config import K
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
-from diawork.data.images import Splits
-from diawork.detectors.dia import CSI, DIA
+from diawork.data.images import ImageSet, Splits
 from diawork.detectors.maps import MAP_WORDS, AnomalyMaps, residuals
+from diawork.detectors.registry import entry_of
 from diawork.method.views import SHIFT_NAMES
 from diawork.runs.run import Run
-from diawork.widgets.shown import WIDE, Shown
+from diawork.widgets.controls import BROAD, WIDE, WRAP, Explorer, menu, number, offer
 
 FILTERS = ("all", "healthy", "anomalous", "errors")
 AROUND = 5  # images of the list shown on either side
@@ -29,28 +30,26 @@ PARTS = ("similarity", "shift")
 
 @dataclass
 class _Opened:
-    """A run's scores, and its maps once they are asked for."""
+    """A run's scores of its primary split, and its maps once they are asked for."""
 
-    scores: pd.DataFrame  # a row a test image, most anomalous first
+    images: ImageSet
+    scores: pd.DataFrame  # a row an image, most anomalous first
     typical: dict[str, np.ndarray]  # part → (K,), median of healthy images
     threshold: float | None
-    kind: type[DIA]
-    shift: str
+    config: dict[str, Any]
     maps: AnomalyMaps | None = None
     problem: str = ""  # why there are no maps
-    drawn: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
-    limits: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-class ScoreExplorer:
-    """Rank a run's test images by score; show of each its parts, its healthy neighbour, residual, map and mask.
+class ScoreExplorer(Explorer):
+    """Rank the images that a run scored; show of each its parts, its healthy neighbour, residual, map and mask.
 
     ``run`` is a run or its folder, ``operator`` the dissolver (or what stands in its place); without it
     the residual is left out. ``widget`` is the live face, ``still()`` the same picture as a figure.
     """
 
     def __init__(
-        self, run: Run | Path | str, splits: Splits, operator: Any = None, *, detector: DIA | None = None,
+        self, run: Run | Path | str, splits: Splits, operator: Any = None, *, detector: Any = None,
         show: str = "all", place: int = 1, method: str = "",
     ) -> None:  # fmt: skip
         if show not in FILTERS:
@@ -59,46 +58,41 @@ class ScoreExplorer:
         self.splits, self.operator, self._detector = splits, operator, detector
         self.show, self.place, self.method = show, place, method
         self.remark = ""  # what the last picture had to leave out, and why
-        self._opened: tuple[Path, _Opened] | None = None
-        self._widget: ipywidgets.Widget | None = None
+        self._read_once = lru_cache(1)(self._read)
+        self._limits, self._drawn = cache(self._make_limits), cache(self._draw_map)
 
     # --- the run ---------------------------------------------------------------------------------------
 
     def _open(self) -> _Opened:
-        if self._opened is None or self._opened[0] != self.folder:
-            self._opened = (self.folder, self._read())
-        return self._opened[1]
+        return self._read_once(self.folder)
 
-    def _read(self) -> _Opened:
-        run = Run(self.folder)
-        result, settings = run.result(), run.config().get("config", {})
-        kind = {"dia": DIA, "csi": CSI}.get(str(settings.get("detector")))
-        if kind is None:
+    def _read(self, folder: Path) -> _Opened:
+        run = Run(folder)
+        result, config, scores = run.result(), run.config()["config"], run.scores()
+        if not {*PARTS, "nearest"} <= set(run.parts()):
             raise DataError(
-                f"its detector ({result.get('detector')}) has no parts to show.", path=self.folder,
+                f"its detector ({result.get('detector')}) has no parts to show.", path=folder,
                 hint="Open a run of DIA, CSI or an alternative in the slot.",
             )  # fmt: skip
-        scores = _read_scores(self.folder)
-        test = scores[scores["split"] == "test"].sort_values("index", ignore_index=True)
-        if test["anomalous"].tolist() != self.splits.test.anomalous.tolist():
+        images = getattr(self.splits, run.primary_split)
+        if scores["anomalous"].tolist() != images.anomalous.tolist():
             raise DataError(
-                f"it scored {len(test)} images that are not these {len(self.splits.test)} of "
-                f"{self.splits.test.name!r}.", path=self.folder, hint="Load the data set of the run.",
+                f"it scored {len(scores)} images that are not these {len(images)} of {images.name!r}.", path=folder,
+                hint="Load the data set of the run.",
             )  # fmt: skip
-        healthy = scores[~scores["anomalous"]]
-        healthy = healthy[healthy["split"] == ("val" if (healthy["split"] == "val").any() else "test")]
-        typical = {part: healthy[_columns(part)].median().to_numpy() for part in PARTS}
-        threshold = result.get("metrics", {}).get("test", {}).get("threshold")
-        test = test.sort_values("score", ascending=False, kind="stable", ignore_index=True)
-        shift = str(settings.get("views", {}).get("shift", "rotation"))
-        return _Opened(test.assign(rank=np.arange(1, len(test) + 1)), typical, threshold, kind, shift)
+        validation = run.scores("val")
+        known = scores if validation["anomalous"].all() else validation
+        typical = {part: known.loc[~known["anomalous"], _columns(part)].median().to_numpy() for part in PARTS}
+        threshold = result["metrics"].get(run.primary_split, {}).get("threshold")
+        scores = scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        return _Opened(images, scores.assign(rank=np.arange(1, len(scores) + 1)), typical, threshold, config)
 
     def maps(self) -> AnomalyMaps:
         """Return the maps that the run's detector, the operator and the healthy images allow."""
         opened = self._open()
-        if opened.maps is None and not opened.problem:
+        if opened.maps is None:
             try:
-                detector = self._detector or opened.kind.load(self.folder)
+                detector = self._detector or entry_of(opened.config["detector"]).load().load(self.folder)
             except DiaworkError as error:
                 detector, opened.problem = None, f"No map asks the score: {error}"
             opened.maps = AnomalyMaps(detector, operator=self.operator, healthy=self.splits.train)
@@ -131,26 +125,26 @@ class ScoreExplorer:
             raise DataError(f"place {self.place} in the list of {self.show!r}: it holds {len(rows)} images.")
         first = max(0, min(self.place - 1 - AROUND, len(rows) - 2 * AROUND - 1))
         near = rows.iloc[first : first + 2 * AROUND + 1]
-        images = self.splits.test.images[near["index"].to_numpy()].numpy()
+        images = self._open().images.images[near["index"].to_numpy()].numpy()
         ranks = list(zip(near["rank"], near["anomalous"], strict=True))
         return figures.score_figure(self._reasons(rows.iloc[self.place - 1]), images, ranks, self.place - 1 - first)
 
-    def _reasons(self, row: Mapping[str, Any]) -> figures.Reasons:
-        opened, i = self._open(), int(row["index"])
-        parts = {name: np.array([row[c] for c in _columns(name)], float) for name in PARTS}
-        best, healthy, names = int(parts["similarity"].argmin()), self.splits.train.normal(), SHIFT_NAMES[opened.shift]
+    def _reasons(self, row: pd.Series) -> figures.Reasons:
+        opened, i, healthy = self._open(), int(row["index"]), self.splits.train.normal()
+        parts = {name: row[_columns(name)].to_numpy(float) for name in PARTS}
+        best, names = int(parts["similarity"].argmin()), SHIFT_NAMES[opened.config["views"]["shift"]]
         nearest = int(row[f"nearest_{best}"])
         if not 0 <= nearest < len(healthy):
             raise DataError(f"its bank held more healthy images than the {len(healthy)} here.", path=self.folder)
-        masks = self.splits.test.masks
+        masks = opened.images.masks
         return figures.Reasons(
-            title=self._title(row), image=self.splits.test.images[i].numpy(), nearest=healthy.images[nearest].numpy(),
+            title=self._title(row), image=opened.images.images[i].numpy(), nearest=healthy.images[nearest].numpy(),
             nearest_shift=names[best], parts={name: values - opened.typical[name] for name, values in parts.items()},
             shift_names=names, residual=self._residual(i), mask=None if masks is None else masks[i, 0].numpy(),
             **self._map(i),
         )  # fmt: skip
 
-    def _title(self, row: Mapping[str, Any]) -> str:
+    def _title(self, row: pd.Series) -> str:
         opened, role = self._open(), "anomalous" if row["anomalous"] else "healthy"
         kind = role if row["class_name"] == role else f"{row['class_name']} ({role})"
         text = f"rank {row['rank']} of {len(opened.scores)}: {kind}, score {row['score']:.3f} (higher = more anomalous)"
@@ -163,95 +157,64 @@ class ScoreExplorer:
     def _residual(self, i: int) -> np.ndarray | None:
         if self.operator is None:
             return None
-        try:
-            return residuals(self.operator, self.splits.test.images[i : i + 1])[0].numpy()
-        except DiaworkError as error:
-            self.remark = f"No residual: {error}"
-            return None
+        x = self._open().images.images[i : i + 1]
+        return self._unless_refused("residual", lambda: residuals(self.operator, x)[0].numpy())
 
     def _map(self, i: int) -> dict[str, Any]:
-        """Return map, its name and its colour limit; without one, nothing and a remark."""
-        opened, maps = self._open(), self.maps()
-        method = self.method or next(iter(maps.methods), "")
-        self.remark = self.remark or opened.problem
+        """Return map, its name and its colour limits; without one, nothing and a remark."""
+        method = self.method or next(iter(self.methods()), "")
+        self.remark = self.remark or self._open().problem
         if not method:
             return {}
-        try:
-            if method not in opened.limits:
-                opened.limits[method] = self._limits(method)
-            if (method, i) not in opened.drawn:
-                opened.drawn[method, i] = maps(self.splits.test.images[i : i + 1], method)[0]
-        except DiaworkError as error:
-            self.remark = f"No anomaly map: {error}"
-            return {}
-        values, limits = opened.drawn[method, i], opened.limits[method]
-        return {"map": values, "map_name": MAP_WORDS[method], "map_limits": limits}
+        return self._unless_refused("anomaly map", lambda: self._drawn(self.folder, method, i)) or {}
 
-    def _limits(self, method: str) -> tuple[float, float]:
+    def _unless_refused(self, what: str, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` does, or None and a remark that says why not."""
+        try:
+            return make()
+        except DiaworkError as error:
+            self.remark = f"No {what}: {error}"
+            return None
+
+    def _make_limits(self, folder: Path, method: str) -> tuple[float, float]:
         """Return the colour scale for all images, from a few spread over the ranking."""
         order = self._open().scores["index"].to_numpy()
         rows = order[np.linspace(0, len(order) - 1, min(SCALE_IMAGES, len(order))).round().astype(int)]
-        return figures.map_limits(self.maps()(self.splits.test.images[rows], method))
+        return figures.map_limits(self.maps()(self._open().images.images[rows], method))
+
+    def _draw_map(self, folder: Path, method: str, i: int) -> dict[str, Any]:
+        values = self.maps()(self._open().images.images[i : i + 1], method)[0]
+        return {"map": values, "map_name": MAP_WORDS[method], "map_limits": self._limits(folder, method)}
 
     # --- the live face ---------------------------------------------------------------------------------
 
-    @property
-    def widget(self) -> ipywidgets.Widget:
-        """The explorer as a widget: run folder, filter, place in the list, map, picture, message."""
-        if self._widget is None:
-            self._widget = self._build()
-            self._changed(None)
-        return self._widget
+    def _build(self) -> w.Widget:
+        text = {"style": WIDE, "layout": BROAD, "continuous_update": False}
+        self._runs = w.Text(value=str(self.folder), description="run folder", **text)
+        self._filters = menu("images", FILTERS, self.show)
+        self._places = number("place in the list", self.place, low=1, high=self.place, live=True, layout=BROAD)
+        self._methods = menu("map", [("best available", "")], "")
+        self._watch(self._runs, self._filters, self._places, self._methods)
+        pickers = w.HBox([self._filters, self._methods], layout=WRAP)
+        return w.VBox([self._runs, pickers, self._places, self._picture, self._message])
 
-    def _build(self) -> ipywidgets.Widget:
-        w = ipywidgets
-        wide = {"layout": {"width": "100%", "max_width": "640px"}, "style": WIDE}
-        self._runs = w.Text(value=str(self.folder), description="run folder", continuous_update=False, **wide)
-        self._filters = w.Dropdown(options=FILTERS, value=self.show, description="images")
-        self._places = w.IntSlider(value=self.place, min=1, max=max(self.place, 1), description="place in the list",
-                                   **wide)  # fmt: skip
-        self._methods = w.Dropdown(options=[("best available", "")], value="", description="map")
-        self._shown = Shown("this score")
-        for control in (self._runs, self._filters, self._places, self._methods):
-            control.observe(self._changed, "value")
-        pickers = w.HBox([self._filters, self._methods], layout={"flex_flow": "row wrap"})
-        return w.VBox([self._runs, pickers, self._places, self._shown.box])
+    def _follow(self, owner: w.Widget) -> None:
+        """Take over what was picked; another run or filter starts at the head of its list."""
+        self.folder, self.show, self.method = Path(self._runs.value), self._filters.value, self._methods.value
+        self.place = 1 if owner in (self._runs, self._filters) else self._places.value
 
-    def _changed(self, change: Any) -> None:
-        """Take over what the user picked; another run or filter starts at the head of its list."""
-        if getattr(self, "_settling", False):
-            return
-        self._settling = True
-        try:
-            if change is not None:
-                self.folder, self.show = Path(self._runs.value), self._filters.value
-                self.method = self._methods.value
-                self.place = 1 if change.owner in (self._runs, self._filters) else self._places.value
-            self._shown.show(self._settled, lambda: self.remark)
-        finally:
-            self._settling = False
-
-    def _settled(self) -> figures.Figure:
-        """Fit the controls to what the run offers, and draw."""
-        methods = self.methods()
-        self.method = self.method if self.method in methods else next(iter(methods), "")
-        self._methods.options = [(MAP_WORDS[name], name) for name in methods] or [("none available", "")]
-        self._methods.value = self.method
-        self._places.max = max(len(self.listed()), 1)
-        self._places.value = self.place
-        return self.still()
+    def _draw(self) -> None:
+        """Offer the maps and the places that the run has, and draw."""
+        with self._settle():
+            methods = self.methods()
+            self.method = self.method if self.method in methods else next(iter(methods), "")
+            options = [(MAP_WORDS[name], name) for name in methods] or [("none available", "")]
+            offer(self._methods, options, self.method)
+            self._places.max = max(len(self.listed()), 1)
+            self._places.value = self.place
+        super()._draw()
+        self._say(self.remark)
 
 
 def _columns(part: str) -> list[str]:
     return [f"{part}_{k}" for k in range(K)]
-
-
-def _read_scores(folder: Path) -> pd.DataFrame:
-    """Return ``scores.csv`` with the parts of the score."""
-    wanted = ["split", "index", "class_name", "anomalous", "score"]
-    wanted += [column for part in (*PARTS, "nearest") for column in _columns(part)]
-    try:
-        scores = pd.read_csv(folder / "scores.csv", usecols=wanted)
-    except (OSError, ValueError) as error:
-        raise DataError(f"scores.csv cannot be read ({error}).", path=folder) from None
-    return scores.assign(anomalous=scores["anomalous"].astype(bool))

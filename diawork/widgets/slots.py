@@ -1,66 +1,87 @@
-"""Whatever may stand in the dissolver's slot, under one face for the explorer: (images, steps) → stack.
+"""What stands in the dissolver's slot of an explorer, and the stacks it makes: an image at every step, made once.
 
-An occupant is called with x float32 (B, C, H, W) in [0, 1] and T steps and returns (T, B, C, H, W), in
-batched passes; ``progress`` is called with the share done. One that has no step returns the same T times.
+Every occupant has the face that training uses, and ``stack(x, ts, progress=…)`` from (B, C, H, W) to (T, B, C, H, W).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from diawork import figures
 from diawork.base.compute import Compute
 from diawork.base.config import DissolveConfig
-from diawork.base.errors import UsageError
+from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 from diawork.method.ddpm import DDPM, load_ddpm
-from diawork.method.dissolve import Dissolver, build_operator, preview, to_model
+from diawork.method.dissolve import Dissolve, Dissolver, build_operator, to_model
 
-Occupant = Callable[..., np.ndarray]
-PASS = 64  # rows of one batched pass
+Images = Mapping[str, tuple[np.ndarray, np.ndarray]]  # split → images (N, [C,] H, W), class names (N,)
+# forty steps: fine where the paper works (10-400), coarse beyond
+STEPS = (0, 5, 10, 15, *range(20, 200, 10), *range(200, 400, 20), 400, 450, 500, 600, 700, 800, 900, 999)
+ALL, NOTHING = "all classes", "nothing"
+KEPT = 48  # stacks, and half as many pictures
 RANGES = {"normalized": "[-1, 1] as trained", "released": "[0, 1] as released"}
 
 
 def dissolving_slots(
-    ddpm: DDPM,
-    cfg: DissolveConfig | None = None,
-    *,
-    others: Mapping[str, DDPM] | None = None,
+    ddpm: DDPM, cfg: DissolveConfig | None = None, *, others: Mapping[str, DDPM] | None = None,
     compute: Compute | None = None,
-) -> dict[str, Occupant]:
+) -> dict[str, Dissolve]:  # fmt: skip
     """Return name → occupant: this model, its other weights and range, other models, and the alternatives."""
     cfg = cfg or DissolveConfig()
-    other = {"weights": "raw" if cfg.weights == "ema" else "ema"}
-    turned = {"range_mode": "released" if cfg.range_mode == "normalized" else "normalized"}
-    slots = {
-        "DDPM": _stepped(ddpm, cfg, compute),
-        f"DDPM, {'raw' if other['weights'] == 'raw' else 'EMA'} weights": _stepped(ddpm, _with(cfg, other), compute),
-        f"DDPM, range {RANGES[turned['range_mode']]}": _stepped(ddpm, _with(cfg, turned), compute),
-    }
-    for name, model in (others or {}).items():
-        slots[name] = _stepped(model, cfg, compute)
+    weights = "raw" if cfg.weights == "ema" else "ema"
+    range_mode = "released" if cfg.range_mode == "normalized" else "normalized"
+    models = {
+        "DDPM": (ddpm, {}),
+        f"DDPM, {'EMA' if weights == 'ema' else 'raw'} weights": (ddpm, {"weights": weights}),
+        f"DDPM, range {RANGES[range_mode]}": (ddpm, {"range_mode": range_mode}),
+    } | {name: (model, {}) for name, model in (others or {}).items()}
     alternatives = {
-        "gaussian_blur": f"Gaussian blur, {cfg.kernel_size} px", "median_blur": f"median, {cfg.kernel_size} px",
-        "resize": f"resize to {cfg.resize_to} px", "noise": f"noise, sd {cfg.noise_sd:g}",
+        f"Gaussian blur, {cfg.kernel_size} px": "gaussian_blur", f"median, {cfg.kernel_size} px": "median_blur",
+        f"resize to {cfg.resize_to} px": "resize", f"noise, sd {cfg.noise_sd:g}": "noise",
     }  # fmt: skip
-    return slots | {name: _stepless(_with(cfg, {"operator": word})) for word, name in alternatives.items()}
+    slots = {name: _Model(model, cfg.model_copy(update=changes), compute) for name, (model, changes) in models.items()}
+    return slots | {
+        name: build_operator(cfg.model_copy(update={"operator": word})) for name, word in alternatives.items()
+    }
 
 
 def checkpoint_slot(
     folder: Path | str, like: DDPM, cfg: DissolveConfig | None = None, *, compute: Compute | None = None
-) -> Occupant:
+) -> Dissolve:
     """Return the occupant made of a saved model; one that sees another size or fewer steps than ``like`` is refused."""
     ddpm = load_ddpm(folder)
     for what, unit in (("image_size", "px"), ("timesteps", "steps")):
-        found, wanted = getattr(ddpm.config, what), getattr(like.config, what)
-        if found != wanted:
-            raise UsageError(f"this checkpoint has {what}={found}; the explorer's model has {wanted} {unit}.",
+        value, wanted = getattr(ddpm.config, what), getattr(like.config, what)
+        if value != wanted:
+            raise UsageError(f"this checkpoint has {what}={value}; the explorer's model has {wanted} {unit}.",
                              path=folder, hint="Choose one trained at the same size and number of steps.")  # fmt: skip
-    return _stepped(ddpm, cfg or DissolveConfig(), compute)
+    return _Model(ddpm, cfg or DissolveConfig(), compute)
+
+
+class _Model:
+    """A model as an occupant; it is moved to its device when first asked."""
+
+    def __init__(self, ddpm: DDPM, cfg: DissolveConfig, compute: Compute | None) -> None:
+        self._parts, self.timesteps = (ddpm, cfg, compute), ddpm.config.timesteps
+
+    @cached_property
+    def _dissolver(self) -> Dissolver:
+        ddpm, cfg, compute = self._parts
+        return Dissolver(ddpm.weights(cfg.weights), cfg, compute=compute)
+
+    def __call__(self, x: Tensor, **rows: Any) -> tuple[Tensor, Tensor]:
+        return self._dissolver(x, **rows)
+
+    def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
+        return self._dissolver.stack(x, ts, progress=progress)
 
 
 def fit_to(size: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -76,33 +97,82 @@ def fit_to(size: int) -> Callable[[np.ndarray], np.ndarray]:
     return fit
 
 
-def _with(cfg: DissolveConfig, changes: dict[str, Any]) -> DissolveConfig:
-    return cfg.model_copy(update=changes)
+def pick(choices: Mapping[str, Any], name: str, what: str) -> Any:
+    """Return ``choices[name]``; an unknown name is refused with the nearest one."""
+    if name not in choices:
+        raise UsageError(f"{name!r} is not a {what} here.", hint=did_you_mean(name, choices))
+    return choices[name]
 
 
-def _stepped(ddpm: DDPM, cfg: DissolveConfig, compute: Compute | None) -> Occupant:
-    """Return a model as an occupant; it is moved to its device when first asked."""
-    made: list[Dissolver] = []
-
-    def occupant(x: np.ndarray, ts: Sequence[int], progress: Callable[[float], None] | None = None) -> np.ndarray:
-        if not made:
-            made.append(Dissolver(ddpm.weights(cfg.weights), cfg, compute=compute))
-        images, per = torch.from_numpy(np.ascontiguousarray(x, np.float32)), max(1, PASS // len(x))
-        parts = []
-        for start in range(0, len(ts), per):
-            parts.append(made[0].stack(images, ts[start : start + per], batch=PASS).float().numpy())
-            if progress:
-                progress(min(1.0, (start + per) / len(ts)))
-        return np.concatenate(parts)
-
-    return occupant
+def split_images(data: Any) -> Images:
+    """Return the splits of an opened data set that hold images."""
+    if isinstance(data, Mapping):
+        return dict(data)
+    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+    return {name: (images.images.numpy(), images.class_names) for name, images in splits.items() if len(images)}
 
 
-def _stepless(cfg: DissolveConfig) -> Occupant:
-    operator = build_operator(cfg)
+class Stacks:
+    """Opens data sets when first asked, dissolves an image once an occupant, and only looks up after that."""
 
-    def occupant(x: np.ndarray, ts: Sequence[int], progress: Callable[[float], None] | None = None) -> np.ndarray:
-        once = preview(operator, torch.from_numpy(np.ascontiguousarray(x, np.float32))).numpy()
-        return np.broadcast_to(once, (len(ts), *once.shape))
+    def __init__(self, sets: Mapping[str, Any], slots: Mapping[str, Dissolve], ts: Sequence[int]) -> None:
+        if not sets or not slots or not len(ts):
+            raise UsageError("an explorer needs a data set, an occupant of the slot and at least one step.")
+        self.sets, self.slots, self.ts = dict(sets), dict(slots), [int(step) for step in ts]
+        self._opened: dict[str, Images] = {}
+        self.on_progress: Callable[[float], None] | None = None
+        self.stack = lru_cache(KEPT)(self._stack)
+        self.frames = lru_cache(KEPT // 2)(self._frames)
 
-    return occupant
+    def images(self, dataset: str) -> Images:
+        """Return the splits of a data set, opened now where it came as a callable."""
+        if dataset not in self._opened:
+            data = pick(self.sets, dataset, "data set")
+            self._opened[dataset] = split_images(data() if callable(data) else data)
+        return self._opened[dataset]
+
+    def add(self, dataset: str, images: Images) -> None:
+        """Add a data set, or replace one; what was kept is forgotten."""
+        self.sets[dataset] = self._opened[dataset] = images
+        self.stack.cache_clear()
+        self.frames.cache_clear()
+
+    def classes(self, dataset: str, split: str) -> list[str]:
+        """Return the names of the classes of a split, "all classes" first."""
+        return [ALL, *sorted(set(map(str, pick(self.images(dataset), split, "split")[1])))]
+
+    def rows(self, dataset: str, split: str, class_name: str = ALL) -> np.ndarray:
+        """Return the positions of a class's images in its split."""
+        names = np.asarray(pick(self.images(dataset), split, "split")[1]).astype(str)
+        return np.arange(len(names)) if class_name == ALL else np.flatnonzero(names == class_name)
+
+    def row(self, dataset: str, split: str, class_name: str, index: int) -> int:
+        """Return the position of the ``index``-th image of a class."""
+        rows = self.rows(dataset, split, class_name)
+        if not 0 <= index < len(rows):
+            raise DataError(f"there is no image {index} of {class_name!r} in {split!r}; there are {len(rows)}.")
+        return int(rows[index])
+
+    def x(self, dataset: str, split: str, rows: Sequence[int]) -> np.ndarray:
+        """Return the images (n, [C,] H, W) at some positions of a split."""
+        images = self.images(dataset)[split][0]
+        return np.stack([np.asarray(images[row], np.float32) for row in rows])
+
+    def _stack(self, dataset: str, split: str, row: int, slot: str) -> np.ndarray:
+        """Return (T, [C,] H, W): one image in the hands of an occupant at every step."""
+        return self.dissolved(self.x(dataset, split, [row]), self.ts, slot)[:, 0]
+
+    def dissolved(self, x: np.ndarray, ts: Sequence[int], slot: str) -> np.ndarray:
+        """Return (T, B, [C,] H, W) and refuse what a model should not return."""
+        occupant = pick(self.slots, slot, "occupant of the slot")
+        stack = np.asarray(occupant.stack(torch.from_numpy(x), ts, progress=self.on_progress), np.float32)
+        if stack.shape != (len(ts), *x.shape):
+            raise DataError(f"the model returned {stack.shape} for {len(ts)} steps of images {x.shape}.")
+        if not np.isfinite(stack).all():
+            raise NumericError("the dissolved image holds values that are not finite.")
+        return stack
+
+    def _frames(self, dataset: str, split: str, row: int, slots: tuple[str, ...]) -> figures.DissolveFrames:
+        """Return the picture of one image in the hands of one or two occupants."""
+        stacks = {slot: self.stack(dataset, split, row, slot) for slot in slots}
+        return figures.DissolveFrames(self.x(dataset, split, [row])[0], stacks, self.ts)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-import ipywidgets
+import ipywidgets as w
 import numpy as np
 import torch
 
@@ -14,14 +15,14 @@ from diawork.base.errors import DataError, UsageError
 from diawork.data.images import ImageSet
 from diawork.method.loss import pair_roles
 from diawork.method.views import SHIFT_NAMES, BranchBuilder, Views
-from diawork.widgets.shown import WIDE, Shown
+from diawork.widgets.controls import BROAD, WIDE, WRAP, Explorer, menu, number, offer
 
 MASKS = {"naive": "naive (Eq. 6)", "shifted_removed": "shifted_removed"}
 MOST = 4  # images in the batch: more tiles than this cannot be told apart
 _ROLES = {figures.EXCLUDED: "excluded", figures.POSITIVE: "positive", figures.NEGATIVE: "negative"}
 
 
-class ViewsExplorer:
+class ViewsExplorer(Explorer):
     """Draw the 3K views of a batch anew with every seed, and name any pair of the target similarity matrix.
 
     ``widget`` is the live face, ``still()`` the same picture as a figure. ``dissolve`` is any occupant of
@@ -39,9 +40,8 @@ class ViewsExplorer:
         self._build_views = BranchBuilder(cfg.views, dissolve)
         self.batch, self.first, self.seed, self.shifts = batch, first, seed, shifts
         self.mask = LossConfig(mask=mask or cfg.loss.mask).mask
-        self._kept: tuple[tuple, Views] | None = None
+        self._drawn = lru_cache(1)(self._draw_views)
         self.pair = pair
-        self._widget: ipywidgets.Widget | None = None
 
     # --- what is shown ---------------------------------------------------------------------------------
 
@@ -53,13 +53,13 @@ class ViewsExplorer:
                 f"{self.batch} images from {self.first} on with {self.shifts} shifts: there are {n} images, at most "
                 f"{MOST} are shown, and {K} shifts."
             )
-        chosen = (self.first, self.batch, self.seed)
-        if self._kept is None or self._kept[0] != chosen:
-            rows = torch.arange(self.first, self.first + self.batch)
-            self._kept = (chosen, self._build_views(self.images.images[rows], index=rows, seed=self.seed, step=0))
-        views = self._kept[1]
+        views = self._drawn(tuple(range(self.first, self.first + self.batch)), self.seed)
         keep = views.shift < self.shifts
         return Views(*(value[keep.to(value.device)] for value in vars(views).values()))
+
+    def _draw_views(self, rows: tuple[int, ...], seed: int) -> Views:
+        index = torch.tensor(rows)
+        return self._build_views(self.images.images[index], index=index, seed=seed, step=0)
 
     def roles(self) -> np.ndarray:
         """Return the target similarity matrix (R, R): ``figures.EXCLUDED``, ``POSITIVE`` or ``NEGATIVE``."""
@@ -111,56 +111,31 @@ class ViewsExplorer:
 
     # --- the live face ---------------------------------------------------------------------------------
 
-    @property
-    def widget(self) -> ipywidgets.Widget:
-        """The explorer as a widget: seed, batch, shifts, mask, the two pickers of a pair, picture, message."""
-        if self._widget is None:
-            self._widget = self._build()
-            self._shown.show(self.still)
-        return self._widget
-
-    def _build(self) -> ipywidgets.Widget:
-        w, n = ipywidgets, len(self.images)
+    def _build(self) -> w.Widget:
+        n, (row, column) = len(self.images), self.cell()
         self._seeds = w.BoundedIntText(value=self.seed, max=2**31 - 1, description="seed", layout={"width": "170px"})
-        self._firsts = w.IntSlider(value=self.first, max=n - self.batch, description="first image", style=WIDE)
-        self._batches = w.IntSlider(value=self.batch, min=1, max=min(MOST, n), description="images", style=WIDE)
-        self._counts = w.IntSlider(value=self.shifts, min=1, max=K, description="shifts K", style=WIDE)
-        self._masks = w.Dropdown(
-            options=[(words, mask) for mask, words in MASKS.items()], value=self.mask, description="mask"
-        )
-        options = [(name, i) for i, name in enumerate(self.names())]
-        wide = {"layout": {"width": "100%", "max_width": "640px"}, "style": WIDE}
-        row, column = self.cell()
-        self._rows = w.SelectionSlider(options=options, value=row, description="anchor (row)", **wide)
-        self._columns = w.SelectionSlider(options=options, value=column, description="compared with (column)", **wide)
-        self._shown = Shown("these views")
-        self._own = (self._seeds, self._firsts, self._batches, self._counts, self._masks)
-        for control in (*self._own, self._rows, self._columns):
-            control.observe(self._changed, "value")
-        return w.VBox([
-            w.HBox(list(self._own), layout={"flex_flow": "row wrap"}), self._rows, self._columns, self._shown.box,
-        ])  # fmt: skip
+        self._firsts = number("first image", self.first, high=n - self.batch, live=True)
+        self._batches = number("images", self.batch, low=1, high=min(MOST, n), live=True)
+        self._counts = number("shifts K", self.shifts, low=1, high=K, live=True)
+        self._masks = menu("mask", [(words, mask) for mask, words in MASKS.items()], self.mask)
+        look = {"options": self._options(), "style": WIDE, "layout": BROAD}
+        self._rows = w.SelectionSlider(value=row, description="anchor (row)", **look)
+        self._columns = w.SelectionSlider(value=column, description="compared with (column)", **look)
+        own = [self._seeds, self._firsts, self._batches, self._counts, self._masks]
+        self._watch(*own, self._rows, self._columns)
+        return w.VBox([w.HBox(own, layout=WRAP), self._rows, self._columns, self._picture, self._message])
 
-    def _changed(self, change: Any) -> None:
-        """Take over what the user picked; another number of views starts at the first positive pair again."""
-        if getattr(self, "_settling", False):
-            return
-        self._settling = True
-        try:
-            self._take_over(change.owner)
-        finally:
-            self._settling = False
-        self._shown.show(self.still)
+    def _options(self) -> list[tuple[str, int]]:
+        return [(name, i) for i, name in enumerate(self.names())]
 
-    def _take_over(self, owner: Any) -> None:
+    def _follow(self, owner: w.Widget) -> None:
+        """Take over what was picked; another number of views starts at the first positive pair again."""
         self.seed, self.batch, self.shifts = self._seeds.value, self._batches.value, self._counts.value
         self.mask = self._masks.value
-        if owner is self._batches:
-            self._firsts.max = len(self.images) - self.batch
+        self._firsts.max = len(self.images) - self.batch
         self.first = self._firsts.value
         if owner in (self._batches, self._counts):
             self.pair = None
-            options = [(name, i) for i, name in enumerate(self.names())]
             for control, value in zip((self._rows, self._columns), self.cell(), strict=True):
-                control.options, control.value = options, value
+                offer(control, self._options(), value)
         self.pair = (self._rows.value, self._columns.value)

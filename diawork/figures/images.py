@@ -1,4 +1,4 @@
-"""Figures made of images: strips, grids and frames, and the style that all figures share.
+"""Figures made of images: strips and grids, and the style that all figures share.
 
 Every function returns a ``Figure`` of its own and leaves pyplot's global state alone. Grey images are
 shown from 0 to 1, pixel for pixel, without axes; differences diverge around 0 with a colour bar.
@@ -7,19 +7,18 @@ shown from 0 to 1, pixel for pixel, without axes; differences diverge around 0 w
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 
-from diawork.base.errors import UsageError
+from diawork.base.errors import UsageError, printable
 
 INK, SOFT, ACCENT = "#1d2227", "#5b6470", "#0072B2"
-STEP_LABEL = "dissolving step t"
+STEP_LABEL = "dissolving step t"  # on every axis that t runs along
+FIGURE_STEPS = (50, 100, 200, 400)  # of the paper's Fig. 1
 STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": SOFT,
@@ -45,16 +44,13 @@ def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
 
 def word(text: object) -> str:
     """Return text that a figure shows as it is: no formulas between dollars, no unprintable characters."""
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
-    return shown.replace("$", r"\$")
+    return printable(text, keep="\n").replace("$", r"\$")
 
 
-def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any
-) -> tuple[Figure, np.ndarray]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
     """Return a figure of its own and its axes (rows, columns)."""
     figure = Picture(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **layout)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def channels_last(image: np.ndarray) -> np.ndarray:
@@ -102,12 +98,11 @@ def image_grid(images: Sequence, titles: Sequence[str] | None = None, columns: i
     columns = min(columns, n)
     rows = -(-n // columns)
     figure, axes = new_figure(1.25 * columns, (1.5 if titles is not None else 1.25) * rows, rows, columns)
-    for i, ax in enumerate(axes.flat):
-        if i >= n:
-            ax.axis("off")
-            continue
-        show_image(ax, images[i])
-        ax.set_title("" if titles is None else word(titles[i]), fontsize=8)
+    for ax in axes.flat[n:]:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles if titles is not None else [""] * n, strict=False):
+        show_image(ax, image)
+        ax.set_title(word(title), fontsize=8)
     return figure
 
 
@@ -138,77 +133,6 @@ def dissolve_strip(
     if difference:
         figure.colorbar(drawn, ax=list(axes.flat), shrink=0.6, pad=0.01, aspect=30, label="dissolved − input")
     return figure
-
-
-Frame = tuple[Figure, list, Callable[[int], None]]
-
-
-def _frame(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int]) -> Frame:
-    """Lay out input, dissolved, difference of n images; return figure, moving artists and ``update(i)``."""
-    n = len(inputs)
-    # beyond the steps that the paper shows, nearly everything changes, and its scale would hide the rest
-    shown = [i for i, t in enumerate(ts) if t <= 400] or list(range(len(ts)))
-    limit = change_limit((stacks - inputs[:, None])[:, shown])
-    size = (1.35 * n + 1.2, 4.5) if n > 1 else (7.2, 2.45)
-    figure, grid = new_figure(*size, *((3, n) if n > 1 else (1, 3)))
-    axes = grid if n > 1 else grid.T
-    for i in range(n):
-        show_image(axes[0, i], inputs[i])
-    after = [show_image(axes[1, i], inputs[i]) for i in range(n)]
-    change = [show_change(axes[2, i], inputs[i] * 0, limit) for i in range(n)]
-    figure.colorbar(change[-1], ax=list(axes[2] if n > 1 else axes.flat), shrink=0.9)
-    for ax, word in zip(axes[:, 0], ("input", "dissolved", "dissolved − input"), strict=True):
-        (ax.set_ylabel if n > 1 else ax.set_title)(word)
-    title = figure.suptitle(f"{STEP_LABEL} = {ts[-1]}", fontweight="bold", fontsize=10)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: nothing shifts from step to step
-
-    def update(i: int) -> None:
-        for j in range(n):
-            after[j].set_data(np.clip(channels_last(stacks[j, i]), 0, 1))
-            change[j].set_data(grey(stacks[j, i] - inputs[j]))
-        title.set_text(f"{STEP_LABEL} = {ts[i]}")
-
-    return figure, [*after, *change, title], update
-
-
-def _checked(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    inputs, stacks = np.asarray(inputs, np.float32), np.asarray(stacks, np.float32)
-    if stacks.shape != (len(inputs), len(ts), *inputs.shape[1:]) or stacks.size == 0:
-        raise UsageError(f"stacks {stacks.shape} do not hold {len(ts)} steps of each input {inputs.shape}.")
-    return inputs, stacks
-
-
-@styled
-def dissolve_frame(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, at: int = -1) -> Figure:
-    """Return input, dissolved image and signed difference of ``inputs`` (n, H, W) at step ``ts[at]``.
-
-    ``stacks`` (n, T, H, W) holds every step, so that a colour means the same at each.
-    """
-    figure, _, update = _frame(*_checked(inputs, stacks, ts), ts)
-    update(at)
-    return figure
-
-
-@styled
-def dissolve_frames(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, dpi: int = 100) -> list[bytes]:
-    """Return ``dissolve_frame`` at every step as PNG bytes; only what moves is drawn again."""
-    figure, moving, update = _frame(*_checked(inputs, stacks, ts), ts)
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    for artist in moving:
-        artist.set_animated(True)
-    canvas.draw()
-    ground, frames = canvas.copy_from_bbox(figure.bbox), []
-    for i in range(len(ts)):
-        canvas.restore_region(ground)
-        update(i)
-        for artist in moving:
-            figure.draw_artist(artist)
-        buffer = io.BytesIO()
-        imsave(buffer, np.asarray(canvas.buffer_rgba())[..., :3], format="png")
-        frames.append(buffer.getvalue())
-    return frames
 
 
 @styled
