@@ -23,7 +23,7 @@ from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, MapMethods
 from diawork.detectors.patches import PatchBank
-from diawork.method.dissolve import Dissolve, GaussianBlur
+from diawork.method.dissolve import GaussianBlur, Occupant
 from diawork.method.scoring import Features, Scores, score
 from diawork.method.views import all_shifts
 
@@ -56,7 +56,7 @@ class AnomalyMaps:
     """Maps by every method that a contrastive detector, an occupant of the slot and healthy images allow."""
 
     def __init__(
-        self, detector: Any = None, *, operator: Dissolve | None = None, healthy: ImageSet | Tensor | None = None
+        self, detector: Any = None, *, operator: Occupant | None = None, healthy: ImageSet | Tensor | None = None
     ) -> None:
         self.detector: Any = detector if detector is not None and detector.bank is not None else None
         known = detector.dissolve if detector is not None else None
@@ -131,11 +131,11 @@ def measured_maps(maps: AnomalyMaps) -> MapMethods:
 
 
 def anomaly_map(
-    source: Detector | Dissolve,
+    source: Detector | Occupant,
     images: ImageSet | Tensor,
     method: str = "",
     *,
-    operator: Dissolve | None = None,
+    operator: Occupant | None = None,
     healthy: ImageSet | Tensor | None = None,
     smooth: float = SMOOTH,
 ) -> np.ndarray:
@@ -159,7 +159,7 @@ def mean_map(images: ImageSet | Tensor, healthy: ImageSet | Tensor, *, smooth: f
     return _finished((x - _images(healthy).mean(0, keepdim=True)).abs().mean(1), smooth)
 
 
-def residuals(operator: Dissolve, x: Tensor) -> Tensor:
+def residuals(operator: Occupant, x: Tensor) -> Tensor:
     """Return D_t(x) − x, signed, averaged over ``STEPS`` (N, C, H, W); an occupant without steps has but one."""
     ts = sorted({min(int(share * operator.timesteps), operator.timesteps - 1) for share in STEPS})
     return operator.stack(x, ts).mean(0) - x

@@ -166,7 +166,9 @@ def score_histogram(scores: Any, anomalous: Any = None, *, threshold: Any = None
     for ax, (name, (values, truth)) in zip(axes.flat, groups.items(), strict=False):
         _histogram(ax, values, truth, limits.get(name))
         ax.set_title(word(name))
-    handles = [Patch(color=c, alpha=0.5, label=k) for k, c in (("healthy", HEALTHY), ("anomalous", ANOMALOUS))]
+    handles: list[Any] = [
+        Patch(color=c, alpha=0.5, label=k) for k, c in (("healthy", HEALTHY), ("anomalous", ANOMALOUS))
+    ]
     if any(limit is not None for limit in limits.values()):
         handles.append(Line2D([], [], color=INK, ls="--", lw=1, label="threshold from healthy validation images"))
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
@@ -202,8 +204,7 @@ def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
         mean, half = heights.mean(0), heights.std(0, ddof=min(1, len(heights) - 1))
         number = f"{area:.3f}" if spread is None else f"{area:.3f} ± {spread:.3f}"
         ax.plot(grid, mean, lw=1.7, label=f"{number}  {word(name)}", **style)
-        band = {"color": style["color"], "alpha": 0.15, "lw": 0}
-        ax.fill_between(grid, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1), **band)
+        ax.fill_between(grid, *np.clip([mean - half, mean + half], 0, 1), color=style["color"], alpha=0.15, lw=0)
     ax.set(xlabel="healthy called anomalous (FPR)", ylabel="anomalous found (TPR)", aspect="equal")
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title=word(title))
     figure.legend(title="AUROC (score: higher = more anomalous)", loc="outside right center")

@@ -19,7 +19,7 @@ from diawork.base.errors import UsageError, printable
 INK, SOFT, ACCENT = "#1d2227", "#5b6470", "#0072B2"
 STEP_LABEL = "dissolving step t"  # on every axis that t runs along
 FIGURE_STEPS = (50, 100, 200, 400)  # of the paper's Fig. 1
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": SOFT,
     "ytick.color": SOFT, "text.color": INK, "legend.frameon": False, "legend.fontsize": 8.5,
@@ -90,7 +90,7 @@ def change_limit(change: np.ndarray) -> float:
 
 
 @styled
-def image_grid(images: Sequence, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
+def image_grid(images: Any, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
     """Return images (N, H, W) or (N, C, H, W) in rows of ``columns``, each under its title."""
     n = len(images)
     if n == 0:
@@ -150,7 +150,7 @@ def views_grid(views: Sequence, row_labels: Sequence[str] = ("O", "O′", "A"), 
 
 
 @styled
-def nearest_neighbours(errors_images: Sequence, errors_nearest: Sequence, scores: Sequence, labels: Sequence) -> Figure:
+def nearest_neighbours(errors_images: Any, errors_nearest: Any, scores: Any, labels: Any) -> Figure:
     """Return wrongly ranked images (e, H, W) above the healthy training image nearest to each.
 
     ``labels`` are words, or booleans that say which images are anomalous.

@@ -5,7 +5,7 @@ Tiles are put together into one picture before they are drawn, so that an explor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
@@ -40,8 +40,8 @@ class Pairs:
 
 def _mosaic(tiles: np.ndarray, columns: int, gap: int = _GAP) -> np.ndarray:
     """Return (H, W, 3): tiles (n, …) in rows of ``columns``, white between them."""
-    colour = [im.channels_last(tile) for tile in tiles]
-    colour = np.stack([np.repeat(c[..., None], 3, 2) if c.ndim == 2 else c for c in colour]).clip(0, 1)
+    images = [im.channels_last(tile) for tile in tiles]
+    colour = np.stack([np.repeat(x[..., None], 3, 2) if x.ndim == 2 else x for x in images]).clip(0, 1)
     n, height, width, _ = colour.shape
     rows = -(-n // columns)
     canvas = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.float32)
@@ -144,7 +144,8 @@ def score_figure(reasons: Reasons, ranking: np.ndarray, ranks: Sequence[tuple[in
     ``ranking`` (n, …) are the images around it, ``ranks`` their (rank, anomalous), ``picked`` its place there.
     """
     figure = im.Picture(figsize=(11.4, 4.7), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2.35])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1, 2.35])
+    top, bottom = halves
     _draw_ranking(top.subplots(), ranking, ranks, picked)
     panels = _panels(reasons)
     axes = bottom.subplots(1, len(panels) + 1, width_ratios=[*([1] * len(panels)), 1.35])
@@ -170,20 +171,21 @@ def _draw_ranking(ax: Any, ranking: np.ndarray, ranks: Sequence[tuple[int, bool]
     ax.set_ylabel("rank", rotation=0, labelpad=16, va="center")
 
 
-def _panels(reasons: Reasons) -> list[tuple[str, Any]]:
+def _panels(reasons: Reasons) -> list[tuple[str, Callable[[Any], Any]]]:
     """Return (title, draw) of every panel that can be drawn."""
-    r = reasons
-    panels = [
+    r, residual, values, mask = reasons, reasons.residual, reasons.map, reasons.mask
+    panels: list[tuple[str, Callable[[Any], Any]]] = [
         ("image", lambda ax: im.show_image(ax, r.image)),
         (f"nearest healthy training\nimage (at {r.nearest_shift})", lambda ax: im.show_image(ax, r.nearest)),
     ]
-    if r.residual is not None:
-        limit = im.change_limit(r.residual)
-        panels.append(("dissolved − input\n(red: added)", lambda ax: im.show_change(ax, r.residual, limit)))
-    if r.map is not None:
-        panels.append((f"anomaly map:\n{im.word(r.map_name)}", lambda ax: _draw_map(ax, r.map, r.map_limits, r.mask)))
-    if r.mask is not None:
-        panels.append(("mask" if r.mask.any() else "mask (empty)", lambda ax: _draw_mask(ax, r.mask)))
+    if residual is not None:
+        limit = im.change_limit(residual)
+        panels.append(("dissolved − input\n(red: added)", lambda ax: im.show_change(ax, residual, limit)))
+    if values is not None:
+        title = f"anomaly map:\n{im.word(r.map_name)}"
+        panels.append((title, lambda ax: _draw_map(ax, values, r.map_limits, mask)))
+    if mask is not None:
+        panels.append(("mask" if mask.any() else "mask (empty)", lambda ax: _draw_mask(ax, mask)))
     return panels
 
 

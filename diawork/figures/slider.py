@@ -1,15 +1,11 @@
-"""The picture that moves with the step t: drawn once, then only what changes is drawn again; and a slider over it.
-
-The explorer's layout is ``DissolveFrames``, the report's is ``GridFrames``. ``player_html`` is the slider of a
-page without kernel, network or script.
-"""
+"""The picture that moves with the step t: drawn once, then only what changes; a slider over it without a kernel."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +17,11 @@ from matplotlib.image import imsave
 from diawork.base.errors import DataError, UsageError
 from diawork.figures import images as im
 
-LINES = ({"color": "#0072B2", "ls": "-"}, {"color": "#C1440E", "ls": (0, (4, 1.6))})  # told apart without colour, too
+LINES: tuple = ({"color": "#0072B2", "ls": "-"}, {"color": "#C1440E", "ls": (0, (4, 1.6))})  # also without colour
 TICKS = (0, 25, 100, 200, 400, 1000)
 FLOOR = 1e-3  # share of the variance; less is drawn here
 MAX_FRAMES = 60
-_LAYOUTS = {  # the input, then dissolved image, change and chart of each occupant
+_LAYOUTS: dict = {  # the input, then dissolved image, change and chart of each occupant
     1: ([["x", "y0", "d0", "energy", "power"]], {"width_ratios": [1, 1, 1.17, 1.12, 1.12]}, (11.6, 2.75)),
     2: ([["x", "y0", "d0", "energy"], ["x", "y1", "d1", "power"]], {"width_ratios": [1, 1, 1.17, 1.3]}, (9.6, 4.9)),
 }
@@ -39,8 +35,9 @@ class Frames:
     """
 
     compression = 6  # of the PNGs
+    _lay_out: Callable[[], tuple[Figure, list[Move]]]
 
-    def __init__(self, inputs: Sequence, stacks: Sequence, ts: Sequence[int], *, dpi: int = 100) -> None:
+    def __init__(self, inputs: Iterable, stacks: Iterable, ts: Sequence[int], *, dpi: int = 100) -> None:
         self.inputs = [np.asarray(x, np.float32) for x in inputs]
         self.stacks = [np.asarray(stack, np.float32) for stack in stacks]
         self.ts, self.dpi = [int(t) for t in ts], dpi
@@ -53,7 +50,7 @@ class Frames:
         changes = [stack[self._scaled] - x for x, stack in zip(self.inputs, self.stacks, strict=True)]
         self._limit = im.change_limit(np.stack(changes))
         self._pngs: dict[int, bytes] = {}
-        self._canvas: FigureCanvasAgg | None = None
+        self._canvas: Any = None
 
     @im.styled
     def figure(self, at: int = -1) -> Figure:
@@ -167,7 +164,8 @@ class DissolveFrames(Frames):
 
     def _energies(self, ax: Any) -> list[Move]:
         """Draw how much of the image's variance is changed at every step; a dot moves along."""
-        moving, top = [], 100.0
+        moving: list = []
+        top = 100.0
         for x, stack, line in zip(self.inputs, self.stacks, LINES, strict=False):
             energy = np.maximum(energy_removed(x, stack), FLOOR) * 100
             top = max(top, float(energy.max()))
@@ -187,7 +185,8 @@ class DissolveFrames(Frames):
         """Draw the radial power spectrum of the input and of what is left."""
         frequency, before = radial_power(im.grey(self.inputs[0]))
         ax.plot(frequency, before, color=im.INK, lw=1, alpha=0.55, label="input")
-        moving, low = [], float(before.min())
+        moving: list = []
+        low = float(before.min())
         for stack, line in zip(self.stacks, LINES, strict=False):
             power = radial_power(np.stack([im.grey(y) for y in stack]))[1]
             low = min(low, float(np.quantile(power[self._scaled], 0.05)))

@@ -1,6 +1,6 @@
 """The dissolver (Eq. 4), the bridge to its model's size, and the alternatives that fill the same slot.
 
-Every occupant of the slot has one face, ``Dissolve``.
+Every occupant of the slot has one face, ``Occupant``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from diawork.base.errors import UsageError
 from diawork.base.seeding import generator as keyed_generator
 from diawork.method.unet import frozen_unet
 
+Dissolve = Callable[..., tuple[Tensor, Tensor]]  # all that training asks of an occupant
 
-class Dissolve(Protocol):
+
+class Occupant(Protocol):
     """An occupant of the slot: drawn at random in training, step by step for the eye."""
 
-    timesteps: int  # how many steps there are; 1: the occupant knows no step
+    @property
+    def timesteps(self) -> int:
+        """How many steps there are; 1: the occupant knows no step."""
 
     def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return x̂ (B, C, H, W) of ``x`` in [0, 1], and the steps ``t`` (B,), -1 where there is none.
@@ -282,7 +286,7 @@ class Identity(_Operator):
         return x
 
 
-def build_operator(cfg: DissolveConfig, ddpm: Any = None, *, compute: Compute | None = None) -> Dissolve:
+def build_operator(cfg: DissolveConfig, ddpm: Any = None, *, compute: Compute | None = None) -> Occupant:
     """Return the occupant of the slot that ``cfg.operator`` names; "ddpm" needs a pretrained model."""
     if cfg.operator == "ddpm":
         if ddpm is None:

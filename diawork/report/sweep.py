@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from diawork import figures
@@ -146,6 +144,7 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
     words = AXES.get(sweep["x"], sweep["x"].rpartition(".")[2].replace("_", " "))
     figure = figures.auroc_curves(series, levels, xlabel=words, split=SPLITS[split])
     text = f"AUROC on {split} (higher score = more anomalous), mean and standard deviation over seeds; "
+    text += "a bar along x is a range of it; rows without x lie across."
     return {
         "image": figures.png_bytes(figure, 120),
         "caption": text + "a bar along x is a range of it; rows without x lie across.",

@@ -19,12 +19,11 @@ BROAD = {"width": "100%", "max_width": "640px"}
 
 
 class Explorer:
-    """A picture that follows its controls; where it cannot be drawn stands one plain sentence, and the widget lives on.
+    """A picture that follows its controls; where it cannot be drawn stands one plain sentence, and the widget lives on."""
 
-    A room says what is drawn (``still``), which controls there are (``_build``) and what a change of one
-    means (``_follow``).
-    """
-
+    still: Callable[..., figures.Figure]  # what is drawn
+    _build: Callable[[], w.Widget]  # the controls, beside picture and message
+    _follow: Callable[[w.Widget], None]  # what a change of one of them means
     _widget: w.Widget | None = None
     _settling = False
 

@@ -1,7 +1,4 @@
-"""Move ``t`` and watch what the model takes for detail: the explorer of the dissolver, and its still twins.
-
-The widget is a thin face over ``Stacks``: what is slow is computed once an image and kept, the slider looks up.
-"""
+"""Move ``t`` and watch what the model takes for detail: the explorer of the dissolver, and its still twins."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import numpy as np
 from diawork import figures
 from diawork.base.errors import DiaworkError, UsageError
 from diawork.data.readers import read_image
-from diawork.method.dissolve import Dissolve
+from diawork.method.dissolve import Occupant
 from diawork.widgets.controls import DPI, WIDE, WRAP, Explorer, OwnControls, StripControls, menu, number, offer
 from diawork.widgets.slots import ALL, NOTHING, STEPS, Images, Stacks, pick
 
@@ -34,10 +31,10 @@ class DissolveExplorer(Explorer):
     """
 
     def __init__(
-        self, sets: Mapping[str, Images | Callable[[], Any]], slots: Mapping[str, Dissolve], *,
+        self, sets: Mapping[str, Images | Callable[[], Any]], slots: Mapping[str, Occupant], *,
         ts: Sequence[int] = STEPS, dataset: str | None = None, split: str | None = None, class_name: str = ALL,
         index: int = 0, slot: str | None = None, beside: str = NOTHING, t: int = 100,
-        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Dissolve] | None = None,
+        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Occupant] | None = None,
     ) -> None:  # fmt: skip
         self.stacks = Stacks(sets, slots, ts)
         self.ts = self.stacks.ts
@@ -53,7 +50,7 @@ class DissolveExplorer(Explorer):
         self._fit, self._open_model = fit, open_model
 
     @classmethod
-    def of(cls, data: Any, slots: Mapping[str, Dissolve], *, others: Any = None, **choice: Any) -> DissolveExplorer:
+    def of(cls, data: Any, slots: Mapping[str, Occupant], *, others: Any = None, **choice: Any) -> DissolveExplorer:
         """Return the explorer of an opened data set; ``others`` are further ones, name → opened, or what opens it."""
         return cls({data.manifest.name: data} | {k: v for k, v in (others or {}).items() if k != data.manifest.name},
                    slots, **choice)  # fmt: skip

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from diawork import figures
-from diawork.base.config import K
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.data.images import ImageSet, Splits
 from diawork.detectors.maps import MAP_WORDS, AnomalyMaps, residuals
@@ -82,7 +81,8 @@ class ScoreExplorer(Explorer):
             )  # fmt: skip
         validation = run.scores("val")
         known = scores if validation["anomalous"].all() else validation
-        typical = {part: known.loc[~known["anomalous"], _columns(part)].median().to_numpy() for part in PARTS}
+        healthy = known[~known["anomalous"]]
+        typical = {part: healthy.filter(regex=f"^{part}_").median().to_numpy() for part in PARTS}
         threshold = result["metrics"].get(run.primary_split, {}).get("threshold")
         scores = scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         return _Opened(images, scores.assign(rank=np.arange(1, len(scores) + 1)), typical, threshold, config)
@@ -131,7 +131,7 @@ class ScoreExplorer(Explorer):
 
     def _reasons(self, row: pd.Series) -> figures.Reasons:
         opened, i, healthy = self._open(), int(row["index"]), self.splits.train.normal()
-        parts = {name: row[_columns(name)].to_numpy(float) for name in PARTS}
+        parts = {name: row.filter(regex=f"^{name}_").to_numpy(float) for name in PARTS}
         best, names = int(parts["similarity"].argmin()), SHIFT_NAMES[opened.config["views"]["shift"]]
         nearest = int(row[f"nearest_{best}"])
         if not 0 <= nearest < len(healthy):
@@ -214,7 +214,3 @@ class ScoreExplorer(Explorer):
             self._places.value = self.place
         super()._draw()
         self._say(self.remark)
-
-
-def _columns(part: str) -> list[str]:
-    return [f"{part}_{k}" for k in range(K)]

@@ -20,7 +20,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import DissolveConfig
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 from diawork.method.ddpm import DDPM, load_ddpm
-from diawork.method.dissolve import Dissolve, Dissolver, build_operator, to_model
+from diawork.method.dissolve import Dissolver, Occupant, build_operator, to_model
 
 Images = Mapping[str, tuple[np.ndarray, np.ndarray]]  # split → images (N, [C,] H, W), class names (N,)
 # forty steps: fine where the paper works (10-400), coarse beyond
@@ -33,7 +33,7 @@ RANGES = {"normalized": "[-1, 1] as trained", "released": "[0, 1] as released"}
 def dissolving_slots(
     ddpm: DDPM, cfg: DissolveConfig | None = None, *, others: Mapping[str, DDPM] | None = None,
     compute: Compute | None = None,
-) -> dict[str, Dissolve]:  # fmt: skip
+) -> dict[str, Occupant]:  # fmt: skip
     """Return name → occupant: this model, its other weights and range, other models, and the alternatives."""
     cfg = cfg or DissolveConfig()
     weights = "raw" if cfg.weights == "ema" else "ema"
@@ -55,7 +55,7 @@ def dissolving_slots(
 
 def checkpoint_slot(
     folder: Path | str, like: DDPM, cfg: DissolveConfig | None = None, *, compute: Compute | None = None
-) -> Dissolve:
+) -> Occupant:
     """Return the occupant made of a saved model; one that sees another size or fewer steps than ``like`` is refused."""
     ddpm = load_ddpm(folder)
     for what, unit in (("image_size", "px"), ("timesteps", "steps")):
@@ -115,7 +115,7 @@ def split_images(data: Any) -> Images:
 class Stacks:
     """Opens data sets when first asked, dissolves an image once an occupant, and only looks up after that."""
 
-    def __init__(self, sets: Mapping[str, Any], slots: Mapping[str, Dissolve], ts: Sequence[int]) -> None:
+    def __init__(self, sets: Mapping[str, Any], slots: Mapping[str, Occupant], ts: Sequence[int]) -> None:
         if not sets or not slots or not len(ts):
             raise UsageError("an explorer needs a data set, an occupant of the slot and at least one step.")
         self.sets, self.slots, self.ts = dict(sets), dict(slots), [int(step) for step in ts]

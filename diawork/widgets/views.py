@@ -39,7 +39,7 @@ class ViewsExplorer(Explorer):
         self.images, self.shift = images, cfg.views.shift
         self._build_views = BranchBuilder(cfg.views, dissolve)
         self.batch, self.first, self.seed, self.shifts = batch, first, seed, shifts
-        self.mask = LossConfig(mask=mask or cfg.loss.mask).mask
+        self.mask = LossConfig.model_validate({"mask": mask or cfg.loss.mask}).mask
         self._drawn = lru_cache(1)(self._draw_views)
         self.pair = pair
 
@@ -105,8 +105,9 @@ class ViewsExplorer(Explorer):
     def still(self) -> figures.Figure:
         """Return the picture of the present choice."""
         views = self.views()
-        arrays = [value.cpu().numpy() for value in (views.images, views.image, views.shift, views.branch)]
-        pairs = figures.Pairs(*arrays, self.roles(), SHIFT_NAMES[self.shift])
+        tensors = (views.images, views.image, views.shift, views.branch)
+        images, image, shift, branch = (tensor.cpu().numpy() for tensor in tensors)
+        pairs = figures.Pairs(images, image, shift, branch, self.roles(), SHIFT_NAMES[self.shift])
         return figures.pair_figure(pairs, self.cell(), self.sentence())
 
     # --- the live face ---------------------------------------------------------------------------------
