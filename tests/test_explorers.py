@@ -14,6 +14,7 @@ from diawork.data.images import load
 from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
+from diawork.runs.run import Run
 from diawork.widgets import ScoreExplorer, ViewsExplorer
 from tests.conftest import make_images
 
@@ -77,15 +78,17 @@ def test_views_are_redrawn_by_the_seed_and_without_a_dissolver_there_are_two_bra
 
 def test_the_views_widget_follows_its_controls(views):
     assert views.widget is views.widget
-    seen = {views._shown.picture.value}
+    seen = {views._picture.value}
     for control, value in [(views._seeds, 3), (views._columns, 5), (views._masks, "shifted_removed"),
                            (views._batches, 4), (views._counts, 2), (views._firsts, 8)]:  # fmt: skip
         control.value = value
-        assert views._shown.message.value == ""
-        seen.add(views._shown.picture.value)
+        assert views._message.value == ""
+        seen.add(views._picture.value)
     assert len(seen) >= 6 and (views.batch, views.shifts, views.first, views.mask) == (4, 2, 8, "shifted_removed")
     assert len(views._rows.options) == 24 and views.pair == (0, 8)
-    assert all(control.description for control in (*views._own, views._rows, views._columns))
+    assert all(
+        control.description for control in (views._seeds, views._masks, views._counts, views._rows, views._columns)
+    )
 
 
 def test_a_failing_dissolver_is_a_sentence_and_the_views_widget_lives_on(views):
@@ -93,12 +96,12 @@ def test_a_failing_dissolver_is_a_sentence_and_the_views_widget_lives_on(views):
     good = views._build_views.dissolve
     views._build_views.dissolve = lambda x, **_: (_ for _ in ()).throw(RuntimeError("<b>out of memory</b>"))
     views._seeds.value = 9
-    said = views._shown.message.value
+    said = views._message.value
     assert "could not be shown (RuntimeError: &lt;b&gt;out of memory" in said and "role='alert'" in said
-    assert views._shown.picture.layout.display == "none"
+    assert views._picture.layout.display == "none"
     views._build_views.dissolve = good
     views._seeds.value = 10
-    assert views._shown.message.value == "" and views._shown.picture.layout.display is None
+    assert views._message.value == "" and views._picture.layout.display is None
 
 
 def test_bad_choices_of_views_are_refused(views):
@@ -162,13 +165,13 @@ def test_reasons_hold_neighbour_residual_map_and_mask(scored, finished):
 
 def test_the_score_widget_follows_its_controls(scored):
     scored.widget  # noqa: B018
-    first = scored._shown.picture.value
+    first = scored._picture.value
     scored._places.value = 9
-    assert scored._shown.picture.value != first and scored.place == 9
+    assert scored._picture.value != first and scored.place == 9
     scored._filters.value = "healthy"
     assert scored.place == scored._places.value == 1 and scored._places.max == 12
     scored._methods.value = "residual"
-    assert scored.method == "residual" and scored._shown.message.value == ""
+    assert scored.method == "residual" and scored._message.value == ""
     scored._filters.value = "anomalous"
     assert scored._methods.value == "residual"
 
@@ -178,30 +181,33 @@ def test_without_weights_the_rest_is_shown_with_a_sentence(scored, finished, tmp
     shutil.copytree(finished[0].folder, bare, ignore=shutil.ignore_patterns("detector*"))
     scored.widget  # noqa: B018
     scored._runs.value = str(bare)
-    assert "No map asks the score" in scored._shown.message.value and scored._shown.picture.layout.display is None
+    assert "No map asks the score" in scored._message.value and scored._picture.layout.display is None
     assert scored.methods() == ["residual"]
     scored._runs.value = str(finished[0].folder)
-    assert scored._shown.message.value == "" and "neighbours" in scored.methods()
+    assert scored._message.value == "" and "neighbours" in scored.methods()
 
 
 def test_a_bad_run_is_a_sentence_and_the_score_widget_lives_on(scored, finished, tmp_path):
     scored.widget  # noqa: B018
     scored._runs.value = str(tmp_path / "nowhere")
-    assert "this file is missing" in scored._shown.message.value and scored._shown.picture.layout.display == "none"
+    assert "this file is missing" in scored._message.value and scored._picture.layout.display == "none"
     torn = tmp_path / "torn"
     shutil.copytree(finished[0].folder, torn)
     (torn / "scores.csv").write_text("split,index\n")
     scored._runs.value = str(torn)
-    assert "scores.csv cannot be read" in scored._shown.message.value
+    assert "scores.csv: the scores cannot be read" in scored._message.value
     scored._runs.value = str(finished[0].folder)
-    assert scored._shown.message.value == "" and scored._shown.picture.layout.display is None
+    assert scored._message.value == "" and scored._picture.layout.display is None
 
 
 def test_a_dissolver_of_another_resolution_is_a_sentence(finished):
-    def wrong(x, **_):
-        raise UsageError("bridge='none' cannot bring 16×16 px to the model's 32×32 px.")
+    class Wrong:
+        timesteps = 1
 
-    explorer = ScoreExplorer(*finished, wrong)
+        def stack(self, x, ts):
+            raise UsageError("bridge='none' cannot bring 16×16 px to the model's 32×32 px.")
+
+    explorer = ScoreExplorer(*finished, Wrong())
     assert explorer.still().axes and explorer.remark.startswith("No residual: bridge='none' cannot bring 16×16")
 
 
@@ -217,10 +223,21 @@ def test_other_data_other_detectors_and_other_choices_are_refused(finished, scor
         scored.still()
     control = tmp_path / "control"
     shutil.copytree(run.folder, control)
-    text = (control / "config.json").read_text().replace('"detector": "dia"', '"detector": "pixel_knn"')
-    (control / "config.json").write_text(text)
+    Run(control).write_scores(run.scores().filter(regex="^[a-z]+$").assign(split="test").to_dict("records"))
     with pytest.raises(DataError, match="has no parts to show"):
         ScoreExplorer(control, splits).still()
+
+
+def test_a_search_is_shown_on_validation(finished, tmp_path):
+    run, splits = finished
+    search = tmp_path / "search"
+    shutil.copytree(run.folder, search)
+    metrics = {"val": run.result()["metrics"]["val"]}
+    Run(search).finish(run.result() | {"metrics": metrics})
+    explorer = ScoreExplorer(search, splits)
+    rows = explorer.listed()
+    assert len(rows) == len(splits.val) and set(rows["index"]) == set(range(len(splits.val)))
+    assert explorer._reasons(rows.iloc[0]).image.shape == (1, 16, 16)
 
 
 def test_maps_grid_needs_as_many_of_each():

@@ -10,7 +10,8 @@ import pytest
 
 from diawork import figures
 from diawork.base.errors import NumericError, UsageError
-from diawork.figures import charts, pictures
+from diawork.figures import charts, images
+from diawork.figures.slider import GridFrames
 
 RNG = np.random.default_rng(0)
 X = RNG.random((4, 8, 8), np.float32)
@@ -21,17 +22,17 @@ TRUTH = np.arange(40) >= 15
 SCORES = RNG.standard_normal(40) + TRUTH
 
 
-def images_of(figure):
+def drawn_in(figure):
     return [im for ax in figure.axes for im in ax.get_images()]
 
 
 def texts_of(figure):
-    found = [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text"))]
-    return " | ".join(t for t in found if t)
+    texts = [artist.get_text() for artist in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return " | ".join(text for text in texts if text)
 
 
 def pixels(png):
-    return pictures.matplotlib.image.imread(pictures.io.BytesIO(png))
+    return images.matplotlib.image.imread(images.io.BytesIO(png))
 
 
 FIGURES = {
@@ -58,33 +59,33 @@ def test_every_figure_draws_and_shows_itself(name):
 
 
 def test_no_pyplot_figure_is_left_open_and_style_is_untouched():
-    before = dict(pictures.matplotlib.rcParams)
+    before = dict(images.matplotlib.rcParams)
     for make in FIGURES.values():
         make()
-    assert pictures.matplotlib._pylab_helpers.Gcf.get_num_fig_managers() == 0
-    assert dict(pictures.matplotlib.rcParams) == before
+    assert images.matplotlib._pylab_helpers.Gcf.get_num_fig_managers() == 0
+    assert dict(images.matplotlib.rcParams) == before
 
 
 def test_plots_never_import_torch():
     code = "import sys, diawork.figures.charts; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=pictures.__file__.rsplit("/", 2)[0]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=images.__file__.rsplit("/", 2)[0]).returncode == 0
 
 
 def test_grey_is_pinned_and_nearest():
-    for image in images_of(figures.image_grid(X * 0.5)):
+    for image in drawn_in(figures.image_grid(X * 0.5)):
         assert image.get_clim() == (0, 1)
         assert (image.get_interpolation(), image.get_cmap().name) == ("nearest", "gray")
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (3, 8, 8), (8, 8, 3)])
 def test_image_layouts(shape):
-    drawn = images_of(figures.image_grid([RNG.random(shape)]))[0]
+    drawn = drawn_in(figures.image_grid([RNG.random(shape)]))[0]
     assert drawn.get_array().shape[:2] == (8, 8)
 
 
 def test_differences_diverge_around_zero_with_a_bar():
     figure = figures.dissolve_strip(STRIP, TS, difference=True)
-    changes = [im for im in images_of(figure) if im.get_cmap().name == "RdBu_r"]
+    changes = [im for im in drawn_in(figure) if im.get_cmap().name == "RdBu_r"]
     assert len(changes) == 16
     assert {im.get_clim()[0] + im.get_clim()[1] for im in changes} == {0}
     assert "dissolved − input" in texts_of(figure)
@@ -113,12 +114,25 @@ def test_refuses(call, says):
         call()
 
 
-def test_frames_equal_the_figure_at_each_step():
-    frames = figures.dissolve_frames(X[:1], STACKS[:1], TS, dpi=100)
-    for i, frame in enumerate(frames):
-        still = figures.png_bytes(figures.dissolve_frame(X[:1], STACKS[:1], TS, at=i), dpi=100)
-        assert np.abs(pixels(frame)[..., :3] - pixels(still)[..., :3]).mean() < 0.02
-    assert len(set(frames)) == 3
+LAYOUTS = {
+    "one column": lambda: GridFrames(X[:1], STACKS[:1], TS),
+    "a column an image": lambda: GridFrames(X, STACKS, TS),
+    "one occupant": lambda: figures.DissolveFrames(X[0], {"DDPM": STACKS[0]}, TS),
+    "two occupants": lambda: figures.DissolveFrames(X[0], {"DDPM": STACKS[0], "blur": STACKS[1]}, TS),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frames_equal_the_figure_at_each_step(layout):
+    frames = LAYOUTS[layout]()
+    for at in (2, 0, 1):  # in any order
+        still = figures.png_bytes(frames.figure(at), dpi=100)
+        assert np.abs(pixels(frames.png(at))[..., :3] - pixels(still)[..., :3]).mean() < 1e-3
+    assert len({frames.png(at) for at in range(3)}) == 3 and frames.has(1) and not frames.has(3)
+
+
+def test_the_reports_frames_are_those_of_its_figure():
+    assert figures.dissolve_frames(X, STACKS, TS) == [GridFrames(X, STACKS, TS).png(at) for at in range(3)]
 
 
 def test_a_detector_has_one_colour_and_controls_are_grey():
@@ -133,6 +147,16 @@ def test_a_detector_has_one_colour_and_controls_are_grey():
 def test_the_axis_of_a_curve_names_its_split():
     draw = partial(figures.auroc_curves, {"DIA": [(1.0, 0.7, 0.1)]}, {"5-NN": 0.6}, xlabel="t")
     assert "test AUROC" in texts_of(draw()) and "validation AUROC" in texts_of(draw(split="validation"))
+
+
+def test_a_range_is_drawn_from_end_to_end_and_joined_with_nothing():
+    points = {"DIA": [((30, 130), 0.8, 0.1), ((10, 10), 0.7, 0.1)], "CSI": [(1, 0.5, np.nan), (3, 0.6, 0.1)]}
+    (ax,) = figures.auroc_curves(points, {}, xlabel=figures.STEP_LABEL).axes
+    dia, csi = (container for container in ax.containers)
+    across = [bar[:, 0].tolist() for bar in dia[2][0].get_segments() if np.isfinite(bar).all()]
+    assert across == [[30, 130]] and dia[0].get_linestyle() == "None"
+    assert csi[0].get_linestyle() == "-" and not np.isfinite(np.concatenate(csi[2][0].get_segments())[:, 0]).any()
+    assert ax.get_xlabel() == "dissolving step t"
 
 
 def test_unknown_names_keep_their_colour_from_one_process_to_the_next():
@@ -159,13 +183,19 @@ def test_roc_agrees_with_sklearn_on_ties():
     from sklearn.metrics import roc_auc_score
 
     scores = np.round(SCORES)
-    assert charts._area(*charts._roc_points(scores, TRUTH)) == pytest.approx(roc_auc_score(TRUTH, scores))
+    false, true = charts._roc_points(scores, TRUTH)
+    area = np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2)
+    assert area == pytest.approx(roc_auc_score(TRUTH, scores)) and (false[0], true[0], false[-1], true[-1]) == (
+        0,
+        0,
+        1,
+        1,
+    )
 
 
 def test_pairs_are_coloured_by_code():
-    image = images_of(figures.similarity_matrix(np.array([[0, 1], [2, 0]])))[0]
-    shown = [tuple(np.round(image.cmap(image.norm(code))[:3], 2)) for code in (0, 1, 2)]
-    assert len(set(shown)) == 3
+    image = drawn_in(figures.similarity_matrix(np.array([[0, 1], [2, 0]])))[0]
+    assert len({image.cmap(image.norm(code)) for code in (0, 1, 2)}) == 3
     assert all(word in texts_of(FIGURES["pairs"]()) for word in ("excluded", "positive", "negative"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from diawork import figures
 from diawork.base.errors import DataError, UsageError
 from diawork.evaluation.metrics import auroc
-from diawork.figures.player import player_html
+from diawork.figures import player_html
 from diawork.report import page as report
 from diawork.report.findings import focus_of, headline
 from diawork.report.page import write_html
