@@ -182,10 +182,8 @@ class Dissolver:
 
     def _dissolve(self, x: Tensor, t: int | Tensor) -> Tensor:
         cfg = self.cfg
-        return dissolve(
-            self.ddpm, x, t, range_mode=cfg.range_mode, bridge=cfg.bridge, antialias=cfg.antialias,
-            compute=self.compute,
-        )  # fmt: skip
+        settings = {"range_mode": cfg.range_mode, "bridge": cfg.bridge, "antialias": cfg.antialias}
+        return dissolve(self.ddpm, x, t, **settings, compute=self.compute)
 
     def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Dissolve a batch at freshly drawn steps, one an image."""

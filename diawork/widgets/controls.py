@@ -19,7 +19,7 @@ BROAD = {"width": "100%", "max_width": "640px"}
 
 
 class Explorer:
-    """A picture that follows its controls; where none can be drawn stands one plain sentence, and the widget lives on."""
+    """A picture that follows its controls; where none can be drawn stands one sentence, and the widget lives on."""
 
     still: Callable[..., figures.Figure]  # what is drawn
     _build: Callable[[], w.Widget]  # the controls, beside picture and message
