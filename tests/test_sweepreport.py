@@ -8,11 +8,11 @@ import pytest
 
 from diawork.base.files import read_json, write_json
 from diawork.evaluation.metrics import holm
-from diawork.report.sweep import _curve, baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
+from diawork.report.sweep import AXES, _curve, _extent, baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 from diawork.runs.experiment import run_experiment
 from diawork.runs.run import CELL
 from diawork.sweeps.cell import CellFolder
-from diawork.sweeps.sweep import Sweep
+from diawork.sweeps.sweep import Sweep, list_sweeps
 
 SWEEP = """
 name: small
@@ -91,9 +91,30 @@ def test_the_axis_of_a_curve_names_the_split_that_was_scored(monkeypatch, split,
     drawn = {}
     monkeypatch.setattr("diawork.figures.auroc_curves", lambda *_, **words: drawn.update(words))
     monkeypatch.setattr("diawork.figures.png_bytes", lambda *_: b"")
-    frame = pd.DataFrame({"row": ["a", "b"], "parts": [("a",), ("b",)], "x": [1.0, 2.0], "split": split, "seed": 0})
-    frame = frame.assign(dataset="d", detector="DIA", created="", **{f"{split}.auroc": 0.7})
-    assert _curve(frame, {"x": "t"})["caption"].startswith(f"AUROC on {split}") and drawn["split"] == said
+    caption = _curve(rows_at([(1.0, 1.0), (2.0, 2.0)], split), {"x": "t"})["caption"]
+    assert caption.startswith(f"AUROC on {split}") and drawn["split"] == said
+
+
+def rows_at(extents, split="test"):
+    """A row a point along x."""
+    names = [str(i) for i in range(len(extents))]
+    frame = pd.DataFrame({"row": names, "parts": [(name,) for name in names], "x": extents, "split": split, "seed": 0})
+    return frame.assign(dataset="d", detector="DIA", created="", **{f"{split}.auroc": 0.7})
+
+
+def test_a_range_of_steps_goes_to_the_figure_as_a_range_under_the_words_of_t(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("diawork.figures.auroc_curves", lambda *arrays, **words: drawn.append((*arrays, words)))
+    monkeypatch.setattr("diawork.figures.png_bytes", lambda *_: b"")
+    points = [[30, 130], [10, 10], None, "strong", True, [1, 2, 4]]
+    _curve(rows_at([_extent(x) for x in points]), {"x": "dissolve.t_range"})
+    series, levels, words = drawn[0]
+    assert [x for x, *_ in series["DIA"]] == [(30, 130), (10, 10)] and list(levels) == ["2", "3", "4", "5"]
+    assert words["xlabel"] == "dissolving step t"
+
+
+def test_no_config_key_stands_on_the_axis_of_a_sweep_of_ours():
+    assert {sweep.x for sweep in map(Sweep.load, list_sweeps()) if sweep.x} == set(AXES)
 
 
 def test_holm_by_hand():

@@ -1,7 +1,4 @@
-"""The dissolver (Eq. 4), the bridge to its model's size, and the alternatives that fill the same slot.
-
-Every occupant of the slot has one face, ``Occupant``.
-"""
+"""The dissolver (Eq. 4), the bridge to its model's size, and the alternatives that fill the same slot."""
 
 from __future__ import annotations
 

@@ -145,10 +145,7 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
     figure = figures.auroc_curves(series, levels, xlabel=words, split=SPLITS[split])
     text = f"AUROC on {split} (higher score = more anomalous), mean and standard deviation over seeds; "
     text += "a bar along x is a range of it; rows without x lie across."
-    return {
-        "image": figures.png_bytes(figure, 120),
-        "caption": text + "a bar along x is a range of it; rows without x lie across.",
-    }
+    return {"image": figures.png_bytes(figure, 120), "caption": text}
 
 
 def _drawings(cells: pd.DataFrame) -> list[dict[str, Any]]:
