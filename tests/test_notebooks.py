@@ -64,10 +64,7 @@ def test_runs_headless(path, runs):
     assert "widgets" not in nbformat.read(out, as_version=4).metadata
 
 
-UNOPENED = pytest.mark.xfail(reason="ScoreExplorer opens runs that scored test alone", strict=True)
-
-
-@pytest.mark.parametrize(("number", "more"), [pytest.param("03", {}, marks=UNOPENED), ("06", {"method": "pixel_knn"})])
+@pytest.mark.parametrize(("number", "more"), [("03", {}), ("06", {"method": "pixel_knn"})])
 def test_a_run_that_stops_at_val_is_shown_on_val(runs, number, more):
     parameters = {"preset": "smoke", "out": str(runs), "overrides": {"score.evaluate": "val"}, **more}
     out = run_notebook(find_notebook(number), runs / f"{number}-val.ipynb", parameters=parameters, progress=False)
