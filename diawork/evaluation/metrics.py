@@ -30,9 +30,9 @@ class PairedTest(NamedTuple):
     p: float
 
 
-def _split(scores: np.ndarray, anomalous: np.ndarray) -> Arrays:
+def by_class(scores: np.ndarray, anomalous: np.ndarray) -> Arrays:
     """Return the scores of anomalous and of normal images, or say what is wrong with them."""
-    scores, anomalous = _finite(scores), np.asarray(anomalous)
+    scores, anomalous = finite(scores), np.asarray(anomalous)
     if scores.shape != anomalous.shape:
         raise DataError(f"{scores.shape} scores do not fit {anomalous.shape} labels; both must be (N,).")
     if not np.isin(anomalous, (0, 1)).all():
@@ -47,7 +47,7 @@ def _split(scores: np.ndarray, anomalous: np.ndarray) -> Arrays:
     return scores[anomalous], scores[~anomalous]
 
 
-def _finite(scores: np.ndarray) -> np.ndarray:
+def finite(scores: np.ndarray) -> np.ndarray:
     """Return scores (N,) as float64; refuse an empty, non-numeric or non-finite array."""
     try:
         scores = np.asarray(scores, np.float64)
@@ -101,19 +101,19 @@ METRICS: dict[str, Callable[..., np.ndarray]] = {"auroc": _auroc, "auprc": _aupr
 
 def auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
     """Area under the ROC curve of scores (N,) against labels (N,); 0.5 is chance, ties count half."""
-    return float(_auroc(*_split(scores, anomalous)))
+    return float(_auroc(*by_class(scores, anomalous)))
 
 
 def average_precision(scores: np.ndarray, anomalous: np.ndarray) -> float:
     """Area under the precision-recall curve (AUPRC, step-wise); chance is the share of anomalous images."""
-    return float(_auprc(*_split(scores, anomalous)))
+    return float(_auprc(*by_class(scores, anomalous)))
 
 
 def fpr_at_tpr(scores: np.ndarray, anomalous: np.ndarray, tpr: float = _TPR) -> float:
     """False-positive rate where at least ``tpr`` of the anomalous images are found; lower is better."""
     if not 0 < tpr <= 1:
         raise UsageError(f"tpr={tpr} outside (0, 1].")
-    return float(_fpr(*_split(scores, anomalous), tpr=tpr))
+    return float(_fpr(*by_class(scores, anomalous), tpr=tpr))
 
 
 def bootstrap_ci(
@@ -133,7 +133,7 @@ def bootstrap_ci(
         raise UsageError(f"{metric!r} is not a metric.", hint=did_you_mean(metric, METRICS))
     if not 0 < level < 1 or n < 2:
         raise UsageError(f"level={level} must lie in (0, 1) and n={n} be at least 2.")
-    samples = _split(scores, anomalous)
+    samples = by_class(scores, anomalous)
     size = sum(map(len, samples))
     # one image of a class cannot be resampled otherwise than as itself, which scipy refuses
     data = tuple(np.repeat(s, 2) if len(s) == 1 else s for s in samples)
@@ -152,25 +152,26 @@ def bootstrap_ci(
 
 def paired_test(a: np.ndarray, b: np.ndarray, anomalous: np.ndarray, *, level: float = 0.95) -> PairedTest:
     """Compare the AUROC of two detectors on the same images (DeLong, DeLong and Clarke-Pearson, 1988)."""
-    pairs = [_split(scores, anomalous) for scores in (a, b)]
+    pairs = [by_class(scores, anomalous) for scores in (a, b)]
     difference = float(_auroc(*pairs[0]) - _auroc(*pairs[1]))
-    by_image = [np.subtract(one, two) for one, two in zip(_placements(*pairs[0]), _placements(*pairs[1]), strict=True)]
+    by_image = [np.subtract(one, two) for one, two in zip(placements(*pairs[0]), placements(*pairs[1]), strict=True)]
     sd = float(np.sqrt(sum(np.var(d, ddof=1) / len(d) for d in by_image if len(d) > 1)))
     half = float(norm.ppf((1 + level) / 2)) * sd
     p = 2 * float(norm.sf(abs(difference) / sd)) if sd > 0 else float(difference == 0)
     return PairedTest(difference, difference - half, difference + half, p)
 
 
-def _placements(abnormal: np.ndarray, normal: np.ndarray) -> Arrays:
-    """Return the share of normal images below each anomalous one (P,), of anomalous above each normal one (Q,)."""
-    p, q = len(abnormal), len(normal)
-    ranks = rankdata(np.concatenate([abnormal, normal]))
-    return (ranks[:p] - rankdata(abnormal)) / q, 1 - (ranks[p:] - rankdata(normal)) / p
+def placements(abnormal: np.ndarray, normal: np.ndarray) -> Arrays:
+    """Return the share of normal images below each anomalous one (…, P), of anomalous above each normal one (…, Q)."""
+    p, q = abnormal.shape[-1], normal.shape[-1]
+    ranks = rankdata(np.concatenate([abnormal, normal], axis=-1), axis=-1)
+    below = (ranks[..., :p] - rankdata(abnormal, axis=-1)) / q
+    return below, 1 - (ranks[..., p:] - rankdata(normal, axis=-1)) / p
 
 
 def holm(p: np.ndarray) -> np.ndarray:
     """Return p values (M,) adjusted for M comparisons (Holm, 1979): the chance of any false one stays below p."""
-    p = _finite(p) if len(p) else np.empty(0)
+    p = finite(p) if len(p) else np.empty(0)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     adjusted = np.empty_like(p)
@@ -182,14 +183,14 @@ def threshold_at_specificity(normal_scores: np.ndarray, specificity: float = 0.9
     """Lowest threshold that leaves at least this share of healthy images unflagged (flagged: score > threshold)."""
     if not 0 < specificity <= 1:
         raise UsageError(f"specificity={specificity} outside (0, 1].")
-    return float(np.quantile(_finite(normal_scores), specificity, method="inverted_cdf"))
+    return float(np.quantile(finite(normal_scores), specificity, method="inverted_cdf"))
 
 
 def summary(
     scores: np.ndarray, anomalous: np.ndarray, *, threshold: float | None = None, seed: int = 0
 ) -> dict[str, float | int]:
     """Return AUROC, AUPRC and FPR@95TPR with 95 % intervals; with ``threshold`` also what it achieves."""
-    abnormal, normal = _split(scores, anomalous)
+    abnormal, normal = by_class(scores, anomalous)
     row: dict[str, float | int] = {}
     for name, statistic in METRICS.items():
         row[name] = float(statistic(abnormal, normal))

@@ -6,14 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from diawork.evaluation.wording import signed
+
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
 SPLITS = {"test": "test", "val": "validation"}  # in words
 UNDECIDED = "not told apart by these images"
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """Return a difference with its sign: +0.012 or −0.012."""
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def reading(test: Any) -> str:

@@ -22,7 +22,7 @@ from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
 from diawork.evaluation.metrics import holm
-from diawork.report.findings import signed
+from diawork.evaluation.wording import signed
 from diawork.report.sections import section
 from diawork.report.tables import collect, groups, summary_table
 from diawork.runs.run import Run

@@ -1,0 +1,94 @@
+"""Sentences computed from the numbers they stand beside: a difference, a family of them, and what limits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from diawork.base.errors import UsageError
+from diawork.evaluation.comparison import CROSSED, Comparison
+
+_KNOWN = {"ahead": "ahead of {}", "equal": "equal within {margin:g} to {}", "behind": "behind {}"}  # by verdict
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a difference with its sign: +0.012 or −0.012."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """Return "a", "a and b", "a, b and c", "a, b, c and 4 more"."""
+    names = names if len(names) <= most else [*names[:most], f"{len(names) - most} more"]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def counted(n: int, thing: str) -> str:
+    """Return "1 seed", "2 seeds", "1,214 images"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def difference(c: Comparison, a: str = "a", b: str = "b") -> str:
+    """Return the difference with its interval, what the interval covers, p and the reading, as one sentence."""
+    joint = f", joint for {c.family} comparisons" if c.family > 1 else ""
+    return (
+        f"{a} minus {b}: {signed(c.difference)} ({100 * c.level:g} % interval over {c.covers} {signed(c.low)} to "
+        f"{signed(c.high)}{joint}; {_sizes(c)}; p {_p(c)}): {c.reading(a, b)}."
+    )
+
+
+def conclusion(focus: str, rivals: Mapping[str, Comparison]) -> list[str]:
+    """Return at most three short sentences on a family: what is known, what is open, and on how much it rests.
+
+    ``rivals`` maps a rival's name to the comparison of the focus (a) with it (b), adjusted for the family.
+    """
+    if not rivals:
+        raise UsageError(f"{focus!r} was compared with no rival; a conclusion needs one or more.")
+    by: dict[str, list[str]] = {}
+    for rival, c in rivals.items():
+        by.setdefault(c.verdict, []).append(rival)
+    margin = max(c.margin for c in rivals.values())
+    known = [text.format(listed(by[v]), margin=margin) for v, text in _KNOWN.items() if v in by]
+    unknown = []
+    if "open" in by:
+        reach = max(rivals[rival].detectable for rival in by["open"])
+        unknown.append(f"not told apart from {listed(by['open'])} (differences from {reach:.3f} could have been seen)")
+    if "undecided" in by:
+        unknown.append(f"not decided against {listed(by['undecided'])} (one seed)")
+    said = [f"{focus} is {listed(parts)}." for parts in (known, unknown) if parts]
+    return [*said, f"This rests on {_basis(rivals)}."]
+
+
+def _basis(rivals: Mapping[str, Comparison]) -> str:
+    first = next(iter(rivals.values()))
+    seeds = sorted({c.seeds_a for c in rivals.values()} | {c.seeds_b for c in rivals.values()})
+    several = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    family = f", adjusted for {first.family} comparisons" if first.family > 1 else ""
+    images = (
+        f"{first.n_normal + first.n_anomalous:,} images ({first.n_normal:,} healthy, {first.n_anomalous:,} anomalous)"
+    )
+    return f"{images} and {several} a side{family}"
+
+
+def limits(rivals: Mapping[str, Comparison]) -> list[str]:
+    """Return what the comparisons cannot say, for the box beside a conclusion."""
+    said = ["One data set: the intervals say nothing about images from another hospital, device or selection."]
+    few = {name: c for name, c in rivals.items() if c.covers != CROSSED}
+    if few:
+        said.append(f"One seed on a side ({listed(list(few))}): the interval covers images only, not another training.")
+    crossed = [min(c.seeds_a, c.seeds_b) for c in rivals.values() if c.covers == CROSSED]
+    if 2 in crossed:
+        said.append("With two seeds a false lead comes up in as many as 8 % of cases, not in 5 %.")
+    if len(rivals) > 1 and any(c.family == 1 for c in rivals.values()):
+        said.append(
+            f"{len(rivals)} comparisons, none adjusted for the others: each may lead by chance in 5 % of cases."
+        )
+    return said
+
+
+def _sizes(c: Comparison) -> str:
+    equal = c.seeds_a == c.seeds_b
+    seeds = f"{counted(c.seeds_a, 'seed')} each" if equal else f"{counted(c.seeds_a, 'seed')} against {c.seeds_b}"
+    return f"{c.n_normal + c.n_anomalous:,} images, {seeds}"
+
+
+def _p(c: Comparison) -> str:
+    return "< 0.001" if c.p < 0.001 else f"= {c.p:.3f}"

@@ -1,0 +1,315 @@
+"""Comparison: errors at their nominal rate, both factors covered, no claim from one seed, Holm and joint."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import chi2, norm, t
+
+from diawork.base.errors import DataError, UsageError
+from diawork.evaluation import comparison, wording
+from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
+from diawork.evaluation.metrics import auroc, paired_test
+
+SEED_SD, CENTRE = 0.0075, 1.593  # of the AUROC between trainings; shift of the anomalous scores: AUROC 0.87
+SLOPE = norm.pdf(CENTRE / 2**0.5) / 2**0.5  # of the AUROC in the shift
+WORLDS = {"alike": (0.965, 0.985), "related": (0.80, 0.90)}  # correlation of scores between detectors, between seeds
+ANOMALOUS = np.arange(624) < 390
+
+
+def draw(rng, seeds, gain=0.0, world="alike"):
+    """Scores of a and b (seeds, 624): images shared by both, by the seeds of one, and noise of each training."""
+    between, within = WORLDS[world]
+    image, sides = rng.normal(size=624), []
+    for ahead in (gain, 0.0):
+        shift = CENTRE + (ahead + rng.normal(0, SEED_SD, (seeds, 1))) / SLOPE
+        own, noise = rng.normal(size=624), rng.normal(size=(seeds, 624))
+        score = between**0.5 * image + (within - between) ** 0.5 * own + (1 - within) ** 0.5 * noise
+        sides.append(score + shift * ANOMALOUS)
+    return sides
+
+
+def averaged_intervals(a, b):
+    """The p value of DeLong intervals averaged over pairs of seeds, as pages once had it."""
+    areas, covariance, _ = comparison._areas(np.concatenate([a, b]), ANOMALOUS)
+    r, own = len(a), np.diag(covariance)
+    sd = np.sqrt(own[:r, None] + own[None, r:] - 2 * covariance[:r, r:]).mean()
+    return 2 * norm.sf(abs(areas[:r].mean() - areas[r:].mean()) / sd)
+
+
+def rates(n, seeds, gain=0.0, world="alike"):
+    """Shares of p < 0.05 among n draws: independent seeds, paired seeds, averaged intervals."""
+    rng, found = np.random.default_rng(seeds), []
+    for _ in range(n):
+        a, b = draw(rng, seeds, gain, world)
+        tests = [compare_detectors(a, b, ANOMALOUS, paired_seeds=paired).p for paired in (False, True)]
+        found.append([*tests, averaged_intervals(a, b)])
+    return (np.array(found) < 0.05).mean(0)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_false_lead_is_about_as_rare_as_it_says(seeds):
+    independent, paired, averaged = rates(300, seeds)
+    assert 0.02 <= independent <= 0.085 and 0.02 <= paired <= 0.085 and averaged > 0.09
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("world", WORLDS)
+def test_errors_and_power_in_figures(seeds, world, capsys):
+    null = rates(10_000, seeds, world=world)
+    small, large = (rates(2_000, seeds, gain, world) for gain in (0.01, 0.02))
+    with capsys.disabled():
+        print(f"\n{world} detectors, {seeds} seeds: share of p < 0.05 (independent, paired, averaged intervals)")
+        for name, found in (("no difference", null), ("0.01", small), ("0.02", large)):
+            print(f"  {name:<14}", "  ".join(f"{share:6.1%}" for share in found))
+    assert (null[:2] >= 0.04).all() and (null[:2] <= 0.06).all()
+    assert (small[:2] > null[:2]).all() and (large[:2] > small[:2]).all()
+
+
+def exact_error(images, seeds, shares=(1.0,), grid=100):
+    """False leads at 5 % in the normal model: variance ``images`` known, the rest estimated from seeds."""
+    middles = (np.arange(grid) + 0.5) / grid
+    spread = [(1 - images) * s * chi2.ppf(middles, n - 1) / (n - 1) for s, n in zip(shares, seeds, strict=True)]
+    errors = []
+    for found in itertools.product(*spread):
+        parts = comparison._Parts(images, tuple(zip(found, [n - 1 for n in seeds], strict=True)))
+        variance, df = comparison._satterthwaite(parts)
+        errors.append(2 * norm.sf(t.ppf(0.975, df) * np.sqrt(variance)))
+    return np.mean(errors)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shares"), [((3,), (1,)), ((5,), (1,)), ((10,), (1,)), ((3, 3), (0.5, 0.5)), ((5, 5), (0.8, 0.2))]
+)
+@pytest.mark.parametrize("images", [0.1, 0.4, 0.8])
+def test_error_lies_between_4_and_6_percent_whatever_the_share_of_the_images(seeds, shares, images):
+    assert 0.04 <= exact_error(images, seeds, shares, grid=1000 if len(seeds) == 1 else 20) <= 0.06
+
+
+def test_two_seeds_err_no_more_often_than_the_limits_say():
+    assert max(exact_error(images, (2,), grid=1000) for images in (0.01, 0.05, 0.1, 0.2, 0.4)) < 0.08
+
+
+def test_difference_and_counts():
+    a, b = draw(np.random.default_rng(0), 3, 0.05)
+    found = compare_detectors(a, b, ANOMALOUS, paired_seeds=False)
+    by_seed = [auroc(x, ANOMALOUS) - auroc(y, ANOMALOUS) for x, y in zip(a, b, strict=True)]
+    assert found.difference == pytest.approx(np.mean(by_seed))
+    assert found.low < found.difference < found.high and found.verdict == "ahead"
+    assert (found.n_normal, found.n_anomalous, found.seeds_a, found.seeds_b) == (234, 390, 3, 3)
+    assert found.covers == "images and seeds" and found.detectable > found.high - found.difference
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_sides_swap_with_the_sign(paired):
+    a, b = draw(np.random.default_rng(1), 4, 0.02)
+    one, two = (compare_detectors(*sides, ANOMALOUS, paired_seeds=paired) for sides in ((a, b), (b, a)))
+    assert (one.difference, one.low, one.p, one.df) == pytest.approx((-two.difference, -two.high, two.p, two.df))
+
+
+def test_order_of_images_and_of_seed_pairs_does_not_matter():
+    a, b = draw(np.random.default_rng(2), 4)
+    rows, images = np.random.default_rng(0).permutation(4), np.random.default_rng(1).permutation(624)
+    one = compare_detectors(a, b, ANOMALOUS, paired_seeds=True)
+    two = compare_detectors(a[rows][:, images], b[rows][:, images], ANOMALOUS[images], paired_seeds=True)
+    assert dataclasses.astuple(one)[:7] == pytest.approx(dataclasses.astuple(two)[:7])
+
+
+def test_pairing_helps_where_seeds_move_both_sides():
+    rng = np.random.default_rng(3)
+    a, b = draw(rng, 5)
+    both = rng.normal(0, 0.3, (5, 1)) * ANOMALOUS
+    paired, independent = (compare_detectors(a + both, b + both, ANOMALOUS, paired_seeds=p) for p in (True, False))
+    assert paired.se < 0.5 * independent.se
+
+
+def test_without_spread_over_seeds_it_is_delong():
+    a, b = (np.repeat(side, 3, axis=0) for side in draw(np.random.default_rng(4), 1, 0.02))
+    known = paired_test(a[0], b[0], ANOMALOUS)
+    for paired in (True, False):
+        found = compare_detectors(a, b, ANOMALOUS, paired_seeds=paired)
+        assert (found.difference, found.low, found.high, found.p) == pytest.approx(known)
+        assert found.df == np.inf
+
+
+@pytest.mark.parametrize(("seeds_a", "seeds_b"), [(1, 1), (1, 5), (5, 1)])
+def test_one_seed_supports_no_lead_however_large(seeds_a, seeds_b):
+    a, b = draw(np.random.default_rng(5), 5, 0.09)
+    found = compare_detectors(a[:seeds_a], b[:seeds_b], ANOMALOUS, paired_seeds=seeds_a == seeds_b)
+    assert found.low > 0 and found.covers == "images" and found.verdict == "undecided"
+    assert (
+        found.reading("DIA", "CSI")
+        == "undecided: one seed, so the interval covers the images only, not another training"
+    )
+    assert "interval over images +" in wording.difference(found)
+
+
+def test_one_seed_each_has_the_interval_of_delong():
+    a, b = draw(np.random.default_rng(6), 1)
+    found = compare_detectors(a, b, ANOMALOUS, paired_seeds=True)
+    known = paired_test(a[0], b[0], ANOMALOUS)
+    assert (found.difference, found.low, found.high, found.p) == pytest.approx(known)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_side_that_draws_nothing_needs_one_row(paired):
+    a, b = draw(np.random.default_rng(7), 5, 0.08)
+    once = compare_detectors(a, b[:1], ANOMALOUS, paired_seeds=paired, fixed={"b"})
+    often = compare_detectors(a, np.repeat(b[:1], 5, axis=0), ANOMALOUS, paired_seeds=paired)
+    assert dataclasses.astuple(once)[:8] == pytest.approx(dataclasses.astuple(often)[:8])
+    assert (once.seeds_b, once.verdict) == (1, "ahead")
+
+
+def test_two_controls_are_compared_over_images():
+    a, b = draw(np.random.default_rng(8), 1, 0.08)
+    found = compare_detectors(a, b, ANOMALOUS, paired_seeds=False, fixed={"a", "b"})
+    assert found.verdict == "ahead" and found.p == pytest.approx(paired_test(a[0], b[0], ANOMALOUS).p)
+
+
+def test_a_detector_is_equal_to_itself():
+    a, _ = draw(np.random.default_rng(9), 3)
+    found = compare_detectors(a, 2 * a, ANOMALOUS, paired_seeds=True)
+    assert (found.difference, found.low, found.high, found.p, found.verdict) == (0, 0, 0, 1, "equal")
+
+
+def made(difference, se, **changes):
+    """A comparison of 5 seeds with many degrees of freedom."""
+    values = {"covers": "images and seeds", "n_normal": 234, "n_anomalous": 390, "seeds_a": 5, "seeds_b": 5} | changes
+    return Comparison(**comparison._tested(difference, se, 40.0, 0.95), se=se, df=40.0, **values)
+
+
+@pytest.mark.parametrize(
+    ("difference", "se", "words"),
+    [
+        (0.030, 0.010, "DIA is ahead"),
+        (-0.030, 0.010, "CSI is ahead"),
+        (0.001, 0.003, "equal within 0.01"),
+        (0.005, 0.002, "DIA is ahead, by less than 0.01"),
+        (0.010, 0.010, "not told apart; a difference of 0.029 could have been seen"),
+    ],
+)
+def test_readings(difference, se, words):
+    assert made(difference, se).reading("DIA", "CSI") == words
+
+
+def test_the_margin_is_stated():
+    assert made(0.001, 0.003, margin=0.02).reading() == "equal within 0.02"
+    assert made(0.001, 0.003, margin=0.005).verdict == "open"
+
+
+def test_detectable_difference_is_found_with_80_percent_power():
+    c = made(0.0, 0.01)
+    found = np.random.default_rng(0).normal(c.detectable, c.se, 20_000) / c.se
+    assert np.mean(found > t.ppf(0.975, c.df)) == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_family_is_adjusted_by_holm_and_its_intervals_by_bonferroni():
+    family = [made(0.040, 0.010), made(0.024, 0.010), made(0.001, 0.010)]
+    adjusted = adjust(family)
+    p = [c.p for c in family]
+    assert [c.p for c in adjusted] == pytest.approx([3 * p[0], 2 * p[1], p[2]])
+    reach = t.ppf(1 - 0.05 / 6, 40) * 0.01
+    assert [(c.low, c.high) for c in adjusted] == [
+        pytest.approx((c.difference - reach, c.difference + reach)) for c in family
+    ]
+    assert all(c.family == 3 and c.detectable > one.detectable for c, one in zip(adjusted, family, strict=True))
+    assert adjust([]) == [] and adjust(family[:1])[0] == family[0]
+
+
+def test_a_lead_by_holms_later_steps_says_that_its_size_is_open():
+    words = [c.reading("DIA", "CSI") for c in adjust([made(0.060, 0.010), made(0.022, 0.010)])]
+    assert words == ["DIA is ahead", "DIA is ahead; by how much is open, for the joint interval holds 0"]
+
+
+def test_joint_intervals_hold_all_differences_together():
+    rng, truth, held = np.random.default_rng(0), np.array([0.0, 0.0, 0.03, 0.05]), []
+    for _ in range(400):
+        family = adjust([made(d, 0.01) for d in rng.normal(truth, 0.01)])
+        held.append(all(c.low <= d <= c.high for c, d in zip(family, truth, strict=True)))
+    assert np.mean(held) >= 0.94
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "labels", "options", "error", "words"),
+    [
+        ((3, 8), (2, 8), [0] * 4 + [1] * 4, {"paired_seeds": True}, UsageError, "3 and 2 seeds cannot be paired"),
+        ((3, 8), (3, 8), [0] * 7 + [1], {}, DataError, "1 anomalous and 7 normal images: .* two of each"),
+        ((3, 8), (3, 8), [0] * 4 + [1] * 4, {"fixed": {"c"}}, UsageError, "may name the sides 'a' and 'b' only"),
+        ((3, 8), (3, 8), [0] * 4 + [1] * 4, {"margin": 0}, UsageError, "margin=0 and level=0.95 must lie in"),
+        ((1, 3, 8), (3, 8), [0] * 4 + [1] * 4, {}, DataError, r"scores a of shape \(1, 3, 8\)"),
+        ((3, 8), (3, 8), [0] * 9, {}, DataError, "do not fit"),
+    ],
+)  # fmt: skip
+def test_refuses(a, b, labels, options, error, words):
+    rng = np.random.default_rng(0)
+    with pytest.raises(error, match=words):
+        compare_detectors(rng.normal(size=a), rng.normal(size=b), labels, **({"paired_seeds": False} | options))
+
+
+# --- as the tables call it ---------------------------------------------------------------------------
+
+
+def runs_of(root, name, scores):
+    """A frame of runs, one a seed, as ``tables.groups`` returns it."""
+    folders = []
+    for seed, row in enumerate(scores):
+        folders.append(root / f"{name}-{seed}")
+        folders[-1].mkdir()
+        columns = {"split": "test", "index": np.arange(624), "class_name": "x", "anomalous": ANOMALOUS.astype(int)}
+        pd.DataFrame(columns | {"score": row}).to_csv(folders[-1] / "scores.csv", index=False)
+    return pd.DataFrame({"folder": map(str, folders), "seed": range(len(folders)), "control": name == "5-NN"})
+
+
+def test_two_groups_of_runs_are_compared_on_their_seeds_and_images(tmp_path):
+    from diawork.report import tables
+
+    a, b = draw(np.random.default_rng(10), 3, 0.08)
+    left, right = runs_of(tmp_path, "DIA", a), runs_of(tmp_path, "5-NN", b[:1])
+    scores = [np.stack([score for score, _ in tables.score_pairs(runs, "test")]) for runs in (left, right)]
+    fixed = {side for side, runs in zip("ab", (left, right), strict=True) if runs["control"].all()}
+    paired = not fixed and list(left["seed"]) == list(right["seed"])
+    found = compare_detectors(*scores, tables.score_pairs(left, "test")[0][1], paired_seeds=paired, fixed=fixed)
+    row = dataclasses.asdict(found) | {"reading": found.reading("DIA", "5-NN")}
+    assert (row["reading"], row["seeds_a"], row["seeds_b"]) == ("DIA is ahead", 3, 1)
+    assert found.difference == pytest.approx(tables.compare(left, right, "test")["difference"])
+
+
+# --- in sentences ------------------------------------------------------------------------------------
+
+
+def test_a_difference_as_a_sentence():
+    assert wording.difference(made(0.03, 0.01), "DIA", "CSI") == (
+        "DIA minus CSI: +0.030 (95 % interval over images and seeds +0.010 to +0.050; "
+        "624 images, 5 seeds each; p = 0.005): DIA is ahead."
+    )
+    assert "5 seeds against 1" in wording.difference(made(0.03, 0.01, seeds_b=1))
+    assert "joint for 2 comparisons" in wording.difference(adjust([made(0.03, 0.01)] * 2)[0])
+
+
+def test_a_conclusion_is_three_sentences_from_the_numbers():
+    one_seed = made(0.05, 0.01, covers="images", seeds_b=1)
+    family = {"A": made(0.06, 0.01), "B": made(0.0, 0.002), "C": made(-0.06, 0.01), "D": made(0.0, 0.01), "E": one_seed}
+    said = wording.conclusion("DIA", dict(zip(family, adjust(list(family.values())), strict=True)))
+    assert said == [
+        "DIA is ahead of A, equal within 0.01 to B and behind C.",
+        "DIA is not told apart from D (differences from 0.036 could have been seen) "
+        "and not decided against E (one seed).",
+        "This rests on 624 images (234 healthy, 390 anomalous) and 1 to 5 seeds a side, adjusted for 5 comparisons.",
+    ]
+    with pytest.raises(UsageError, match="compared with no rival"):
+        wording.conclusion("DIA", {})
+
+
+def test_limits_name_what_the_numbers_do_not_cover():
+    one_seed, two = made(0.05, 0.01, covers="images", seeds_b=1), made(0.01, 0.01, seeds_a=2, seeds_b=2)
+    said = " ".join(wording.limits({"CSI": one_seed, "5-NN": two}))
+    assert "One seed on a side (CSI)" in said and "With two seeds" in said and "2 comparisons, none adjusted" in said
+    assert len(wording.limits({"CSI": made(0.01, 0.01)})) == 1
+
+
+@pytest.mark.parametrize(("n", "words"), [(1, "a"), (2, "a and b"), (3, "a, b and c"), (5, "a, b, c and 2 more")])
+def test_lists_read_as_english(n, words):
+    assert wording.listed(list("abcde")[:n]) == words
