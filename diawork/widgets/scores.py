@@ -125,7 +125,7 @@ class ScoreExplorer(Explorer):
             raise DataError(f"place {self.place} in the list of {self.show!r}: it holds {len(rows)} images.")
         first = max(0, min(self.place - 1 - AROUND, len(rows) - 2 * AROUND - 1))
         near = rows.iloc[first : first + 2 * AROUND + 1]
-        images = self._open().images.images[near["index"].to_numpy()].numpy()
+        images = self._open().images.images[near["index"].tolist()].numpy()
         ranks = list(zip(near["rank"], near["anomalous"], strict=True))
         return figures.score_figure(self._reasons(rows.iloc[self.place - 1]), images, ranks, self.place - 1 - first)
 
