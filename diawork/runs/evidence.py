@@ -59,12 +59,12 @@ def mapped(images: ImageSet, healthy: ImageSet, methods: MapMethods) -> dict[str
     """
     rows = np.linspace(0, len(images) - 1, min(MAPPED, len(images))).round().astype(int)
     some = images.take(rows)
+    if some.masks is None or some.masks.all() or not some.masks.any():
+        return {}
+    masks = some.masks[:, 0].numpy()
     maps = {name: method(some) for name, method in methods.items()}
     maps |= {f"|x − blur(x)|{word}": blur_map(some, smooth=s) for word, s in ((", smoothed", SMOOTH), ("", 0.0))}
     maps["|x − mean healthy image|, smoothed"] = mean_map(some, healthy, smooth=SMOOTH)
-    masks = np.zeros((0,)) if some.masks is None else some.masks[:, 0].numpy()
-    if masks.all() or not masks.any():
-        return {}
     table = [pixel_summary(values, masks) for values in maps.values()]
     columns = [f"{metric}{end}" for metric in ("pixel_auroc", "aupro") for end in ("", "_low", "_high")]
     lesions = np.flatnonzero(masks.any((1, 2)))

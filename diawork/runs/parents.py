@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
+from diawork.base.errors import UsageError
 from diawork.base.files import digest, sha256_file
 from diawork.base.locks import locked
 from diawork.data.images import Splits, load
@@ -62,7 +63,9 @@ def shared_bank(
     dissolver: Dissolver, ddpm: DDPM, splits: Splits, *, root: Path | str | None = None, progress: bool = True
 ) -> DissolvedBank:
     """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
-    origin = {"ddpm": sha256_file(Path(ddpm.folder or ".") / "ddpm.safetensors"), "images": splits.train.identity}
+    if ddpm.folder is None:
+        raise UsageError("a bank is of a saved model; this one has no folder.", hint="Save it with diawork.save_ddpm.")
+    origin = {"ddpm": sha256_file(ddpm.folder / "ddpm.safetensors"), "images": splits.train.identity}
     folder, x = runs_root(root) / "banks", splits.train.normal().images
     with locked(folder / f"making-{digest([origin, dissolver.cfg.identity()])}", wait=True):
         return DissolvedBank(
