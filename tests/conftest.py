@@ -2,7 +2,10 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tiny tensors: a second thread only waits, for long where cores are shared
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["TQDM_DISABLE"] = "1"
 
 import numpy as np
@@ -10,6 +13,12 @@ import pytest
 import torch
 
 from diawork.data.images import ImageSet
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.timeout(0))
 
 
 @pytest.fixture(autouse=True)
