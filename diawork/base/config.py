@@ -22,6 +22,8 @@ LATER: dict[str, Any] = {"later": True}  # the mark of a knob that joined after 
 NO_STEP = -1  # the dissolving step of a view that was not dissolved
 
 _Model = TypeVar("_Model", bound=BaseModel)
+Bridge = Literal["pad", "resize", "none"]
+Stem = Literal["imagenet", "cifar"]
 Operator = Literal["ddpm", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
 
 
@@ -107,7 +109,7 @@ class DissolveConfig(_Frozen):
     t_per: Literal["image", "batch"] = "image"  # one draw an image, or one a batch (released)
     range_mode: Literal["normalized", "released"] = "normalized"  # value range through the model
     weights: Literal["ema", "raw"] = "ema"
-    bridge: Literal["pad", "resize", "none"] | None = None  # image px ↔ model px; None: the manifest's
+    bridge: Bridge | None = None  # image px ↔ model px; None: the manifest's
     antialias: bool = False  # of the resize bridge
     bank_steps: Annotated[int, Field(ge=0)] = 0  # steps of a bank of views made once; 0: dissolve live
     kernel_size: Annotated[int, Field(ge=3)] = 7  # px, odd; the blurs
@@ -116,7 +118,7 @@ class DissolveConfig(_Frozen):
     resize_to: Count = 14  # px; the resize-only control
     match: Literal["none", "ddpm"] = "none"  # an alternative's strength: as set, or changing images as the ddpm does
 
-    def filled(self, t_range: tuple[int, int] = (30, 130), bridge: str = "pad") -> DissolveConfig:
+    def filled(self, t_range: tuple[int, int] = (30, 130), bridge: Bridge = "pad") -> DissolveConfig:
         """Return the section with what it leaves open settled: by the manifest's facts, or by the paper's."""
         return self.model_copy(update={"t_range": self.t_range or t_range, "bridge": self.bridge or bridge})
 
@@ -165,7 +167,7 @@ class ViewsConfig(_Frozen):
 class EncoderConfig(_Frozen):
     """ResNet18 and its two heads."""
 
-    stem: Literal["imagenet", "cifar"] = "imagenet"  # 7×7 stride 2 + max-pool, or 3×3 stride 1
+    stem: Stem = "imagenet"  # 7×7 stride 2 + max-pool, or 3×3 stride 1
     channels: Literal[1, 3] = 1
     projection_dim: Count = 128  # of z
 

@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diawork.base.compute import Compute, count_macs, has_bf16
-from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ScoreConfig, ViewsConfig
+from diawork.base.config import (
+    Bridge,
+    DiffusionConfig,
+    DissolveConfig,
+    EncoderConfig,
+    K,
+    LossConfig,
+    ScoreConfig,
+    Stem,
+    ViewsConfig,
+)
 from diawork.base.seeding import generator
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.method.ddpm import build_ddpm
@@ -44,7 +55,20 @@ class BenchConfig:
     score_samples: int = 10
     fast_samples: int = 2  # of the fast protocol
     expected_images: int = 10**6  # dissolved in all: decides whether the dissolver is compiled
-    stems: tuple[str, ...] = ("imagenet", "cifar")
+    stems: tuple[Stem, ...] = ("imagenet", "cifar")
+
+    @property
+    def bridge(self) -> Bridge:
+        """How images reach the model's size."""
+        return "pad" if self.size <= self.model_size else "resize"
+
+    def ddpm(self) -> Any:
+        """Return an untrained model: as costly as a trained one."""
+        return build_ddpm(DiffusionConfig(dim=self.dim, image_size=self.model_size))
+
+    def dissolver(self, compute: Compute) -> Dissolver:
+        """Return a dissolver with that model."""
+        return Dissolver(self.ddpm(), DissolveConfig(bridge=self.bridge), compute=compute)
 
 
 QUICK = BenchConfig(batch=2, dim=8, pairs=1, score_images=4, score_samples=2, fast_samples=1, expected_images=0,
@@ -109,9 +133,9 @@ def ceilings(compute: Compute, *, repeats: int = 5) -> dict[str, float]:
         x = torch.randn(batch, 128, 32, 32, device=compute.device, dtype=dtype)
         x = x.to(memory_format=torch.channels_last)
         weight = torch.randn(128, 128, 3, 3, device=compute.device, dtype=dtype).to(memory_format=torch.channels_last)
-        works = {
-            "matmul": (lambda a=a: a @ a, 2 * side**3),
-            "conv": (lambda x=x, w=weight: F.conv2d(x, w, padding=1), 2 * batch * 32 * 32 * 128 * 128 * 9),
+        works: dict[str, tuple[Callable[[], Tensor], int]] = {
+            "matmul": (partial(torch.matmul, a, a), 2 * side**3),
+            "conv": (partial(F.conv2d, x, weight, padding=1), 2 * batch * 32 * 32 * 128 * 128 * 9),
         }
         for kind, (work, flops) in works.items():
             work()
@@ -181,17 +205,16 @@ def machine_name(device: torch.device) -> str:
 
 def _stages(cfg: BenchConfig, compute: Compute, top: float) -> Any:
     plain = Compute(compute.device)
-    ddpm = plain.prepare(build_ddpm(DiffusionConfig(dim=cfg.dim, image_size=cfg.model_size))).eval()
+    ddpm = plain.prepare(cfg.ddpm()).eval()
     x = plain.to(torch.rand(cfg.batch, 1, cfg.size, cfg.size, generator=generator(0, "bench")))
-    bridge = "pad" if cfg.size <= cfg.model_size else "resize"
-    dissolver = Dissolver(ddpm, DissolveConfig(bridge=bridge), compute=compute)
+    dissolver = cfg.dissolver(compute)
     bank = FromMemory((x.cpu() * 255).byte())
     shape = (1, ddpm.channels, cfg.model_size, cfg.model_size)
     one = torch.zeros(shape, device=compute.device), torch.zeros(1, dtype=torch.long, device=compute.device)
     flops = 2 * count_macs(ddpm.model, *one) * cfg.batch
     index, flip = torch.arange(cfg.batch), torch.zeros(cfg.batch, dtype=torch.bool)
-    face = {"image": index, "flip": flip, "generator": generator(0)}
-    timing = {"pairs": cfg.pairs, "device": compute.device}
+    face: dict[str, Any] = {"image": index, "flip": flip, "generator": generator(0)}
+    timing: dict[str, Any] = {"pairs": cfg.pairs, "device": compute.device}
     slow = lambda: released_dissolve(ddpm, x)  # noqa: E731
     stage = "dissolving for one step"
     yield time_pairs(Pair(stage, flops=flops, ceiling=top), slow, lambda: dissolver(x, **face), **timing)
@@ -214,7 +237,7 @@ def _encoder_macs(cfg: EncoderConfig, size: int) -> int:
     return count_macs(plain_encoder(cfg, Compute()).eval(), torch.zeros(1, cfg.channels, size, size))
 
 
-def _step_pair(pair: Pair, cfg: BenchConfig, compute: Compute, stem: str, parts: tuple, timing: dict) -> Pair:
+def _step_pair(pair: Pair, cfg: BenchConfig, compute: Compute, stem: Stem, parts: tuple, timing: dict) -> Pair:
     ddpm, source, x, extra = parts
     encoder_cfg = EncoderConfig(stem=stem)
     slow, fast = plain_encoder(encoder_cfg, compute), compute.prepare(build_encoder(encoder_cfg))
@@ -233,14 +256,14 @@ def _score_pair(cfg: BenchConfig, compute: Compute, samples: int, top: float, ti
     encoder_cfg = EncoderConfig(stem=cfg.stems[0])
     slow, fast = plain_encoder(encoder_cfg, compute).eval(), compute.prepare(build_encoder(encoder_cfg)).eval()
     x = torch.rand(cfg.score_images, 1, cfg.size, cfg.size, generator=generator(0, "bench", "score"))
-    settings = {"views": ViewsConfig()}
+    views = ViewsConfig()
     pair = Pair(f"features of {cfg.score_images} images, {cfg.stems[0]} stem, {samples} samples", ceiling=top)
     pair.flops = 2 * _encoder_macs(encoder_cfg, cfg.size) * cfg.score_images * samples * K
     released = ScoreConfig(samples=cfg.score_samples)
     slow_compute = Compute(compute.device)
     return time_pairs(
         pair,
-        lambda: extract_features(slow, x, **settings, score=released, compute=slow_compute, batch=cfg.batch * K),
-        lambda: extract_features(fast, x, **settings, score=ScoreConfig(samples=samples), compute=compute),
+        lambda: extract_features(slow, x, views=views, score=released, compute=slow_compute, batch=cfg.batch * K),
+        lambda: extract_features(fast, x, views=views, score=ScoreConfig(samples=samples), compute=compute),
         **timing,
     )

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 
 from diawork.base.compute import Compute
-from diawork.base.config import DiffusionConfig, DissolveConfig, EncoderConfig, K, LossConfig, ViewsConfig
+from diawork.base.config import EncoderConfig, K, LossConfig, Stem, ViewsConfig
 from diawork.base.seeding import generator
 from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
 from diawork.method.bank import DissolvedBank
-from diawork.method.ddpm import build_ddpm
-from diawork.method.dissolve import Dissolver
 from diawork.method.encoder import build_encoder
 from diawork.method.loss import dia_loss
 from diawork.method.training import train_step
@@ -43,9 +41,9 @@ def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:
     z = torch.randn(rows, d, generator=generator(0, "bench", "loss")).requires_grad_()
     branch, shift, image = torch.meshgrid(torch.arange(3), torch.arange(K), torch.arange(batch), indexing="ij")
     logits = torch.zeros(rows, K)
-    indices = {"image": image.reshape(-1), "shift": shift.reshape(-1), "branch": branch.reshape(-1)}
+    image, shift, branch = image.reshape(-1), shift.reshape(-1), branch.reshape(-1)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        dia_loss(z, logits, **indices).total.backward()
+        dia_loss(z, logits, image=image, shift=shift, branch=branch).total.backward()
     live = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -55,19 +53,17 @@ def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:
 
 
 def step_shares(
-    cfg: BenchConfig | None = None, *, compute: Compute | None = None, stem: str = "imagenet"
+    cfg: BenchConfig | None = None, *, compute: Compute | None = None, stem: Stem = "imagenet"
 ) -> list[dict]:
     """Return what each part of one training step costs: dissolving, views, forward and backward, optimiser."""
     cfg, compute = cfg or BenchConfig(), compute or Compute.auto()
-    ddpm = build_ddpm(DiffusionConfig(dim=cfg.dim, image_size=cfg.model_size))
-    bridge = "pad" if cfg.size <= cfg.model_size else "resize"
-    dissolver = Dissolver(ddpm, DissolveConfig(bridge=bridge), compute=compute)
+    dissolver = cfg.dissolver(compute)
     x, index = torch.rand(cfg.batch, 1, cfg.size, cfg.size), torch.arange(cfg.batch)
     encoder = compute.prepare(build_encoder(EncoderConfig(stem=stem))).train()
     optimizer = sgd(encoder)
     builder = BranchBuilder(ViewsConfig(), FromMemory((x * 255).byte()))
     views = builder(x, index=index, seed=0, step=0)
-    parts = {
+    parts: dict[str, Callable[[], Any]] = {
         "dissolving": lambda: dissolver.at(x, 80),
         "views": lambda: builder(x, index=index, seed=0, step=0),
         "encoder and loss": lambda: train_step(encoder, views, LossConfig(), compute=compute),
@@ -103,11 +99,9 @@ def bank_cost(
 ) -> list[dict]:  # fmt: skip
     """Return what banks of several numbers of steps cost for so many images, from real banks of one batch."""
     cfg, compute = cfg or BenchConfig(), compute or Compute.auto()
-    ddpm = build_ddpm(DiffusionConfig(dim=cfg.dim, image_size=cfg.model_size))
-    bridge = "pad" if cfg.size <= cfg.model_size else "resize"
-    dissolver = Dissolver(ddpm, DissolveConfig(bridge=bridge), compute=compute)
+    dissolver = cfg.dissolver(compute)
     x, index = torch.rand(cfg.batch, 1, cfg.size, cfg.size), torch.arange(cfg.batch)
-    face = {"image": index, "flip": index % 2 == 0, "generator": generator(0)}
+    face: dict[str, Any] = {"image": index, "flip": index % 2 == 0, "generator": generator(0)}
     rows = []
     for n in steps:
         with tempfile.TemporaryDirectory() as folder:

@@ -138,7 +138,8 @@ def accuracy(
     folder = runs_root(root) / "fidelity"
     paths = compare_paths(cfg, splits, ddpm, folder=folder, seeds=range(seeds), compute=compute)
     short = cfg.diffusion.model_copy(update={"steps": min(ddpm_steps, cfg.diffusion.steps)})
-    pretraining = compare_pretraining(splits, short, bridge=cfg.dissolve.bridge, folder=folder, compute=compute)
+    bridge = cfg.dissolve.bridge or splits.manifest.bridge
+    pretraining = compare_pretraining(splits, short, bridge=bridge, folder=folder, compute=compute)
     asked = f"DIA on {splits.val.name}, preset {preset_name}, {cfg.train.epochs} epochs, {seeds} seeds, one DDPM."
     return {
         "asked": f"{asked} Validation split, {len(splits.val)} images; test was not touched.",

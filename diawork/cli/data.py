@@ -28,11 +28,9 @@ def list_all() -> None:
 @data.command()
 @click.argument("name")
 @options.data_root
-def show(name: str, data_root: Path | None, download: bool = False) -> None:
+def show(name: str, data_root: Path | None) -> None:
     """Describe a data set: counts per split and class, licence, notes."""
-    from diawork.data import images
-
-    say(images.describe(images.load(name, data_root, download=download)))
+    _describe(name, data_root)
 
 
 @data.command()
@@ -40,7 +38,13 @@ def show(name: str, data_root: Path | None, download: bool = False) -> None:
 @options.data_root
 def download(name: str, data_root: Path | None) -> None:
     """Download a data set from its published address and verify its checksum."""
-    show.callback(name, data_root, download=True)
+    _describe(name, data_root, download=True)
+
+
+def _describe(name: str, data_root: Path | None, *, download: bool = False) -> None:
+    from diawork.data import images
+
+    say(images.describe(images.load(name, data_root, download=download)))
 
 
 @data.command()

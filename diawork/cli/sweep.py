@@ -34,9 +34,10 @@ def sweep(
     from diawork.sweeps.launch import run_sweep, sweep_folder
     from diawork.sweeps.sweep import Sweep, list_sweeps
 
-    if (file is None) == (name is None):
+    sources = [source for source in (file, name) if source is not None]
+    if len(sources) != 1:
         raise UsageError("give a FILE, or --table or --figure.", hint=f"Known: {', '.join(list_sweeps())}.")
-    asked = Sweep.load(file or name, size)
+    asked = Sweep.load(sources[0], size)
     say(f"{asked.title}: {len(asked.cells)} cells, size {asked.size or 'as written'}")
     for missing in asked.needs:
         say(f"not in this build: {missing}; the published row stands alone")

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,8 +63,8 @@ class ImageSet:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64).reshape(-1)
         at = torch.from_numpy(rows)
         masks = None if self.masks is None else self.masks[at]
-        columns = (self.class_names[rows], self.anomalous[rows], self.index[rows])
-        return ImageSet(self.images[at], *columns, self.split, self.name, masks)
+        columns = {name: getattr(self, name)[rows] for name in ("class_names", "anomalous", "index")}
+        return replace(self, images=self.images[at], masks=masks, identity="", **columns)
 
     def normal(self) -> Self:
         """Return the healthy images."""
@@ -110,7 +110,7 @@ def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None
     if "val" not in sets:
         train = content.parts["train"]
         sets["val"] = _image_set(Part(train.images[:0], train.class_names[:0]), "val", manifest)
-    splits = Splits(**sets, manifest=manifest, notes=notes, source=content.source)
+    splits = Splits(sets["train"], sets["val"], sets["test"], manifest, notes=notes, source=content.source)
     for what in missing_roles(splits):
         hint = "Check the manifest: training needs normal images, an evaluation needs both roles."
         raise DataError(what, path=manifest.name, hint=hint)

@@ -2,17 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
+from diawork.base.config import Bridge
 from diawork.base.errors import DataError, UsageError, did_you_mean, printable
 from diawork.base.files import shipped
 from diawork.data.phantom import PhantomSpec
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+SPLITS = get_args(Split)
 
 
 class Kind(NamedTuple):
@@ -92,10 +94,10 @@ class Manifest(_Frozen):
     citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
     classes: Annotated[dict[Label, Text], Field(min_length=1, max_length=1000)]  # stored label → class name
     roles: dict[Text, Role]
-    counts: dict[Literal["train", "val", "test"], dict[Text, Count]]  # images per split and class
+    counts: dict[Split, dict[Text, Count]]  # images per split and class
     image: ImageFacts
     t_range: Annotated[tuple[Step, Step], Field(strict=False)]  # lowest and highest dissolving step
-    bridge: Literal["pad", "resize", "none"]  # image px ↔ model px
+    bridge: Bridge  # image px ↔ model px
     file: FileName | None = None  # npz: inside the data root
     url: Annotated[tuple[Url, ...], Field(strict=False, max_length=10)] = ()  # npz: tried in order
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # npz: as published
@@ -115,8 +117,8 @@ class Manifest(_Frozen):
             raise _wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
         for split, counts in self.counts.items():
             _refuse_other_names(counts, names, "counts", split)
-        for split in {"train", "test"} - set(self.counts):
-            raise _wrong(f"the split '{split}' is missing", "counts")
+        for missing in {"train", "test"} - set(self.counts):
+            raise _wrong(f"the split '{missing}' is missing", "counts")
         if self.t_range[0] > self.t_range[1]:
             raise _wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
         if self.intensity and self.intensity[0] >= self.intensity[1]:
@@ -191,7 +193,7 @@ def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
 _MODELS: dict[tuple, type[BaseModel]] = {(): Manifest, ("image",): ImageFacts, ("phantom",): PhantomFacts}
 
 
-def _explain(error: dict[str, Any], lines: dict[tuple, int], where: str) -> UsageError:
+def _explain(error: ErrorDetails, lines: dict[tuple, int], where: str) -> UsageError:
     """Turn pydantic's first complaint into one sentence with line, field and, for names, the nearest one."""
     at = tuple(error.get("ctx", {}).get("at", error["loc"]))
     at = at[:-1] if at and at[-1] == "[key]" else at

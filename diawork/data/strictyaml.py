@@ -83,14 +83,18 @@ def _plain(node: yaml.Node, at: tuple, lines: dict[tuple, int]) -> Any:
     return mapping
 
 
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError("not UTF-8 text.", path=f"{where}, line {line}", hint="Save it as UTF-8.") from None
+
+
 def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
     """Return the document as plain values, and the line of every place (a tuple of keys), or one ``UsageError``."""
     if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = text.count(b"\n", 0, error.start) + 1
-            raise UsageError("not UTF-8 text.", path=f"{where}, line {line}", hint="Save it as UTF-8.") from None
+        text = _decoded(text, where)
     strange = re.search("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]", text)
     if strange:
         at = f"{where}, line {text.count(chr(10), 0, strange.start()) + 1}"

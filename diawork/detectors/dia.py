@@ -26,7 +26,7 @@ from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.method.ddpm import DDPM
-from diawork.method.dissolve import Dissolve, Dissolver, build_operator
+from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
 from diawork.method.encoder import build_encoder
 from diawork.method.scoring import FeatureBank, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
@@ -145,7 +145,7 @@ class DIA(Detector):
             raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
         return self.bank
 
-    def map_methods(self, dissolve: Dissolve | None, healthy: ImageSet) -> MapMethods:
+    def map_methods(self, dissolve: Occupant | None, healthy: ImageSet) -> MapMethods:
         """Return the maps worth measuring with an occupant of the slot at hand."""
         return measured_maps(AnomalyMaps(self, operator=dissolve, healthy=healthy))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import chi2, t
@@ -134,7 +134,7 @@ def adjust(family: Sequence[Comparison]) -> list[Comparison]:
     p is Holm's: the chance of any false "ahead" stays below 1 − level. The intervals are Bonferroni's, each at
     1 − (1 − level) / M: all M hold their differences together with probability ``level`` or more.
     """
-    adjusted = holm(np.array([c.p for c in family])) if family else []
+    adjusted = holm([c.p for c in family])
     return [_jointly(c, float(p), len(family)) for c, p in zip(family, adjusted, strict=True)]
 
 
@@ -222,7 +222,7 @@ def _satterthwaite(parts: _Parts) -> tuple[float, float]:
     return variance, (parts.images + sum(part for part, _ in bounds)) ** 2 / sum(part**2 / df for part, df in bounds)
 
 
-def _tested(difference: float, se: float, df: float, level: float) -> dict[str, float]:
+def _tested(difference: float, se: float, df: float, level: float) -> dict[str, Any]:
     reach = float(t.ppf((1 + level) / 2, df))
     p = 2 * float(t.sf(abs(difference) / se, df)) if se > 0 else float(difference == 0)
     return {

@@ -6,7 +6,7 @@ Ties count half in the AUROC and stand or fall together elsewhere, so constant s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -169,9 +169,9 @@ def placements(abnormal: np.ndarray, normal: np.ndarray) -> Arrays:
     return below, 1 - (ranks[..., p:] - rankdata(normal, axis=-1)) / p
 
 
-def holm(p: np.ndarray) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return p values (M,) adjusted for M comparisons (Holm, 1979): the chance of any false one stays below p."""
-    p = finite(p) if len(p) else np.empty(0)
+    p = finite(np.asarray(p)) if len(p) else np.empty(0)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     adjusted = np.empty_like(p)

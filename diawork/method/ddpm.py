@@ -152,7 +152,8 @@ class _Trainer:
         )
         self.ema.ema_model.to(compute.device)
         self.optimizer = torch.optim.Adam(self.ddpm.parameters(), lr=cfg.lr, betas=cfg.betas)
-        self.step, self.losses = 0, []
+        self.step = 0
+        self.losses: list[float] = []
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -133,7 +133,8 @@ class Dissolver:
 
     def __init__(self, ddpm: Any, cfg: DissolveConfig | None = None, *, compute: Compute | None = None) -> None:
         self.cfg, self.compute = (cfg or DissolveConfig()).filled(), compute or Compute()
-        self.t_range = self.cfg.t_range
+        assert self.cfg.t_range and self.cfg.bridge  # filled() leaves neither open
+        self.t_range, self.bridge = self.cfg.t_range, self.cfg.bridge
         check_t(self.t_range[1], ddpm.num_timesteps, 1)
         self.ddpm = copy.deepcopy(ddpm).to(self.compute.device)  # the schedule stays fp32
         self.ddpm.model = self.compute.freeze(frozen_unet(self.ddpm.model))
@@ -179,8 +180,10 @@ class Dissolver:
 
     def _dissolve(self, x: Tensor, t: int | Tensor) -> Tensor:
         cfg = self.cfg
-        settings = {"range_mode": cfg.range_mode, "bridge": cfg.bridge, "antialias": cfg.antialias}
-        return dissolve(self.ddpm, x, t, **settings, compute=self.compute)
+        return dissolve(
+            self.ddpm, x, t, range_mode=cfg.range_mode, bridge=self.bridge, antialias=cfg.antialias,
+            compute=self.compute,
+        )  # fmt: skip
 
     def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Dissolve a batch at freshly drawn steps, one an image."""

@@ -48,8 +48,9 @@ def _frozen(module: nn.Module) -> nn.Module | None:
     for kind, form in _FORMS.items():
         if type(module) is kind:
             return form(module)
-    if isinstance(module, nn.Sequential) and len(module) == 2 and type(module[0]).__name__ == "Rearrange":
-        return _downsample(module[1])
+    match list(module.children()):
+        case [rearrange, nn.Conv2d() as pointwise] if type(rearrange).__name__ == "Rearrange":
+            return _downsample(pointwise)
     return None
 
 
@@ -72,6 +73,8 @@ def _inverse_norm(x: Tensor, dim: int) -> Tensor:
 class _TimeEmbedding(nn.Module):
     """Sinusoids of the step in fp32, returned in the precision of the weights."""
 
+    precision: Tensor
+
     def __init__(self, embedding: SinusoidalPosEmb) -> None:
         super().__init__()
         self.sinusoids = embedding
@@ -84,6 +87,8 @@ class _TimeEmbedding(nn.Module):
 class _Norm(nn.Module):
     """RMS norm over channels."""
 
+    gain: Tensor
+
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()
         self.register_buffer("gain", _gain(norm))
@@ -94,6 +99,8 @@ class _Norm(nn.Module):
 
 class _Block(nn.Module):
     """Convolution, RMS norm, scale and shift by the step, SiLU: gain and scale are one factor."""
+
+    gain: Tensor
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -117,6 +124,12 @@ class _LinearAttention(nn.Module):
     The memory's keys and values stay apart instead of being copied in front of the image's, and context
     and output projection are multiplied first: (32 × 32) · (32 × C) a head, then one product with the queries.
     """
+
+    qkv: Tensor
+    memory_k: Tensor
+    memory_v: Tensor
+    out: Tensor
+    out_bias: Tensor
 
     def __init__(self, attention: LinearAttention) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import pandas as pd
@@ -29,7 +29,7 @@ from diawork.runs.run import Run
 
 MAX_BYTES = 5_000_000
 MOST_POINTS = 1_000  # of one loss curve
-Runs = pd.DataFrame | Path | str | Iterable[Path | str]
+Runs: TypeAlias = pd.DataFrame | Path | str | Iterable[Path | str]
 
 
 def write_html(runs: Runs, out: Path | str, *, title: str, asked: str, sweep: dict[str, Any] | None = None) -> Path:

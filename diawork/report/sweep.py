@@ -152,13 +152,13 @@ def _drawings(cells: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the figures that cells drew, with their numbers."""
     drawings = []
     for _, cell in cells[cells["state"] == "done"].iterrows():
-        picture, numbers = (Path(cell["folder"]) / f"figure.{kind}" for kind in ("png", "json"))
-        if not (picture.exists() and numbers.exists()):
+        png, numbers = (Path(cell["folder"]) / f"figure.{kind}" for kind in ("png", "json"))
+        if not (png.exists() and numbers.exists()):
             continue
         drawn = read_json(numbers)
         values = [[row[name] for name in drawn["columns"]] for row in drawn["rows"]]
         rows = [[f"{value:.4g}" if isinstance(value, float) else value for value in row] for row in values]
         names = [name.replace("_", " ") for name in drawn["columns"]]
-        picture = {"image": picture.read_bytes(), "caption": drawn["caption"]}
+        picture = {"image": png.read_bytes(), "caption": drawn["caption"]}
         drawings.append(picture | {"label": cell["label"], "names": names, "rows": rows})
     return drawings

@@ -30,7 +30,8 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
     with decoding(), open(path, "rb") as f:
         md5 = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         members = _read_members(f, manifest)
-    parts, notes = {}, []
+    parts: dict[str, Part] = {}
+    notes = []
     for split in manifest.counts:
         with decoding(field=f"{split}_images"):
             stored = pixels.parse_npy(members[f"{split}_images"])
@@ -69,12 +70,12 @@ def _read_members(f: IO[bytes], manifest: Manifest) -> dict[str, bytes]:
 def _refuse_declared_sizes(declared: dict[str, int], manifest: Manifest) -> None:
     """Refuse sizes that the manifest's counts cannot explain, or that the memory cannot hold."""
     decoded = {split: pixels.decoded_bytes(manifest, split) for split in manifest.counts}
-    for name, size in declared.items():
-        split = name.rpartition("_")[0]
-        if size > HEADER_BYTES + 2 * decoded[split]:  # 8 bytes a value
-            images = f"{sum(manifest.counts[split].values()):,} images of {manifest.image.size} px"
-            hint = "Wrong file, or wrong counts in the manifest."
-            raise DataError(f"{name} declares {size:,} bytes, more than {images} can take.", hint=hint)
+    for split, counts in manifest.counts.items():
+        for name in (f"{split}_images", f"{split}_labels"):
+            if declared[name] > HEADER_BYTES + 2 * decoded[split]:  # 8 bytes a value
+                images = f"{sum(counts.values()):,} images of {manifest.image.size} px"
+                hint = "Wrong file, or wrong counts in the manifest."
+                raise DataError(f"{name} declares {declared[name]:,} bytes, more than {images} can take.", hint=hint)
     pixels.refuse_beyond_memory(sum(declared.values()) + sum(decoded.values()))
 
 

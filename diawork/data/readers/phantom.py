@@ -24,7 +24,9 @@ def made(manifest_json: str) -> Content:
     with decoding(manifest.name, "cannot be made"):
         floats = sum(decoded_bytes(manifest, split) for split in manifest.counts)
         refuse_beyond_memory(2 * floats)  # room for bytes and masks, too
-    facts, parts = manifest.phantom, {}
+    facts = manifest.phantom
+    assert facts is not None  # its kind needs them
+    parts: dict[str, Part] = {}
     for split, counts in manifest.counts.items():
         names = np.repeat(list(counts), list(counts.values()))
         lesioned = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)

@@ -78,8 +78,9 @@ def _picture(data: bytes) -> np.ndarray:
     with picture:
         if picture.width * picture.height > MOST_PIXELS:
             raise DataError(f"{picture.width}×{picture.height} px are too many (at most {MOST_PIXELS:,}).")
-        if getattr(picture, "n_frames", 1) > 1:
-            raise DataError(f"holds {picture.n_frames} pictures; wanted a file with one.")
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise DataError(f"holds {frames} pictures; wanted a file with one.")
         return _plain(picture)
 
 
@@ -88,7 +89,7 @@ def _plain(picture: Image.Image) -> np.ndarray:
     if picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     if picture.mode in ("LA", "RGBA"):
-        if picture.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(picture.getchannel("A")).min() < 255:
             raise DataError("this image is partly transparent.", hint="Save it without an alpha channel.")
         picture = picture.convert(picture.mode.removesuffix("A"))
     if picture.mode not in _GREY | {"RGB"}:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from diawork.base.errors import DataError, DiaworkError, printable
-from diawork.data.manifests import Manifest
+from diawork.data.manifests import Manifest, Split
 
 GIB = 2**30
 NPY = b"\x93NUMPY"  # how an npy file begins
@@ -70,7 +70,7 @@ def channels_first(images: np.ndarray) -> np.ndarray:
     return np.moveaxis(images, -1, 1) if images.ndim == 4 and images.shape[-1] in (1, 3) else images
 
 
-def decoded_bytes(manifest: Manifest, split: str) -> int:
+def decoded_bytes(manifest: Manifest, split: Split) -> int:
     """Return the bytes of a split as float32 images."""
     return 4 * sum(manifest.counts[split].values()) * manifest.image.size**2 * manifest.image.channels
 
