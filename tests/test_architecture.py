@@ -17,7 +17,7 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "denoising_diffusion_pytorch": {"method.ddpm", "method.unet"},
     "ema_pytorch": {"method.ddpm"},
     "kornia": {"method"},
-    "timm": {"method.training"},
+    "timm": {"method.training", "detectors.backbones"},
     "PIL": {"data.readers"},
     "yaml": {"data.strictyaml"},
     "pooch": {"data.sources"},

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diawork.base.config import ExperimentConfig, _Frozen, later
+from diawork.base.config import ExperimentConfig
+from diawork.base.knobs import Frozen, later
 from diawork.data.manifests import load_manifest
 from diawork.runs.experiment import run_experiment
 from diawork.runs.methods import method_config, resolve
@@ -40,7 +41,7 @@ def test_a_run_folder_of_version_0_1_is_found_again(tmp_path):
 class Grown(ExperimentConfig):
     """Today's config with a section and a knob that joined later."""
 
-    class Section(_Frozen):
+    class Section(Frozen):
         """A section of its own, grown once more."""
 
         depth: int = 3

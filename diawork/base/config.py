@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.base.files import digest
+from diawork.base.knobs import Count, Frozen, Positive, Probability, Range, later
+from diawork.base.rivals import (
+    BackboneConfig,
+    DeepKnnConfig,
+    KdadConfig,
+    MeanShiftConfig,
+    PadimConfig,
+    PatchcoreConfig,
+    Rd4adConfig,
+    Scrd4adConfig,
+)
 
-Range = tuple[float, float]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 K = 4  # shifts, fixed by the method
-LATER: dict[str, Any] = {"later": True}  # the mark of a knob that joined after runs had been made
 NO_STEP = -1  # the dissolving step of a view that was not dissolved
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -27,33 +33,13 @@ Stem = Literal["imagenet", "cifar"]
 Operator = Literal["ddpm", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
 
 
-def later(default: Any, **limits: Any) -> Any:
-    """Return a knob that joined after runs had been made: at its default it is no part of a run's identity."""
-    return Field(default, json_schema_extra=LATER, **limits)
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
-
-    def identity(self) -> dict[str, Any]:
-        """Return the plain values that tell one piece of work from another; no new knob orphans a finished run."""
-        plain = self.model_dump(mode="json")
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if field.json_schema_extra == LATER and value == field.default:
-                del plain[name]
-            elif isinstance(value, _Frozen):
-                plain[name] = value.identity()
-        return plain
-
-
 def _increasing(bounds: tuple, low: float, high: float, unit: str) -> tuple:
     if not low <= bounds[0] <= bounds[1] <= high:
         raise ValueError(f"must hold {low} ≤ low ≤ high ≤ {high} {unit}")
     return bounds
 
 
-class DiffusionConfig(_Frozen):
+class DiffusionConfig(Frozen):
     """The DDPM and how it is pretrained (Eqs. 1-3; settings in the paper's §4)."""
 
     dim: Count = 64  # channels of the first level
@@ -93,7 +79,7 @@ class DiffusionConfig(_Frozen):
         return self.model_dump(mode="json", include=set(fields))
 
 
-class DataConfig(_Frozen):
+class DataConfig(Frozen):
     """What a run changes about its data set, on purpose."""
 
     contamination: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of anomalous among the images called healthy
@@ -101,7 +87,7 @@ class DataConfig(_Frozen):
     lesion_contrast: Annotated[float, Field(ge=-1, le=1)] | None = None  # the phantom's; None: the manifest's
 
 
-class DissolveConfig(_Frozen):
+class DissolveConfig(Frozen):
     """What fills the dissolver's slot, and how strongly (Eq. 4)."""
 
     operator: Operator = "ddpm"
@@ -141,7 +127,7 @@ class DissolveConfig(_Frozen):
         return self
 
 
-class ViewsConfig(_Frozen):
+class ViewsConfig(Frozen):
     """Shifts, SimCLR augmentations and the order of the branches (§3-4 of the method)."""
 
     shift: Literal["rotation", "cutperm"] = "rotation"
@@ -164,7 +150,7 @@ class ViewsConfig(_Frozen):
         return _increasing(value, 0.01, 1.0, "of the area")
 
 
-class EncoderConfig(_Frozen):
+class EncoderConfig(Frozen):
     """ResNet18 and its two heads."""
 
     stem: Stem = "imagenet"  # 7×7 stride 2 + max-pool, or 3×3 stride 1
@@ -172,7 +158,7 @@ class EncoderConfig(_Frozen):
     projection_dim: Count = 128  # of z
 
 
-class LossConfig(_Frozen):
+class LossConfig(Frozen):
     """Feature-amplified NT-Xent and the shift classifier (Eqs. 6-9)."""
 
     mask: Literal["naive", "shifted_removed"] = "naive"  # denominators: all others, or without (O_k, A_k)
@@ -183,7 +169,7 @@ class LossConfig(_Frozen):
     classifier: Literal["shift", "shift_dissolved"] = "shift"  # K classes, or 2K: dissolved views apart
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(Frozen):
     """Optimiser and length of the contrastive training."""
 
     epochs: Count = 10
@@ -202,7 +188,7 @@ class TrainConfig(_Frozen):
     track_test: bool = False  # note the test AUROC of every epoch, for columns named oracle and nothing else
 
 
-class ScoreConfig(_Frozen):
+class ScoreConfig(Frozen):
     """Feature bank and anomaly score (Eq. 10)."""
 
     samples: Count = 10  # T′ augmented copies an image
@@ -211,7 +197,7 @@ class ScoreConfig(_Frozen):
     evaluate: Literal["test", "val"] = "test"  # last split scored; val: a search's run, which never scores test
 
 
-class ExperimentConfig(_Frozen):
+class ExperimentConfig(Frozen):
     """One run: a data set, a detector, a seed and all their knobs."""
 
     dataset: Annotated[str, Field(min_length=1, max_length=200)] = "phantom"
@@ -225,6 +211,14 @@ class ExperimentConfig(_Frozen):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     score: ScoreConfig = ScoreConfig()
+    backbone: BackboneConfig = later(BackboneConfig())
+    deep_knn: DeepKnnConfig = later(DeepKnnConfig())
+    patchcore: PatchcoreConfig = later(PatchcoreConfig())
+    padim: PadimConfig = later(PadimConfig())
+    rd4ad: Rd4adConfig = later(Rd4adConfig())
+    scrd4ad: Scrd4adConfig = later(Scrd4adConfig())
+    kdad: KdadConfig = later(KdadConfig())
+    mean_shift: MeanShiftConfig = later(MeanShiftConfig())
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:

@@ -35,6 +35,8 @@ class Detector(ABC):
     control: ClassVar[bool] = False
     oracle: ClassVar[bool] = False  # looks at the labels that it is evaluated on
     requires_weights: ClassVar[bool] = False  # pretrained elsewhere
+    weights: str = ""  # which ones, in words
+    has_map: ClassVar[bool] = False  # makes maps of its own, without a dissolver
 
     @property
     def steps(self) -> list[dict[str, float]]:

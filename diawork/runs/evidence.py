@@ -29,17 +29,17 @@ def evidence(
 ) -> dict[str, np.ndarray]:
     """Return the arrays a report shows for a detector; ``rows`` are those of ``scores.csv`` for ``images``.
 
-    A run whose slot the DDPM fills adds its strip and, where the images have masks, the anomaly maps.
+    A run whose slot the DDPM fills adds its strip and, where the images have masks, the anomaly maps;
+    so does a detector that makes maps of its own.
     """
     healthy = splits.train.normal()
     order = images.index.argsort()  # as the scores are read
     arrays = {"statistics": image_statistics(images.images)[order], "statistics_names": np.array(STATISTICS)}
     if rows and "nearest_0" in rows[0]:
         arrays |= worst_errors(images, healthy, rows)
-    if dissolver is None:
-        return arrays
-    arrays |= _strip(dissolver, images)
-    if images.masks is not None:
+    if dissolver is not None:
+        arrays |= _strip(dissolver, images)
+    if images.masks is not None and (dissolver is not None or detector.has_map):
         arrays |= mapped(images, healthy, detector.map_methods(dissolver, splits.train))
     return arrays
 

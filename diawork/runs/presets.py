@@ -26,6 +26,11 @@ def smoke() -> dict[str, Any]:
         "train.epoch_n": 3,
         "train.warmup_epochs": 0.5,
         "score.samples": 1,
+        "backbone.name": "test_resnet",
+        "backbone.weights": "random",
+        "backbone.image_size": 32,
+        "patchcore.most_patches": 500,
+        "padim.dims": 20,
     }
 
 

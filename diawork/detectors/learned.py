@@ -1,0 +1,266 @@
+"""What detectors that keep tensors share: healthy images alone, one size, batches, saving, and maps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from diawork.base.checkpoints import (
+    Checkpoint,
+    Keeper,
+    load_checkpoint,
+    load_weights,
+    refuse_differences,
+    save_checkpoint,
+)
+from diawork.base.compute import Compute
+from diawork.base.config import ExperimentConfig, validated
+from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
+from diawork.base.stopping import raise_if_stopping
+from diawork.data.images import ImageSet
+from diawork.detectors.backbones import Backbone
+from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
+from diawork.detectors.loop import Progress
+from diawork.method.dissolve import GaussianBlur
+
+WEIGHTS = "detector"
+BATCH = 64  # images scored at once
+SMOOTH = 4 / 256  # standard deviation of a map's blur, share of the side: the papers' 4 px at 224 to 256
+MAP = "anomaly map"
+
+
+class Learned(Detector):
+    """A detector whose whole knowledge is tensors: those of ``net``, if any, and the named ones of ``kept``.
+
+    A subclass sets up ``net`` and frozen parts in ``_prepare``, fills ``kept`` or trains ``net`` in ``_learn``,
+    and scores a batch in ``_scored``. What it keeps is the last step's; no label and no test image is asked.
+    """
+
+    section: ClassVar[str]  # of the config
+    keeps: ClassVar[tuple[str, ...]] = ()  # names of ``kept`` after fitting
+    has_map: ClassVar[bool] = True
+
+    def __init__(self, cfg: ExperimentConfig | None = None, *, compute: Compute | None = None) -> None:
+        self.cfg, self.compute = cfg or ExperimentConfig(detector=self.section), compute or Compute.auto()
+        self.own = getattr(self.cfg, self.section)
+        self.net: nn.Module | None = None
+        self.kept: dict[str, Tensor] = {}
+        self.shape: list[int] = []  # (C, H, W) of the images fitted on
+        self.spec: dict[str, Any] = {}  # what the fitted tensors belong to
+        self.progress = Progress()
+
+    @classmethod
+    def build(cls, cfg: ExperimentConfig, *, dissolve: Any = None, compute: Compute | None = None) -> Self:
+        """Return the detector of a config; it has no slot for a dissolver."""
+        return cls(cfg, compute=compute)
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make the networks, now that the images' ``shape`` is known."""
+
+    @abstractmethod
+    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+        """Learn from healthy images x (N, C, H, W)."""
+
+    @abstractmethod
+    def _scored(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return scores (B,) and maps (B, h, w) of images x (B, C, H, W) on the device."""
+
+    def fit(
+        self,
+        train: ImageSet,
+        *,
+        folder: Path | str | None = None,
+        on_epoch: EpochHook | None = None,
+        save_every: float = 300.0,
+        progress: bool = True,
+    ) -> Self:
+        """Learn from the healthy images of ``train``; ``on_epoch`` is not asked, the last step is kept."""
+        healthy, folder = train.normal(), Path(folder) if folder else None
+        if not len(healthy):
+            raise DataError(f"no normal images in the split {train.split!r} of {train.name!r} to learn from.")
+        self.shape = list(healthy.images.shape[1:])
+        self._prepare()
+        data = {"name": train.name, "identity": train.identity}
+        self.spec = {
+            "kind": self.name,
+            "config": self.cfg.identity(),
+            "data": data,
+            "shape": self.shape,
+        } | self._frozen()
+        if folder and (folder / f"{WEIGHTS}.json").exists():
+            self._restore(load_checkpoint(folder / WEIGHTS, spec=self.spec))
+            Keeper(folder, spec={}).clear()  # what a kill just after the last save left
+            return self
+        keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
+        self._learn(healthy.images, keeper, progress=progress)
+        if folder:
+            self.save(folder)
+            keeper.clear()
+        return self
+
+    def _frozen(self) -> dict[str, Any]:
+        """Return what identifies networks that are not saved with the detector."""
+        return {}
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it can score."""
+        return bool(self.shape) and set(self.keeps) <= set(self.kept)
+
+    def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
+        """Return the scores of ``images`` and, where the detector has them, their maps (N, H, W)."""
+        if not self.fitted:
+            raise UsageError(
+                f"this {self.name} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
+            )
+        if list(images.images.shape[1:]) != self.shape:
+            what = (
+                f"images of {tuple(images.images.shape[1:])} do not fit the {tuple(self.shape)} of the training images."
+            )
+            raise DataError(what, hint="A shape is (channels, height, width).")
+        parts = [self._one_batch(rows) for rows in tqdm(images.images.split(BATCH), "scoring", disable=not progress)]
+        total = torch.cat([score for score, _ in parts]).numpy()
+        if not np.isfinite(total).all():
+            raise NumericError(f"{self.name} scores some images as not finite.", hint="Its training has diverged.")
+        maps = [values for _, values in parts if values is not None]
+        return Scores(total, maps=torch.cat(maps).numpy() if maps else None)
+
+    def _one_batch(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise_if_stopping()
+        if self.net is not None:
+            self.net.eval()
+        score, maps = self._scored(self.compute.to(x))
+        if maps is not None:
+            maps = enlarged(maps, self.shape[1:]).float().cpu()
+        return score.double().cpu(), maps
+
+    def map_methods(self, dissolve: Any, healthy: ImageSet) -> MapMethods:
+        """Return the detector's own map, where it has one."""
+        return {MAP: self.maps} if self.has_map else {}
+
+    def maps(self, images: ImageSet) -> np.ndarray:
+        """Return the anomaly maps (N, H, W) of ``images``; higher = more anomalous."""
+        maps = self.score(images).maps
+        if maps is None:
+            raise UsageError(f"{self.name} makes no maps.")
+        return maps
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """Rows of the training's metrics, one a step."""
+        return self.progress.steps
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the training, over all its interruptions."""
+        return self.progress.seconds
+
+    @property
+    def selection(self) -> str:
+        """Which step's weights were kept."""
+        return f"fixed step {len(self.steps)}" if self.steps else "no training"
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of trained weights."""
+        return count(self.net) if self.net is not None else None
+
+    def save(self, folder: Path | str) -> None:
+        """Save the tensors (safetensors + JSON)."""
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()} if self.net is not None else {}
+        tensors |= {f"kept.{k}": v for k, v in self.kept.items()}
+        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.progress))
+
+    @classmethod
+    def load(cls, folder: Path | str, *, compute: Compute | None = None) -> Self:
+        """Load what ``save`` wrote, ready to score."""
+        checkpoint = load_checkpoint(Path(folder) / WEIGHTS)
+        refuse_differences(checkpoint.path, {"kind": checkpoint.spec.get("kind")}, {"kind": cls.name})
+        try:
+            cfg = validated(ExperimentConfig, checkpoint.spec.get("config") or {})
+        except UsageError as error:
+            raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
+        detector = cls(cfg, compute=compute)
+        detector.shape, detector.spec = list(checkpoint.spec.get("shape", ())), checkpoint.spec
+        detector._prepare()
+        frozen = detector._frozen()
+        refuse_differences(checkpoint.path, {name: checkpoint.spec.get(name) for name in frozen}, frozen)
+        return detector._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> Self:
+        checkpoint.refuse_others(*(["net."] if self.net is not None else []), *(f"kept.{name}" for name in self.keeps))
+        self.kept = {k.removeprefix("kept."): v for k, v in checkpoint.tensors.items() if k.startswith("kept.")}
+        if set(self.kept) != set(self.keeps):
+            raise CheckpointError(f"it holds {sorted(self.kept)}, wanted {sorted(self.keeps)}.", path=checkpoint.path)
+        if self.net is not None:
+            load_weights(self.net, checkpoint.tensors, prefix="net.", path=checkpoint.path)
+        self.progress = Progress(checkpoint.value("steps", list), checkpoint.value("seconds", float))
+        return self
+
+
+class SeesThrough(Learned):
+    """A detector that looks through a backbone which itself stays as it is."""
+
+    requires_weights = True
+
+    def _prepare(self) -> None:
+        backbone = Backbone(self.cfg.backbone, self.own.strides, seed=self.cfg.seed)
+        self.weights, self._sha256 = backbone.weights, backbone.sha256
+        self.backbone: Any = self.compute.prepare(backbone.requires_grad_(False).eval())
+
+    def _frozen(self) -> dict[str, Any]:
+        return {"backbone": self._sha256}
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of trained weights; of a detector that trains none, those of its backbone."""
+        return count(self.net if self.net is not None else self.backbone) if self.shape else None
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """Return the backbone's maps of x, on its device, in fp32."""
+        with torch.no_grad(), self.compute.autocast():
+            return [f.float() for f in self.backbone(self.compute.to(x))]
+
+    def _all(self, x: Tensor, *, progress: bool) -> Iterator[list[Tensor]]:
+        """Yield the maps of all images, batch by batch."""
+        for rows in tqdm(x.split(BATCH), "features", disable=not progress):
+            raise_if_stopping()
+            yield self._features(rows)
+
+
+def side_by_side(maps: Sequence[Tensor], *, mode: str = "nearest") -> Tensor:
+    """Return maps (B, Cᵢ, hᵢ, wᵢ) at the size of the first, put together as (B, ΣCᵢ, h, w)."""
+    return torch.cat([maps[0], *(F.interpolate(f, maps[0].shape[-2:], mode=mode) for f in maps[1:])], 1)
+
+
+def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps (B, h, w) at ``size``, bilinear."""
+    return F.interpolate(maps[:, None], list(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def smoothed(maps: Tensor, share: float = SMOOTH) -> Tensor:
+    """Return maps (B, h, w) blurred by a Gaussian whose standard deviation is a share of the side."""
+    sigma = share * maps.shape[-1]
+    half = max(1, min(round(4 * sigma), *(n - 1 for n in maps.shape[-2:])))  # a border is reflected at most once
+    return GaussianBlur(2 * half + 1, sigma).apply(maps[:, None], torch.Generator())[:, 0]
+
+
+def count(net: nn.Module) -> int:
+    """Return the number of weights."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def nearest_distances(rows: Tensor, known: Tensor, k: int, *, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """Return the distances (R, k) of rows (R, F) to their k nearest ``known`` (M, F), and which those are."""
+    parts = [torch.cdist(some, known).topk(min(k, len(known)), largest=False) for some in rows.split(block)]
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

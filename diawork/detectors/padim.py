@@ -1,0 +1,52 @@
+"""PaDiM: a Gaussian of healthy features at every position, and how far an image lies from it (Defard et al., 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diawork.base.checkpoints import Keeper
+from diawork.base.seeding import generator
+from diawork.detectors.learned import BATCH, SeesThrough, enlarged, side_by_side, smoothed
+
+
+class PaDiM(SeesThrough):
+    """Mahalanobis distance at every position, the largest of an image its score."""
+
+    name = "PaDiM"
+    section = "padim"
+    keeps = ("mean", "whitening")
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        total = sum(self.backbone.channels)
+        order = torch.randperm(total, generator=generator(self.cfg.seed, "padim", "channels"))
+        self.drawn = order[: self.own.dims].sort().values
+
+    def _embedded(self, maps: list[Tensor]) -> Tensor:
+        """Return the drawn channels at every position of the finest stage (P, B, d)."""
+        return side_by_side(maps)[:, self.drawn.to(maps[0].device)].flatten(2).permute(2, 0, 1)
+
+    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+        n, origin = len(x), self._embedded(self._features(x[:BATCH])).mean(1, keepdim=True)
+        total = outer = torch.zeros((), device=origin.device)
+        for maps in self._all(x, progress=progress):
+            e = self._embedded(maps) - origin  # near the mean, so that nothing cancels
+            total, outer = total + e.sum(1), outer + e.transpose(1, 2) @ e
+        shift = total / n
+        covariance = (outer - n * shift[:, :, None] * shift[:, None]) / max(1, n - 1)
+        self.kept = {"mean": (origin[:, 0] + shift).cpu(), "whitening": self._whitening(covariance).cpu()}
+
+    def _whitening(self, covariance: Tensor) -> Tensor:
+        """Return L⁻¹ (P, d, d) of Σ + εI = LLᵀ: ‖L⁻¹(x − μ)‖ is the Mahalanobis distance."""
+        identity = torch.eye(covariance.shape[-1], device=covariance.device)
+        lower = torch.linalg.cholesky(covariance + self.own.regularisation * identity)
+        return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+
+    def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self._features(x)
+        centred = self._embedded(maps).cpu() - self.kept["mean"][:, None]
+        distance = (centred @ self.kept["whitening"].transpose(1, 2)).norm(dim=2).T
+        side = self.cfg.backbone.image_size
+        heat = smoothed(enlarged(distance.unflatten(1, maps[0].shape[-2:]), (side, side)))
+        return heat.amax((1, 2)), heat

@@ -1,0 +1,132 @@
+"""One contract for every registered detector: the same face, whatever is behind it."""
+
+import numpy as np
+import pytest
+import torch
+
+from diawork.base.compute import Compute
+from diawork.base.errors import DataError, UsageError
+from diawork.data.images import ImageSet
+from diawork.detectors.registry import CONTROLS, DETECTORS
+from diawork.runs.methods import method_config
+from diawork.runs.presets import preset
+
+SIZE = 16
+SMOKE = preset("smoke").override({"dissolve.operator": "gaussian_blur", "train.epochs": 1})
+LABEL_FREE = [name for name, entry in DETECTORS.items() if not entry.oracle]
+OURS = [name for name in LABEL_FREE if name not in (*CONTROLS, "dia", "csi")]
+BY_POSITION = ("dia", "csi", "simclr")  # draw an augmentation of a test image by its place in the split
+
+
+def made(n, *, split="train", anomalous=0, seed=0, channels=1, size=SIZE):
+    """Smooth blobs under faint noise; the last ``anomalous`` ones under strong noise."""
+    rng = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    blob = torch.exp(-2 * (x.square() + y.square())) * 0.4 + 0.3
+    labels = np.arange(n) >= n - anomalous
+    strength = torch.where(torch.from_numpy(labels), 0.5, 0.02)[:, None, None, None]
+    images = (blob + strength * torch.randn(n, channels, size, size, generator=rng)).clamp(0, 1)
+    names = np.where(labels, "lesion", "healthy")
+    return ImageSet(images, names, labels, np.arange(n), split, "made", None, f"made-{n}-{anomalous}-{seed}-{channels}")
+
+
+TRAIN, TEST = made(16), made(10, split="test", anomalous=5, seed=1)
+
+
+def build(name):
+    cfg = method_config(SMOKE, name)
+    return DETECTORS[name].load().build(cfg, dissolve=None, compute=Compute())
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Return a detector fitted in a folder, made once."""
+    known = {}
+
+    def get(name):
+        if name not in known:
+            folder = tmp_path_factory.mktemp(name)
+            known[name] = build(name).fit(TRAIN, folder=folder, progress=False), folder
+        return known[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_saved_and_loaded_it_scores_the_same(name, fitted, tmp_path):
+    detector, _ = fitted(name)
+    detector.save(tmp_path)
+    wanted, found = (d.score(TEST) for d in (detector, type(detector).load(tmp_path, compute=Compute())))
+    assert wanted.total.shape == (len(TEST),) and np.array_equal(found.total, wanted.total)
+    assert wanted.maps is None or np.array_equal(found.maps, wanted.maps)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_higher_means_more_anomalous(name, fitted):
+    scores = fitted(name)[0].anomaly_scores(TEST)
+    assert scores[TEST.anomalous].min() > scores[~TEST.anomalous].max()
+
+
+@pytest.mark.parametrize("name", [name for name in LABEL_FREE if name not in BY_POSITION])
+def test_scores_do_not_depend_on_the_batch_or_its_order(name, fitted):
+    detector, _ = fitted(name)
+    whole, order = detector.anomaly_scores(TEST), np.random.default_rng(0).permutation(len(TEST))
+    turned = detector.anomaly_scores(TEST.take(order))
+    alone = np.concatenate([detector.anomaly_scores(TEST.take([i])) for i in range(3)])
+    assert turned == pytest.approx(whole[order], rel=1e-3, abs=1e-5)
+    assert alone == pytest.approx(whole[:3], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_maps_have_the_images_size_and_no_scale_of_another_image(name, fitted):
+    detector, _ = fitted(name)
+    maps = detector.score(TEST).maps
+    assert (maps is None) == (not detector.map_methods(None, TRAIN))
+    if maps is not None:
+        alone = next(iter(detector.map_methods(None, TRAIN).values()))(TEST.take([7]))
+        assert maps.shape == (len(TEST), SIZE, SIZE) and np.isfinite(maps).all()
+        assert alone[0] == pytest.approx(maps[7], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("other", [{"channels": 3}, {"size": 20}])
+def test_refuses_images_of_another_shape_in_one_sentence(name, other, fitted):
+    with pytest.raises(DataError, match=r"do not fit the \(1, 16, 16\) of the training images"):
+        fitted(name)[0].score(made(2, split="test", **other))
+
+
+@pytest.mark.parametrize("name", [*OURS, *CONTROLS, "csi"])
+def test_refuses_to_score_before_fitting(name):
+    with pytest.raises(UsageError, match=r"Call fit\(train\)"):
+        build(name).score(TEST)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_fits_on_healthy_images_alone(name, fitted):
+    mixed = made(20, anomalous=4)
+    mixed.images[:16] = TRAIN.images
+    again = build(name).fit(mixed, progress=False)
+    assert np.array_equal(again.anomaly_scores(TEST), fitted(name)[0].anomaly_scores(TEST))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_refuses_training_without_healthy_images(name):
+    with pytest.raises(DataError, match="no normal images"):
+        build(name).fit(made(4, anomalous=4), progress=False)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_finished_training_is_loaded(name, fitted, monkeypatch):
+    detector, folder = fitted(name)
+    fresh = build(name)
+    monkeypatch.setattr(type(fresh), "_learn", None)
+    fresh.fit(TRAIN, folder=folder, progress=False)
+    assert np.array_equal(fresh.anomaly_scores(TEST), detector.anomaly_scores(TEST))
+    assert (fresh.parameters, fresh.steps, fresh.selection) == (detector.parameters, detector.steps, detector.selection)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_names_its_weights_where_it_needs_some(name, fitted):
+    detector, _ = fitted(name)
+    assert detector.requires_weights == ("random, seed 0" in detector.weights)
+    assert detector.name == DETECTORS[name].label and detector.parameters
