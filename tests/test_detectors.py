@@ -1,5 +1,7 @@
 """One contract for every registered detector: the same face, whatever is behind it."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,20 @@ from diawork.data.images import ImageSet
 from diawork.detectors.registry import CONTROLS, DETECTORS
 from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
+from tests.toys import Eager, child, ended
 
 SIZE = 16
+LONG_ENOUGH = {
+    "rd4ad.epochs": 30,
+    "scrd4ad.steps": 60,
+    "kdad.epochs": 60,
+    "train.epochs": 4,
+}  # to tell noise from blobs
 SMOKE = preset("smoke").override({"dissolve.operator": "gaussian_blur", "train.epochs": 1})
 LABEL_FREE = [name for name, entry in DETECTORS.items() if not entry.oracle]
 OURS = [name for name in LABEL_FREE if name not in (*CONTROLS, "dia", "csi")]
-BY_POSITION = ("dia", "csi", "simclr")  # draw an augmentation of a test image by its place in the split
+TRAINED = [name for name in OURS if name not in ("deep_knn", "patchcore", "padim")]
+BY_POSITION = ("dia", "csi")  # draw an augmentation of a test image by its place in the split
 
 
 def made(n, *, split="train", anomalous=0, seed=0, channels=1, size=SIZE):
@@ -33,9 +43,13 @@ def made(n, *, split="train", anomalous=0, seed=0, channels=1, size=SIZE):
 TRAIN, TEST = made(16), made(10, split="test", anomalous=5, seed=1)
 
 
-def build(name):
-    cfg = method_config(SMOKE, name)
+def build(name, **changes):
+    cfg = method_config(SMOKE, name).override({key.replace("__", "."): value for key, value in changes.items()})
     return DETECTORS[name].load().build(cfg, dissolve=None, compute=Compute())
+
+
+def learnt(name):
+    return build(name, **LONG_ENOUGH)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,7 @@ def fitted(tmp_path_factory):
     def get(name):
         if name not in known:
             folder = tmp_path_factory.mktemp(name)
-            known[name] = build(name).fit(TRAIN, folder=folder, progress=False), folder
+            known[name] = learnt(name).fit(TRAIN, folder=folder, progress=False), folder
         return known[name]
 
     return get
@@ -105,7 +119,7 @@ def test_refuses_to_score_before_fitting(name):
 def test_fits_on_healthy_images_alone(name, fitted):
     mixed = made(20, anomalous=4)
     mixed.images[:16] = TRAIN.images
-    again = build(name).fit(mixed, progress=False)
+    again = learnt(name).fit(mixed, progress=False)
     assert np.array_equal(again.anomaly_scores(TEST), fitted(name)[0].anomaly_scores(TEST))
 
 
@@ -118,7 +132,7 @@ def test_refuses_training_without_healthy_images(name):
 @pytest.mark.parametrize("name", OURS)
 def test_a_finished_training_is_loaded(name, fitted, monkeypatch):
     detector, folder = fitted(name)
-    fresh = build(name)
+    fresh = learnt(name)
     monkeypatch.setattr(type(fresh), "_learn", None)
     fresh.fit(TRAIN, folder=folder, progress=False)
     assert np.array_equal(fresh.anomaly_scores(TEST), detector.anomaly_scores(TEST))
@@ -130,3 +144,24 @@ def test_names_its_weights_where_it_needs_some(name, fitted):
     detector, _ = fitted(name)
     assert detector.requires_weights == ("random, seed 0" in detector.weights)
     assert detector.name == DETECTORS[name].label and detector.parameters
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_killed_and_resumed_it_scores_the_same(name, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    monkeypatch.setattr("diawork.detectors.learned.Keeper", Eager)
+    short = {"rd4ad.epochs": 4, "scrd4ad.steps": 4, "kdad.epochs": 4, "mean_shift.epochs": 4, "train.epochs": 4}
+    whole = build(name, **short).fit(TRAIN, progress=False)
+
+    def die_after_the_second_step():
+        save = Eager.save
+        monkeypatch.setattr(Eager, "save", lambda *args: (save(*args), args[1] == 2 and os._exit(9)))
+        build(name, **short).fit(TRAIN, folder=tmp_path, progress=False)
+
+    assert ended(child(die_after_the_second_step)) == 9
+    assert len(list(tmp_path.glob("step-*.json"))) == 2
+    resumed = build(name, **short).fit(TRAIN, folder=tmp_path, progress=False)
+    assert np.array_equal(resumed.anomaly_scores(TEST), whole.anomaly_scores(TEST))
+    assert resumed.steps == whole.steps and not list(tmp_path.glob("step-*"))
+    torch.set_num_threads(threads)

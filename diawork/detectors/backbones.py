@@ -55,6 +55,16 @@ class Backbone(nn.Module):
             raise DataError(f"a backbone takes images of 1 or 3 channels, not {x.shape[1]}.")
         return self.net((resized(x, self.cfg.image_size).expand(-1, 3, -1, -1) - self.mean) / self.std)
 
+    def trainable_after(self, stride: int) -> list[nn.Parameter]:
+        """Return the parameters of the layers that follow the stage at ``stride``."""
+        facts = [info for info in self.net.feature_info.info if info["reduction"] <= stride]
+        last = str(facts[-1]["module"]) if facts else ""
+        names = [name for name, _ in self.net.named_parameters()]
+        ends = [
+            i for i, name in enumerate(names) if facts and name.startswith((f"{last}.", f"{last.replace('.', '_')}."))
+        ]
+        return list(self.net.parameters())[(ends[-1] + 1 if ends else 0) :]
+
 
 def resized(x: Tensor, size: int) -> Tensor:
     """Return x (B, C, H, W) at (size, size), bilinear, without aliasing."""

@@ -52,7 +52,7 @@ class Learned(Detector):
     def __init__(self, cfg: ExperimentConfig | None = None, *, compute: Compute | None = None) -> None:
         self.cfg, self.compute = cfg or ExperimentConfig(detector=self.section), compute or Compute.auto()
         self.own = getattr(self.cfg, self.section)
-        self.net: nn.Module | None = None
+        self.net: Any = None  # an nn.Module, where there is something to train
         self.kept: dict[str, Tensor] = {}
         self.shape: list[int] = []  # (C, H, W) of the images fitted on
         self.spec: dict[str, Any] = {}  # what the fitted tensors belong to
@@ -84,7 +84,10 @@ class Learned(Detector):
         save_every: float = 300.0,
         progress: bool = True,
     ) -> Self:
-        """Learn from the healthy images of ``train``; ``on_epoch`` is not asked, the last step is kept."""
+        """Learn from the healthy images of ``train``; the last step is kept, an ``on_epoch`` refused."""
+        if on_epoch is not None:
+            hint = "Use train.select='last' and train.track_test=false."
+            raise UsageError(f"{self.name} keeps its last step and asks nothing after an epoch.", hint=hint)
         healthy, folder = train.normal(), Path(folder) if folder else None
         if not len(healthy):
             raise DataError(f"no normal images in the split {train.split!r} of {train.name!r} to learn from.")

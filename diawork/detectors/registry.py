@@ -38,6 +38,14 @@ class Entry:
 _OURS = (
     Entry("dia", "DIA", "diawork.detectors.dia:DIA", (*_CONTRASTIVE, "diffusion", "dissolve")),
     Entry("csi", "CSI", "diawork.detectors.dia:CSI", _CONTRASTIVE),
+    Entry("scrd4ad", "SCRD4AD", "diawork.detectors.scrd4ad:SCRD4AD", ("data", "backbone", "scrd4ad")),
+    Entry("rd4ad", "RD4AD", "diawork.detectors.rd4ad:RD4AD", ("data", "backbone", "rd4ad")),
+    Entry("kdad", "KDAD", "diawork.detectors.kdad:KDAD", ("data", "backbone", "kdad")),
+    Entry(
+        "mean_shift", "mean-shifted contrastive", "diawork.detectors.mean_shift:MeanShift",
+        ("data", "backbone", "mean_shift"),
+    ),
+    Entry("simclr", "SimCLR", "diawork.detectors.simclr:SimCLR", _CONTRASTIVE),
     Entry("deep_knn", "deep kNN", "diawork.detectors.deep_knn:DeepKnn", ("data", "backbone", "deep_knn")),
     Entry("patchcore", "PatchCore", "diawork.detectors.patchcore:PatchCore", ("data", "backbone", "patchcore")),
     Entry("padim", "PaDiM", "diawork.detectors.padim:PaDiM", ("data", "backbone", "padim")),

@@ -31,6 +31,15 @@ def smoke() -> dict[str, Any]:
         "backbone.image_size": 32,
         "patchcore.most_patches": 500,
         "padim.dims": 20,
+        "rd4ad.strides": (4, 8),
+        "rd4ad.blocks": (1, 1),
+        "rd4ad.epochs": 2,
+        "scrd4ad.strides": (4, 8),
+        "scrd4ad.blocks": (1, 1),
+        "scrd4ad.steps": 4,
+        "kdad.epochs": 2,
+        "kdad.strides": (4, 8),
+        "mean_shift.epochs": 2,
     }
 
 

@@ -1,0 +1,86 @@
+"""KDAD: a narrow cloner learns a frozen network's values and directions on healthy images (Salehi et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diawork.base.checkpoints import Keeper
+from diawork.base.seeding import isolated_rng
+from diawork.detectors.backbones import resized
+from diawork.detectors.learned import SeesThrough, smoothed
+from diawork.detectors.loop import Loop, descend
+from diawork.detectors.rd4ad import distances
+
+
+class Cloner(nn.Module):
+    """Images (B, 3, H, W) → maps of a teacher's strides and channels, through narrow convolutions between poolings."""
+
+    def __init__(self, strides: Sequence[int], channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.stages, before, stride = nn.ModuleList(), 3, 1
+        for wanted, out in zip(strides, channels, strict=True):
+            layers: list[nn.Module] = []
+            while stride < wanted:
+                layers += [*_convolution(before, width), nn.Conv2d(width, out, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
+                before, stride = out, 2 * stride
+            self.stages.append(nn.Sequential(*layers, nn.BatchNorm2d(out)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return a map a stride, the finest first."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x if not maps else F.relu(x))
+            maps.append(x)
+        return maps
+
+
+def _convolution(channels: int, out: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(True)]
+
+
+class KDAD(SeesThrough):
+    """The score is the loss that the cloner leaves: λ Σ mean (E − S)² + Σ (1 − cos(E, S)) over critical layers."""
+
+    name = "KDAD"
+    section = "kdad"
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        with isolated_rng(self.cfg.seed, "kdad", "init"):
+            self.net = Cloner(self.backbone.strides, self.backbone.channels, self.own.width)
+        self.net = self.compute.prepare(self.net)
+
+    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr)
+        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), self.own.batch_size, self.cfg.seed)
+
+        def take_step(index: Tensor, step: int) -> dict[str, float]:
+            rows = self.compute.to(x[index])
+            return descend(self._losses(rows, self._features(rows)).mean(), optimizer)
+
+        self.progress = loop.run(take_step, self.own.epochs * loop.per_epoch, progress=progress)
+
+    def _losses(self, x: Tensor, teacher: Sequence[Tensor]) -> Tensor:
+        """Return the loss of each image (B,), differentiable in x through the cloner alone."""
+        seen = (resized(x, self.cfg.backbone.image_size).expand(-1, 3, -1, -1) - self.backbone.mean) / self.backbone.std
+        with self.compute.autocast():
+            student = [s.float() for s in self.net(seen)]
+        values = torch.stack([(e - s).square().flatten(1).mean(1) for e, s in zip(teacher, student, strict=True)], 1)
+        return (self.own.value_weight * values + distances(teacher, student)).sum(1)
+
+    def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and |∂loss/∂x|, smoothed: which pixels the disagreement hangs on, through both networks."""
+        side = self.cfg.backbone.image_size
+        with torch.enable_grad():
+            seen = resized(x, side).detach().requires_grad_(True)
+            losses = self._losses(seen, self._differentiable(seen))
+            (gradient,) = torch.autograd.grad(losses.sum(), seen)
+        return losses.detach(), smoothed(gradient.abs().mean(1))
+
+    def _differentiable(self, x: Tensor) -> list[Tensor]:
+        with self.compute.autocast():
+            return [f.float() for f in self.backbone(x)]

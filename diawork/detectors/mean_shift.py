@@ -1,0 +1,71 @@
+"""Mean-shifted contrastive adaptation of a pretrained backbone, and kNN on what it becomes (AAAI 2023).
+
+Reiss and Hoshen: features are normalised, the healthy centre c is subtracted, and NT-Xent asks for the angles
+around c; an angular term may hold the features near c.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diawork.base.checkpoints import Keeper
+from diawork.base.config import LossConfig, ViewsConfig
+from diawork.base.seeding import generator
+from diawork.detectors.deep_knn import pooled
+from diawork.detectors.learned import SeesThrough, nearest_distances
+from diawork.detectors.loop import Loop, descend
+from diawork.method.loss import nt_xent
+from diawork.method.views import augment, draw_augmentation
+
+VIEWS = ViewsConfig(crop_scale=(0.2, 1.0))  # MoCo's
+
+
+class MeanShift(SeesThrough):
+    """Sum of the squared distances to the nearest healthy images in the adapted, normalised features."""
+
+    name = "mean-shifted contrastive"
+    section = "mean_shift"
+    keeps = ("healthy",)
+    has_map = False
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.net = self.backbone
+        for parameter in self.net.trainable_after(self.own.frozen):
+            parameter.requires_grad_(True)
+
+    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+        centre = F.normalize(self._embedded(x, progress=progress).mean(0), dim=0)
+        own, trained = self.own, [p for p in self.net.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=own.lr, weight_decay=own.weight_decay, momentum=0.9)
+        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), own.batch_size, self.cfg.seed)
+
+        def take_step(index: Tensor, step: int) -> dict[str, float]:
+            self.net.eval()  # the statistics stay the pretrained ones
+            return descend(self._loss(x[index], centre, step), optimizer)
+
+        self.progress = loop.run(take_step, own.epochs * loop.per_epoch, progress=progress)
+        self.kept = {"healthy": self._embedded(x, progress=progress)}
+
+    def _loss(self, x: Tensor, centre: Tensor, step: int) -> Tensor:
+        two = x.repeat(2, 1, 1, 1)
+        views = augment(two, draw_augmentation(len(two), VIEWS, generator(self.cfg.seed, "mean_shift", step)))
+        with self.compute.autocast():
+            f = F.normalize(pooled(self.net(self.compute.to(views))).float(), dim=1)
+        image, branch = torch.arange(len(x)).repeat(2), torch.arange(2).repeat_interleave(len(x))
+        cfg = LossConfig(temperature=self.own.temperature, constant="mean")
+        loss = nt_xent(f - centre.to(f.device), image, torch.zeros_like(image), branch, cfg=cfg)
+        return loss + self.own.angular_weight * (f - centre.to(f.device)).square().sum(1).mean()
+
+    def _embedded(self, x: Tensor, *, progress: bool) -> Tensor:
+        return torch.cat([self._direction(maps) for maps in self._all(x, progress=progress)])
+
+    @staticmethod
+    def _direction(maps: list[Tensor]) -> Tensor:
+        return F.normalize(pooled(maps), dim=1).cpu()
+
+    def _scored(self, x: Tensor) -> tuple[Tensor, None]:
+        distances, _ = nearest_distances(self._direction(self._features(x)), self.kept["healthy"], self.own.neighbours)
+        return distances.square().sum(1), None

@@ -1,0 +1,178 @@
+"""RD4AD: a student rebuilds a frozen teacher's maps from their bottleneck, and fails at anomalies (CVPR 2022).
+
+Reverse distillation (Deng and Li): the teacher's stages are fused and compressed to one embedding, from which
+a decoder that mirrors those stages, whatever the backbone, rebuilds them, the deepest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diawork.base.checkpoints import Keeper
+from diawork.base.errors import UsageError
+from diawork.base.seeding import isolated_rng
+from diawork.detectors.learned import SeesThrough, enlarged, smoothed
+from diawork.detectors.loop import Loop, descend
+
+BETAS = (0.5, 0.999)
+DILATION = 2  # of the embedding: its channels over the deepest stage's
+
+
+class Residual(nn.Module):
+    """A bottleneck residual block of WideResNet's proportions that keeps, halves or doubles the size."""
+
+    def __init__(self, channels: int, out: int, change: str = "") -> None:
+        super().__init__()
+        inner = max(1, out // 2)
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(True),
+            _changing(inner, inner, change), nn.BatchNorm2d(inner), nn.ReLU(True),
+            nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out),
+        )  # fmt: skip
+        same = channels == out and not change
+        self.shortcut = nn.Identity() if same else nn.Sequential(_shortcut(channels, out, change), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, out, h, w)."""
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def _changing(channels: int, out: int, change: str) -> nn.Module:
+    if change == "up":
+        return nn.ConvTranspose2d(channels, out, 2, 2, bias=False)
+    return nn.Conv2d(channels, out, 3, 2 if change == "down" else 1, 1, bias=False)
+
+
+def _shortcut(channels: int, out: int, change: str) -> nn.Module:
+    if change == "up":
+        return nn.ConvTranspose2d(channels, out, 2, 2, bias=False)
+    return nn.Conv2d(channels, out, 1, 2 if change == "down" else 1, bias=False)
+
+
+def _stage(channels: int, out: int, blocks: int, change: str) -> nn.Sequential:
+    return nn.Sequential(Residual(channels, out, change), *(Residual(out, out) for _ in range(blocks - 1)))
+
+
+class Bottleneck(nn.Module):
+    """Stages of a teacher, the finest first → one embedding (B, E, h/2, w/2) below the deepest (MFF and OCBE)."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.fuse = nn.ModuleList(self._down(channels[i:]) for i in range(len(channels) - 1))
+        self.compress = _stage(channels[-1] * len(channels), DILATION * channels[-1], 3, "down")
+
+    @staticmethod
+    def _down(channels: Sequence[int]) -> nn.Sequential:
+        """Halve a stage until it has the deepest one's size and channels."""
+        steps = (
+            (nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)) for a, b in pairwise(channels)
+        )
+        return nn.Sequential(*(layer for step in steps for layer in step))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the embedding of maps (B, Cᵢ, hᵢ, wᵢ)."""
+        fused = [down(f) for down, f in zip(self.fuse, maps, strict=False)]
+        return self.compress(torch.cat([*fused, maps[-1]], 1))
+
+
+class Student(nn.Module):
+    """Bottleneck and decoder: a teacher's maps in, their reconstructions of the same shapes out."""
+
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.bottleneck = Bottleneck(channels)
+        widths = [DILATION * channels[-1], *reversed(channels)]
+        self.decoder = nn.ModuleList(_stage(a, b, n, "up") for (a, b), n in zip(pairwise(widths), blocks, strict=True))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def decode(self, embedding: Tensor) -> list[Tensor]:
+        """Return reconstructed maps, the finest first."""
+        rebuilt = [embedding]
+        for stage in self.decoder:
+            rebuilt.append(stage(rebuilt[-1]))
+        return rebuilt[:0:-1]
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the reconstruction of each of a teacher's maps."""
+        return self.decode(self.bottleneck(maps))
+
+
+def distances(teacher: Sequence[Tensor], student: Sequence[Tensor], cosine: str = "flat") -> Tensor:
+    """Return dᵢ = 1 − cos(Eᵢ, Sᵢ) of each image and scale (B, S): of whole maps, or the mean over positions."""
+    pairs = list(zip(teacher, student, strict=True))
+    if cosine == "flat":
+        return torch.stack([1 - F.cosine_similarity(e.flatten(1), s.flatten(1)) for e, s in pairs], 1)
+    return torch.stack([(1 - F.cosine_similarity(e, s)).mean((1, 2)) for e, s in pairs], 1)
+
+
+def distance_maps(teacher: Sequence[Tensor], student: Sequence[Tensor], size: int) -> Tensor:
+    """Return 1 − cos at every position of each scale, enlarged (B, S, size, size)."""
+    pairs = zip(teacher, student, strict=True)
+    return torch.stack([enlarged(1 - F.cosine_similarity(e, s), (size, size)) for e, s in pairs], 1)
+
+
+class RD4AD(SeesThrough):
+    """Reverse distillation: the score is the largest (or the mean) of the map of what the student did not rebuild."""
+
+    name = "RD4AD"
+    section = "rd4ad"
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._refuse_odd_sizes()
+        with isolated_rng(self.cfg.seed, self.section, "init"):
+            self.net = self.compute.prepare(self._network(self.backbone.channels))
+
+    def _refuse_odd_sizes(self) -> None:
+        strides, size = self.backbone.strides, self.cfg.backbone.image_size
+        if any(b != 2 * a for a, b in pairwise(strides)):
+            raise UsageError(f"{self.section}.strides={list(strides)} must each be twice the one before.")
+        if size % (2 * strides[-1]):
+            factor = 2 * strides[-1]
+            raise UsageError(f"backbone.image_size={size} must be a multiple of {factor} for strides {list(strides)}.")
+
+    def _network(self, channels: Sequence[int]) -> nn.Module:
+        return Student(channels, self.own.blocks)
+
+    def _training_steps(self, per_epoch: int) -> int:
+        """Return how many steps the training takes, ``per_epoch`` of which see every image once."""
+        return self.own.epochs * per_epoch
+
+    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr, betas=BETAS)
+        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), self.own.batch_size, self.cfg.seed)
+
+        def take_step(index: Tensor, step: int) -> dict[str, float]:
+            with self.compute.autocast():
+                loss = self._loss(self.compute.to(x[index]), step)
+            return descend(loss, optimizer)
+
+        self.progress = loop.run(take_step, self._training_steps(loop.per_epoch), progress=progress)
+
+    def _loss(self, x: Tensor, step: int) -> Tensor:
+        teacher = self._features(x)
+        return distances(teacher, self._floats(self.net(teacher)), self.own.cosine).sum(1).mean()
+
+    @staticmethod
+    def _floats(maps: Sequence[Tensor]) -> list[Tensor]:
+        return [f.float() for f in maps]
+
+    @torch.no_grad()
+    def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        teacher = self._features(x)
+        with self.compute.autocast():
+            student = self._floats(self.net(teacher))
+        maps = self._weighted(distance_maps(teacher, student, self.cfg.backbone.image_size), teacher)
+        heat = smoothed(maps.sum(1) if self.own.combine == "sum" else maps.prod(1))
+        return heat.amax((1, 2)) if self.own.score == "max" else heat.mean((1, 2)), heat
+
+    def _weighted(self, maps: Tensor, teacher: Sequence[Tensor]) -> Tensor:
+        """Return the scales' maps (B, S, h, w) as they enter the sum."""
+        return maps

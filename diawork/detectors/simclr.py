@@ -1,0 +1,84 @@
+"""SimCLR as the limit of CSI with a single shift: no shifted instances, no classifier, the rest the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from diawork.base.checkpoints import Keeper
+from diawork.base.errors import DataError
+from diawork.base.seeding import generator
+from diawork.detectors.learned import Learned
+from diawork.detectors.loop import Loop, descend
+from diawork.method.encoder import build_encoder
+from diawork.method.loss import nt_xent
+from diawork.method.scoring import FeatureBank, Features, score
+from diawork.method.training import build_optimizer, epoch_batches, learning_rate
+from diawork.method.views import augment, draw_augmentation
+
+
+class SimCLR(Learned):
+    """NT-Xent between two views; the score is −λ max_m ⟨z̄, axis_m⟩ over healthy images (Eq. 10 at K = 1).
+
+    The augmented copies of the score are the same for every image, so that no image's score depends on others.
+    """
+
+    name = "SimCLR"
+    section = "train"
+    keeps = ("axes", "weight_similarity")
+    has_map = False
+
+    def _prepare(self) -> None:
+        self.net = build_encoder(self.cfg.encoder, seed=self.cfg.seed)
+        self.net.shift = nn.Identity()  # there is nothing to classify
+        self.net = self.compute.prepare(self.net)
+
+    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+        x, cfg, optimizer = self._channels(x), self.cfg.train, build_optimizer(self.net, self.cfg.train)
+        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), cfg.batch_size, self.cfg.seed)
+        per_epoch = len(epoch_batches(len(x), cfg, seed=self.cfg.seed, epoch=0))
+
+        def take_step(index: Tensor, step: int) -> dict[str, float]:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step / per_epoch, cfg)
+            return descend(self._loss(x[index], step), optimizer)
+
+        self.progress = loop.run(take_step, cfg.epochs * per_epoch, progress=progress)
+        bank = FeatureBank.fit(self._embedded(x))
+        self.kept = {"axes": bank.axes, "weight_similarity": bank.weight_similarity}
+
+    def _loss(self, x: Tensor, step: int) -> Tensor:
+        """Return the NT-Xent of two views of x (B, C, H, W)."""
+        two = x.repeat(2, 1, 1, 1)
+        flip = torch.rand(len(two), generator=generator(self.cfg.seed, "simclr", step, "flip")) < 0.5
+        two = torch.where((flip & self.cfg.views.hflip)[:, None, None, None], two.flip(-1), two)
+        views = augment(two, draw_augmentation(len(two), self.cfg.views, generator(self.cfg.seed, "simclr", step)))
+        with self.compute.autocast():
+            z = self.net(self.compute.to(views)).z
+        image, branch = torch.arange(len(x)).repeat(2), torch.arange(2).repeat_interleave(len(x))
+        return nt_xent(z, image, torch.zeros_like(image), branch, cfg=self.cfg.loss)
+
+    @torch.no_grad()
+    def _embedded(self, x: Tensor) -> Features:
+        """Return mean features (1, N, D) over T′ augmented copies, each the same change to every image."""
+        self.net.eval()
+        views, total = self.cfg.views.model_copy(update={"crop_scale": self.cfg.score.crop_scale}), 0
+        for sample in range(self.cfg.score.samples):
+            drawn = draw_augmentation(1, views, generator(self.cfg.seed, "simclr", "score", sample))
+            copies = augment(x, drawn.take(torch.zeros(len(x), dtype=torch.long)))
+            with self.compute.autocast():
+                parts = [self.net(self.compute.to(rows)).z.float().cpu() for rows in copies.split(1024)]
+            total = total + torch.cat(parts)
+        z = (total / self.cfg.score.samples)[None]
+        return Features(z, torch.ones(1, len(x), 1))
+
+    def _scored(self, x: Tensor) -> tuple[Tensor, None]:
+        bank = FeatureBank(self.kept["axes"], self.kept["weight_similarity"], torch.ones(1))
+        return score(self._embedded(self._channels(x.cpu())), bank, parts="similarity").total, None
+
+    def _channels(self, x: Tensor) -> Tensor:
+        wanted = self.cfg.encoder.channels
+        if x.shape[1] not in (1, wanted):
+            hint = "Set encoder.channels=3."
+            raise DataError(f"the images have {x.shape[1]} channels, the encoder {wanted}.", hint=hint)
+        return x.expand(-1, wanted, -1, -1)
