@@ -58,6 +58,21 @@ def test_refuses_what_it_cannot_be(change, strides, message, monkeypatch, tmp_pa
         Backbone(TINY.model_copy(update=change), strides)
 
 
+@pytest.mark.parametrize(
+    ("name", "stride", "first"),
+    [
+        ("test_resnet", 8, "layer3.0.conv1.weight"),
+        ("vgg11", 8, "features_16.weight"),
+        ("test_resnet", 1, "conv1.0.weight"),
+    ],
+)
+def test_what_follows_a_stage_starts_behind_its_last_layer(name, stride, first):
+    net = Backbone(TINY.model_copy(update={"name": name}), (16,))
+    names = [name for name, p in net.net.named_parameters() if any(p is q for q in net.trainable_after(stride))]
+    every = [name for name, _ in net.net.named_parameters()]
+    assert names == every[every.index(first) :]
+
+
 def test_refuses_channels_that_no_image_has():
     with pytest.raises(DataError, match="1 or 3 channels, not 2"):
         Backbone(TINY, (8,))(torch.rand(1, 2, 8, 8))

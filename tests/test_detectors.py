@@ -17,7 +17,7 @@ from tests.toys import Eager, child, ended
 SIZE = 16
 LONG_ENOUGH = {
     "rd4ad.epochs": 30,
-    "scrd4ad.steps": 60,
+    "scrd4ad.steps": 40,
     "kdad.epochs": 60,
     "train.epochs": 4,
 }  # to tell noise from blobs
@@ -151,7 +151,7 @@ def test_killed_and_resumed_it_scores_the_same(name, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     monkeypatch.setattr("diawork.detectors.learned.Keeper", Eager)
-    short = {"rd4ad.epochs": 4, "scrd4ad.steps": 4, "kdad.epochs": 4, "mean_shift.epochs": 4, "train.epochs": 4}
+    short = {"rd4ad.epochs": 4, "scrd4ad.steps": 4, "kdad.epochs": 4, "mean_shift.epochs": 4, "train.epochs": 2}
     whole = build(name, **short).fit(TRAIN, progress=False)
 
     def die_after_the_second_step():

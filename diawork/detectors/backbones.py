@@ -57,13 +57,13 @@ class Backbone(nn.Module):
 
     def trainable_after(self, stride: int) -> list[nn.Parameter]:
         """Return the parameters of the layers that follow the stage at ``stride``."""
-        facts = [info for info in self.net.feature_info.info if info["reduction"] <= stride]
-        last = str(facts[-1]["module"]) if facts else ""
-        names = [name for name, _ in self.net.named_parameters()]
-        ends = [
-            i for i, name in enumerate(names) if facts and name.startswith((f"{last}.", f"{last.replace('.', '_')}."))
-        ]
-        return list(self.net.parameters())[(ends[-1] + 1 if ends else 0) :]
+        stages = [str(info["module"]) for info in self.net.feature_info.info if info["reduction"] <= stride]
+        last = f"{stages[-1]}_".replace(".", "_") if stages else "_"  # timm's wrappers write layer1_0 for layer1.0
+        after: list[nn.Parameter] = []
+        for name, module in self.net.named_modules():
+            within = f"{name}_".replace(".", "_").startswith(last)
+            after = [] if within else [*after, *module.parameters(recurse=False)]
+        return after
 
 
 def resized(x: Tensor, size: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""KDAD: a narrow cloner learns a frozen network's values and directions on healthy images (Salehi et al., CVPR 2021)."""
+"""KDAD: a narrow cloner learns a frozen network's values and directions on healthy images (CVPR 2021).
+
+Multiresolution knowledge distillation (Salehi et al.): where the two disagree, neither saw anything like it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from diawork.detectors.rd4ad import distances
 
 
 class Cloner(nn.Module):
-    """Images (B, 3, H, W) → maps of a teacher's strides and channels, through narrow convolutions between poolings."""
+    """Images (B, 3, H, W) → maps of a teacher's strides and channels, through narrow convolutions between poolings.
+
+    The wide convolution before a pooling has no BatchNorm, as published, so that its values can be the teacher's.
+    """
 
     def __init__(self, strides: Sequence[int], channels: Sequence[int], width: int) -> None:
         super().__init__()
@@ -27,11 +33,11 @@ class Cloner(nn.Module):
             while stride < wanted:
                 layers += [*_convolution(before, width), nn.Conv2d(width, out, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
                 before, stride = out, 2 * stride
-            self.stages.append(nn.Sequential(*layers, nn.BatchNorm2d(out)))
+            self.stages.append(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return a map a stride, the finest first."""
-        maps = []
+        maps: list[Tensor] = []
         for stage in self.stages:
             x = stage(x if not maps else F.relu(x))
             maps.append(x)

@@ -62,7 +62,8 @@ class SimCLR(Learned):
     def _embedded(self, x: Tensor) -> Features:
         """Return mean features (1, N, D) over T′ augmented copies, each the same change to every image."""
         self.net.eval()
-        views, total = self.cfg.views.model_copy(update={"crop_scale": self.cfg.score.crop_scale}), 0
+        views = self.cfg.views.model_copy(update={"crop_scale": self.cfg.score.crop_scale})
+        total = torch.zeros(len(x), self.cfg.encoder.projection_dim)
         for sample in range(self.cfg.score.samples):
             drawn = draw_augmentation(1, views, generator(self.cfg.seed, "simclr", "score", sample))
             copies = augment(x, drawn.take(torch.zeros(len(x), dtype=torch.long)))
