@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, Field, model_validator
 
 from diawork.base.config import Bridge
-from diawork.base.errors import DataError, UsageError, did_you_mean, printable
+from diawork.base.errors import DataError, UsageError, did_you_mean
 from diawork.base.files import shipped
 from diawork.data.phantom import PhantomSpec
-from diawork.data.strictyaml import MAX_BYTES, parse_yaml
+from diawork.data.strictyaml import MAX_BYTES, StrictModel, read_document, wrong
 
 Split = Literal["train", "val", "test"]
 SPLITS = get_args(Split)
@@ -54,18 +53,14 @@ Step = Annotated[int, Field(ge=0, le=1_000_000)]
 Role = Literal["normal", "anomalous"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class ImageFacts(_Frozen):
+class ImageFacts(StrictModel):
     """Size (px, square) and channels of the stored images."""
 
     size: Annotated[int, Field(ge=8, le=4096)]
     channels: Literal[1, 3]
 
 
-class PhantomFacts(_Frozen):
+class PhantomFacts(StrictModel):
     """What the synthetic images show, and how fine their lesions are."""
 
     kind: Literal["lung", "fundus", "oct"]
@@ -84,7 +79,7 @@ class PhantomFacts(_Frozen):
         return PhantomSpec(size=size, **self.model_dump(exclude={"seed"}))
 
 
-class Manifest(_Frozen):
+class Manifest(StrictModel):
     """Everything the house knows about a data set before it opens it."""
 
     name: Name
@@ -111,42 +106,42 @@ class Manifest(_Frozen):
         self._fits_kind()
         names = list(self.classes.values())
         if len(set(names)) < len(names):
-            raise _wrong("two labels have the same class name", "classes")
+            raise wrong("two labels have the same class name", "classes")
         _refuse_other_names(self.roles, names, "roles")
         if "normal" not in self.roles.values():
-            raise _wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
+            raise wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
         for split, counts in self.counts.items():
             _refuse_other_names(counts, names, "counts", split)
         for missing in {"train", "test"} - set(self.counts):
-            raise _wrong(f"the split '{missing}' is missing", "counts")
+            raise wrong(f"the split '{missing}' is missing", "counts")
         if self.t_range[0] > self.t_range[1]:
-            raise _wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
+            raise wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
         if self.intensity and self.intensity[0] >= self.intensity[1]:
-            raise _wrong(f"{list(self.intensity)} must be [low, high] with low below high", "intensity")
+            raise wrong(f"{list(self.intensity)} must be [low, high] with low below high", "intensity")
         return self
 
     def _fits_kind(self) -> None:
         if self.kind not in KINDS:
-            raise _wrong(f"{self.kind!r} is not a kind of data set: {', '.join(KINDS)}", "kind")
+            raise wrong(f"{self.kind!r} is not a kind of data set: {', '.join(KINDS)}", "kind")
         kind = KINDS[self.kind]
         for key in kind.needs:
             if getattr(self, key) is None:
-                raise _wrong(f"is missing; kind: {self.kind} needs it", key)
+                raise wrong(f"is missing; kind: {self.kind} needs it", key)
         for key in _KEYS_OF_KINDS:
             if getattr(self, key) and key not in kind.needs + kind.may_have:
-                raise _wrong(f"has no meaning with kind: {self.kind}", key)
+                raise wrong(f"has no meaning with kind: {self.kind}", key)
         if self.phantom:
             self._fits_phantom(self.phantom)
 
     def _fits_phantom(self, facts: PhantomFacts) -> None:
         if sorted(self.roles.values()) != ["anomalous", "normal"]:
-            raise _wrong("a phantom has exactly one normal and one anomalous class", "roles")
+            raise wrong("a phantom has exactly one normal and one anomalous class", "roles")
         if self.image.channels != 1:
-            raise _wrong("a phantom is grey: 1 channel", "image", "channels")
+            raise wrong("a phantom is grey: 1 channel", "image", "channels")
         try:
             facts.spec(self.image.size)
         except UsageError as error:
-            raise _wrong(error.what.rstrip("."), "phantom") from None
+            raise wrong(error.what.rstrip("."), "phantom") from None
 
     def path_in(self, root: Path | str) -> Path:
         """Return where the file lies in ``root``, links followed; refuse a link that leads out of it."""
@@ -161,53 +156,19 @@ class Manifest(_Frozen):
         return path
 
 
-def _wrong(text: str, *at: str) -> PydanticCustomError:
-    return PydanticCustomError("facts", "{text}", {"text": text, "at": at})
-
-
 def _refuse_other_names(by_class: dict[str, Any], classes: list[str], *at: str) -> None:
     """Refuse a mapping whose keys are not exactly the class names."""
     for name in by_class:
         if name not in classes:
-            raise _wrong(f"{name!r} is not one of the classes {', '.join(map(repr, classes))}", *at, name)
+            raise wrong(f"{name!r} is not one of the classes {', '.join(map(repr, classes))}", *at, name)
     for name in classes:
         if name not in by_class:
-            raise _wrong(f"the class {name!r} is missing", *at)
+            raise wrong(f"the class {name!r} is missing", *at)
 
 
 def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
     """Return the manifest written in ``text``; ``where`` names it in the ``UsageError``."""
-    where = printable(where)
-    values, lines = parse_yaml(text, where)
-    if not isinstance(values, dict):
-        top = "empty" if values is None else f"a {type(values).__name__} at the top"
-        raise UsageError(f"{top}; a manifest is a list of 'key: value' lines.", path=where)
-    try:
-        return Manifest.model_validate(values)
-    except ValidationError as error:
-        # an unknown key is the likelier cause of a missing one, so it is named first
-        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-        raise _explain(first, lines, where) from None
-
-
-_MODELS: dict[tuple, type[BaseModel]] = {(): Manifest, ("image",): ImageFacts, ("phantom",): PhantomFacts}
-
-
-def _explain(error: ErrorDetails, lines: dict[tuple, int], where: str) -> UsageError:
-    """Turn pydantic's first complaint into one sentence with line, field and, for names, the nearest one."""
-    at = tuple(error.get("ctx", {}).get("at", error["loc"]))
-    at = at[:-1] if at and at[-1] == "[key]" else at
-    what, value = error["msg"].removeprefix("Value error, "), error["input"]
-    hint = ""
-    if error["type"] == "extra_forbidden":
-        what, hint = f"unknown key {at[-1]!r}", did_you_mean(at[-1], _MODELS[at[:-1]].model_fields)
-    elif error["type"] == "missing":
-        what = "this key is missing"
-    elif error["type"] != "facts":
-        what = f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})"
-        hint = did_you_mean(value, SPLITS) if len(at) == 2 and at[0] == "counts" else ""
-    line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
-    return UsageError(f"{what}.", hint=hint, path=f"{where}, line {line}", field=".".join(map(printable, at)))
+    return read_document(Manifest, text, where, "manifest")[0]
 
 
 def list_manifests() -> list[str]:

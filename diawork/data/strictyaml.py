@@ -2,16 +2,20 @@
 
 PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false, ``0123`` is 83 and ``12:30:45`` is
 45045, and where the last of two equal keys wins. Here ``1e-4`` is a number and ``no`` a string;
-duplicate keys, anchors, aliases, tags and second documents are refused.
+duplicate keys, anchors, aliases, tags and second documents are refused. What a document may hold is a
+``StrictModel``; the first thing wrong becomes one ``UsageError`` with file, line, field and nearest name.
 """
 
 import functools
 import re
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from diawork.base.errors import UsageError
+from diawork.base.errors import DiaworkError, UsageError, did_you_mean, printable
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 5_000
 _refused = functools.partial(yaml.MarkedYAMLError, None, None)  # with a problem and its mark
@@ -113,3 +117,79 @@ def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
     except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError) as error:
         # PyYAML lets a few malformed escapes and directives through to chr(), int() and the like
         raise UsageError(f"not valid YAML ({type(error).__name__}).", path=where) from None
+
+
+# --- documents with a schema ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document's name, and the line of every place (a tuple of keys) in it."""
+
+    name: str
+    lines: dict[tuple, int]
+
+    def line(self, at: tuple) -> int:
+        """Return the line of a place, or of the nearest one around it."""
+        return next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
+
+    def locate(self, error: DiaworkError, at: tuple) -> UsageError:
+        """Return an error with the document and the line of the place at fault."""
+        where = f"{self.name}, line {self.line(at)}"
+        return UsageError(error.what, hint=error.hint, path=where, field=error.field)
+
+
+def wrong(text: str, *at: Any, hint: str = "") -> PydanticCustomError:
+    """Return what a validator raises: a sentence without its full stop, and the place seen from its model."""
+    return PydanticCustomError("sentence", "{text}", {"text": text, "at": at, "hint": hint})
+
+
+class StrictModel(BaseModel):
+    """The schema of a document or of a part of it: nothing is converted, and no unknown key is overlooked."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        if isinstance(values, dict) and cls.model_config["extra"] == "forbid":
+            for key in values:
+                if key not in known:
+                    raise wrong(f"unknown key {key!r}", key, hint=did_you_mean(key, known))
+        return values
+
+
+Document = TypeVar("Document", bound=StrictModel)
+
+
+def read_document(model: type[Document], text: str | bytes, name: object, kind: str) -> tuple[Document, Source]:
+    """Return the ``model`` written in ``text``, and its source; ``kind`` is the word for it in errors."""
+    values, lines = parse_yaml(text, printable(name))
+    source = Source(printable(name), lines)
+    if not isinstance(values, dict):
+        content = "empty" if values is None else f"a {type(values).__name__} at the top"
+        raise UsageError(f"{content}; a {kind} is a list of 'key: value' lines.", path=source.name)
+    try:
+        return model.model_validate(values), source
+    except ValidationError as error:
+        # an unknown key is the likelier cause of a missing one, so missing ones are named last
+        first = min(error.errors(include_url=False), key=lambda e: e["type"] == "missing")
+        raise _explained(first, source) from None
+
+
+def _explained(error: Any, source: Source) -> UsageError:
+    """Turn one of pydantic's complaints into one sentence with line, field and, for names, the nearest one."""
+    context = error.get("ctx", {})
+    at = (*error["loc"], *context.get("at", ()))
+    of_a_key = at[-1:] == ("[key]",)
+    at = at[:-1] if of_a_key else at
+    what, value, hint = error["msg"].removeprefix("Value error, "), error["input"], context.get("hint", "")
+    if error["type"] == "missing":
+        what = "this key is missing"
+    elif error["type"] != "sentence":
+        what = "must be 'key: value' lines" if error["type"] in ("dict_type", "model_type") else what
+        what = f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})"
+    if of_a_key and error["type"] == "literal_error":
+        hint = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"]))
+    return source.locate(UsageError(f"{what}.", hint=hint, field=".".join(map(printable, at))), at)
