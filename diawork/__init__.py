@@ -43,7 +43,7 @@ _ROOMS = {
     "runs.notebooks": ("run_notebook",),
     "widgets.slots": ("checkpoint_slot", "dissolving_slots", "fit_to"),
     "sweeps.launch": ("run_sweep",),
-    "sweeps.ledger": ("ledger",),
+    "sweeps.cell": ("ledger",),
     "sweeps.sweep": ("Sweep",),
     "method.views": ("BranchBuilder",),
 }

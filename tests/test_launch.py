@@ -10,12 +10,10 @@ import pytest
 
 from diawork.base.files import process_alive
 from diawork.cli.main import main
-from diawork.sweeps.cell import CellFolder
+from diawork.sweeps.cell import CellFolder, ledger
 from diawork.sweeps.launch import prepare, run_sweep, sweep_folder
-from diawork.sweeps.ledger import ledger
-from diawork.sweeps.processes import slot_environment
 from diawork.sweeps.sweep import Sweep
-from diawork.sweeps.worker import work
+from diawork.sweeps.workers import slot_environment, work
 from tests.sweeping import holders, kill_one_kernel, toy_sweep, wait_for
 from tests.toys import child, ended
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diawork.base.files import read_json, write_json
+from diawork.base.files import read_json
 from diawork.evaluation.metrics import holm
 from diawork.report.sweep import AXES, _curve, _extent, baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 from diawork.runs.experiment import run_experiment
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     (root / "small.yaml").write_text(SWEEP)
     sweep = Sweep.load(str(root / "small.yaml"), "smoke")
     folder = root / "sweeps" / sweep.folder_name
-    write_json(folder / "sweep.json", sweep.as_dict())
+    sweep.write(folder)
     with pytest.MonkeyPatch.context() as patch:
         for cell in sweep.cells[:3]:
             place = CellFolder(folder / "cells" / cell.digest)
@@ -54,7 +54,7 @@ def test_rows_are_named_by_the_sweep(folder):
 
 
 def test_every_row_is_tested_against_the_baseline_with_holm(folder):
-    tests, failures = baseline_tests(sweep_frame(folder), {"baseline": "5-NN on statistics"})
+    tests, failures = baseline_tests(sweep_frame(folder), "5-NN on statistics")
     assert [t["b"] for t in tests] == ["5-NN on statistics"] * 2 and not failures
     assert [t["p_holm"] for t in tests] == pytest.approx(list(holm([t["p"] for t in tests])))
 
@@ -81,8 +81,7 @@ def test_the_numbers_behind_the_page_are_those_of_its_runs(folder):
 
 
 def test_what_the_author_reads_stands_on_the_page_as_text(folder):
-    sweep = read_json(folder / "sweep.json")
-    write_json(folder / "sweep.json", sweep | {"conclusion": "Nothing <pays>."})
+    Sweep.read(folder).model_copy(update={"conclusion": "Nothing <pays>."}).write(folder)
     assert "<p>Nothing &lt;pays&gt;.</p>" in write_sweep_html(folder).read_text("utf-8")
 
 

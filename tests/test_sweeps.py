@@ -8,15 +8,20 @@ from diawork.data.strictyaml import parse_yaml
 from diawork.detectors.registry import CONTROLS
 from diawork.report.paper import draw_figure
 from diawork.report.published import published
+<<<<<<< HEAD
+=======
+from diawork.detectors.registry import CONTROLS
+>>>>>>> a4e7b85 (Floor sweeps: the file is a schema, sweep.json is read back as the same sweep, one loop launches, rooms merged)
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
-from diawork.sweeps.sweep import Sweep, list_sweeps, sweeps_folder
+from diawork.sweeps.file import SHIPPED, list_sweeps
+from diawork.sweeps.sweep import Sweep
 
 PAPER = {"t1", "t2", "t3", "t4", "ratio", "heuristics", "f1", "f3", "f4", "f5"}
 
 
 def sizes(name):
-    return parse_yaml((sweeps_folder() / f"{name}.yaml").read_bytes(), name)[0]["sizes"]
+    return parse_yaml((SHIPPED / f"{name}.yaml").read_bytes(), name)[0]["sizes"]
 
 
 def test_the_releases_at_the_papers_size_are_their_presets_cut_short():
@@ -39,7 +44,7 @@ def test_shipped_sweeps_expand_at_every_size(name):
         assert len(sweep.cells) >= 2 and all(len(published(key)) for key in sweep.published)
         methods = {cell.parameters.get("method") for cell in sweep.cells}
         assert set(CONTROLS) <= methods or sweep.notebook == "07_draw_figure"
-    head = (sweeps_folder() / f"{name}.yaml").read_text("utf-8").split("name:")[0]
+    head = (SHIPPED / f"{name}.yaml").read_text("utf-8").split("name:")[0]
     assert "diawork sweep" in head and any(word in head for word in ("core", "Measured", "second"))
 
 

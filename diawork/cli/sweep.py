@@ -31,8 +31,9 @@ def sweep(
 ) -> None:
     """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
     from diawork.report.sweep import write_sweep_html, write_sweep_json
+    from diawork.sweeps.file import list_sweeps
     from diawork.sweeps.launch import run_sweep, sweep_folder
-    from diawork.sweeps.sweep import Sweep, list_sweeps
+    from diawork.sweeps.sweep import Sweep
 
     sources = [source for source in (file, name) if source is not None]
     if len(sources) != 1:

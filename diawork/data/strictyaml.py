@@ -6,8 +6,11 @@ duplicate keys, anchors, aliases, tags and second documents are refused. What a 
 ``StrictModel``; the first thing wrong becomes one ``UsageError`` with file, line, field and nearest name.
 """
 
+import contextlib
 import functools
+import operator
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -124,19 +127,28 @@ def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
 
 @dataclass(frozen=True)
 class Source:
-    """A document's name, and the line of every place (a tuple of keys) in it."""
+    """A document's name, its plain values, and the line of every place (a tuple of keys) in it."""
 
     name: str
+    values: Any
     lines: dict[tuple, int]
 
-    def line(self, at: tuple) -> int:
+    def line(self, place: tuple) -> int:
         """Return the line of a place, or of the nearest one around it."""
-        return next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
+        return next((self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), 1)
 
-    def locate(self, error: DiaworkError, at: tuple) -> UsageError:
-        """Return an error with the document and the line of the place at fault."""
-        where = f"{self.name}, line {self.line(at)}"
-        return UsageError(error.what, hint=error.hint, path=where, field=error.field)
+    def value(self, place: tuple) -> Any:
+        """Return the value that stands at a place."""
+        return functools.reduce(operator.getitem, place, self.values)
+
+    @contextlib.contextmanager
+    def at(self, *place: Any) -> Iterator[None]:
+        """Name the document and the line of ``place`` in a user's error that is raised inside."""
+        try:
+            yield
+        except DiaworkError as error:
+            where = f"{self.name}, line {self.line(place)}"
+            raise UsageError(error.what, hint=error.hint, path=where, field=error.field) from None
 
 
 def wrong(text: str, *at: Any, hint: str = "") -> PydanticCustomError:
@@ -166,7 +178,7 @@ Document = TypeVar("Document", bound=StrictModel)
 def read_document(model: type[Document], text: str | bytes, name: object, kind: str) -> tuple[Document, Source]:
     """Return the ``model`` written in ``text``, and its source; ``kind`` is the word for it in errors."""
     values, lines = parse_yaml(text, printable(name))
-    source = Source(printable(name), lines)
+    source = Source(printable(name), values, lines)
     if not isinstance(values, dict):
         content = "empty" if values is None else f"a {type(values).__name__} at the top"
         raise UsageError(f"{content}; a {kind} is a list of 'key: value' lines.", path=source.name)
@@ -175,21 +187,26 @@ def read_document(model: type[Document], text: str | bytes, name: object, kind: 
     except ValidationError as error:
         # an unknown key is the likelier cause of a missing one, so missing ones are named last
         first = min(error.errors(include_url=False), key=lambda e: e["type"] == "missing")
-        raise _explained(first, source) from None
+    at = (*first["loc"], *first.get("ctx", {}).get("at", ()))
+    place = at[:-1] if at[-1:] == ("[key]",) else at
+    what, hint = _explained(first)
+    with source.at(*place):
+        raise UsageError(f"{what}.", hint=hint, field=".".join(map(printable, place)))
 
 
-def _explained(error: Any, source: Source) -> UsageError:
-    """Turn one of pydantic's complaints into one sentence with line, field and, for names, the nearest one."""
-    context = error.get("ctx", {})
-    at = (*error["loc"], *context.get("at", ()))
-    of_a_key = at[-1:] == ("[key]",)
-    at = at[:-1] if of_a_key else at
-    what, value, hint = error["msg"].removeprefix("Value error, "), error["input"], context.get("hint", "")
-    if error["type"] == "missing":
-        what = "this key is missing"
-    elif error["type"] != "sentence":
-        what = "must be 'key: value' lines" if error["type"] in ("dict_type", "model_type") else what
-        what = f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})"
-    if of_a_key and error["type"] == "literal_error":
-        hint = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"]))
-    return source.locate(UsageError(f"{what}.", hint=hint, field=".".join(map(printable, at))), at)
+_WORDS = {
+    "missing": "this key is missing",
+    "dict_type": "must be 'key: value' lines", "model_type": "must be 'key: value' lines",
+    "list_type": "must be a list", "string_type": "must be text",
+}  # fmt: skip
+
+
+def _explained(error: Any) -> tuple[str, str]:
+    """Return one of pydantic's complaints as a sentence, and for names the nearest one."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    what = _WORDS.get(kind, error["msg"].removeprefix("Value error, "))
+    if kind in ("missing", "sentence"):
+        return what, context.get("hint", "")
+    a_name = kind == "literal_error" and error["loc"][-1] == "[key]"
+    hint = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if a_name else ""
+    return f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})", hint

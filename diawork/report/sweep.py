@@ -15,7 +15,8 @@ from diawork.report.findings import SPLITS, UNDECIDED, reading
 from diawork.report.page import links, write_html
 from diawork.report.published import beside_published
 from diawork.report.tables import collect, compare_all, groups, split_of, summary_table
-from diawork.sweeps.ledger import ledger
+from diawork.sweeps.cell import ledger
+from diawork.sweeps.sweep import Sweep
 
 AXES = {  # words for the settings that sweeps draw along x
     "dissolve.t_range": figures.STEP_LABEL,
@@ -32,30 +33,30 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
     """Write the page of a sweep's folder, finished or not, to ``out`` (``report.html`` inside it)."""
     folder = Path(folder)
     out = Path(out or folder / "report.html")
-    sweep, cells, frame = read_json(folder / "sweep.json"), ledger(folder), sweep_frame(folder)
-    tests, failures = baseline_tests(frame, sweep)
+    sweep, cells, frame = Sweep.read(folder), ledger(folder), sweep_frame(folder)
+    tests, failures = baseline_tests(frame, sweep.baseline)
     states = cells.loc[cells["state"] != "done", "state"].value_counts()
-    added = {key: sweep[key] for key in ("notebook", "needs", "baseline")} | {
-        "conclusion": sweep.get("conclusion", ""), "pairs": tests, "failures": failures,
+    added = sweep.model_dump(include={"notebook", "needs", "baseline", "conclusion"}) | {
+        "pairs": tests, "failures": failures,
         "cells": [row | {"links": _links(row, out)} for row in cells.to_dict("records")],
         "done": int((cells["state"] == "done").sum()),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
-        "plot": _curve(frame, sweep), "drawings": _drawings(cells),
-        "published": [beside_published(key, frame) for key in sweep["published"]],
+        "plot": _curve(frame, sweep.x), "drawings": _drawings(cells),
+        "published": [beside_published(key, frame) for key in sweep.published],
     }  # fmt: skip
-    asked = f"diawork sweep {sweep['name']}{' --size ' + sweep['size'] if sweep['size'] else ''}"
-    return write_html(frame, out, title=sweep["title"], asked=asked, sweep=added)
+    asked = f"diawork sweep {sweep.name}{' --size ' + sweep.size if sweep.size else ''}"
+    return write_html(frame, out, title=sweep.title, asked=asked, sweep=added)
 
 
 def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
     """Write the numbers behind the page of a sweep's folder to ``out`` (``report.json`` inside it)."""
     out, frame = Path(out or Path(folder) / "report.json"), sweep_frame(folder)
-    sweep = read_json(Path(folder) / "sweep.json")
-    tests, failures = baseline_tests(frame, sweep)
+    sweep = Sweep.read(folder)
+    tests, failures = baseline_tests(frame, sweep.baseline)
     measured = [c for c in frame.columns if c.startswith(("val.", "test.", "cost."))]
     kept = ["row", "dataset", "detector", "seed", "selection", "oracle_epoch", "digest", "data", *measured, "settings"]
     numbers = {
-        "sweep": {key: sweep[key] for key in ("name", "title", "size", "baseline")}, "split": split_of(frame),
+        "sweep": sweep.model_dump(include={"name", "title", "size", "baseline"}), "split": split_of(frame),
         "rows": _plain(summary_table(frame)), "tests": _plain(pd.DataFrame(tests)), "not_compared": failures,
         "runs": _plain(frame[kept]) if len(frame) else [],
     }  # fmt: skip
@@ -70,13 +71,13 @@ def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def sweep_frame(folder: Path | str) -> pd.DataFrame:
     """Return one row a finished cell with a run, named by the sweep: ``row``, ``parts`` and ``x``."""
-    sweep, cells = read_json(Path(folder) / "sweep.json"), ledger(folder)
+    sweep, cells = Sweep.read(folder), ledger(folder)
     done = cells[(cells["state"] == "done") & (cells["run"] != "")]
-    named = {cell["digest"]: cell for cell in sweep["cells"]}
+    named = {cell.digest: cell for cell in sweep.cells}
     frames = []
     for _, row in done.iterrows():
         runs, cell = collect([row["run"]]), named[row["cell"]]
-        name = {"row": cell["label"], "parts": [tuple(cell["parts"])], "x": [_extent(cell["point"].get(sweep["x"]))]}
+        name = {"row": cell.label, "parts": [cell.parts], "x": [_extent(cell.point.get(sweep.x))]}
         frames += [runs.assign(**name)] if len(runs) else []
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     frame.attrs |= {"found": int(cells["run"].ne("").sum()), "unfinished": [], "unreadable": []}
@@ -99,9 +100,9 @@ def _links(row: dict[str, Any], out: Path) -> list[tuple[str, str]]:
     return links([*files, Path(row["folder"]) / "executed.ipynb"], out)
 
 
-def baseline_tests(frame: pd.DataFrame, sweep: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the paired test of every row against its baseline, Holm over all, and what could not be compared."""
-    base, pairs = sweep["baseline"], []
+def baseline_tests(frame: pd.DataFrame, base: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the paired test of every row against the baseline, Holm over all, and what could not be compared."""
+    pairs = []
     rows = groups(frame) if base else []
     for name, runs in rows:
         alike = [(other, theirs) for other, theirs in rows if other["section"] == name["section"]]
@@ -127,9 +128,9 @@ def _counterpart(runs: pd.DataFrame, rows: list, base: str) -> tuple[str | None,
     return None, None
 
 
-def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
-    """Return AUROC against the sweep's x, a line a series; what has no x lies across as a level."""
-    if not sweep["x"] or frame.empty or frame["x"].isna().all():
+def _curve(frame: pd.DataFrame, x_key: str) -> dict[str, Any] | None:
+    """Return AUROC against the setting ``x_key``, a line a series; what has no x lies across as a level."""
+    if not x_key or frame.empty or frame["x"].isna().all():
         return None
     split = split_of(frame)
     series: dict[str, list[tuple]] = {}
@@ -141,7 +142,7 @@ def _curve(frame: pd.DataFrame, sweep: dict[str, Any]) -> dict[str, Any] | None:
             continue
         line = ", ".join(runs["parts"].iloc[0][:-1]) or name["detector"]
         series.setdefault(line, []).append((x, values.mean(), values.std(ddof=1)))
-    words = AXES.get(sweep["x"], sweep["x"].rpartition(".")[2].replace("_", " "))
+    words = AXES.get(x_key, x_key.rpartition(".")[2].replace("_", " "))
     figure = figures.auroc_curves(series, levels, xlabel=words, split=SPLITS[split])
     text = f"AUROC on {split} (higher score = more anomalous), mean and standard deviation over seeds; "
     text += "a bar along x is a range of it; rows without x lie across."

@@ -1,4 +1,4 @@
-"""A cell's folder inside a sweep: what was asked, how it stands, and whether it is truly finished."""
+"""A cell's folder inside a sweep: what was asked, how it stands, whether it is truly finished; and all as a table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from diawork.base.errors import CheckpointError, DiaworkError
 from diawork.base.files import read_json, write_json
 from diawork.base.locks import holder
 from diawork.runs.run import SCHEMA, Run, code_version
+from diawork.sweeps.sweep import Cell, Sweep
 
 
 class CellFolder:
@@ -21,33 +24,34 @@ class CellFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
 
+    @classmethod
+    def of(cls, cell: Cell, sweep_folder: Path) -> CellFolder:
+        """Return the folder of a cell inside its sweep's."""
+        return cls(sweep_folder / "cells" / cell.digest)
+
     def spec(self) -> dict[str, Any]:
         """Return what was asked: notebook, parameters, the identity of the data."""
         return read_json(self.path / "cell.json")
 
     def prepare(self, spec: dict[str, Any]) -> None:
-        """Write what is asked, where it differs from what stands there."""
-        with contextlib.suppress(CheckpointError):
-            if self.spec() == spec:
-                return
+        """Write what is asked."""
         write_json(self.path / "cell.json", spec)
 
     def runs(self) -> list[Run]:
         """Return the runs that the notebook opened, by the notes they left."""
         notes = sorted(p for p in (self.path / "runs").glob("*") if not p.name.startswith("."))
-        folders = [self.path / note.read_text("utf-8") for note in notes]
-        return [Run(os.path.normpath(folder)) for folder in folders]
+        return [Run(os.path.normpath(self.path / note.read_text("utf-8"))) for note in notes]
 
     def result(self) -> dict[str, Any] | None:
         """Return the result where the cell is finished: committed, for this data, and every run of it is done."""
         try:
-            found, spec = read_json(self.path / "result.json"), self.spec()
+            result, spec = read_json(self.path / "result.json"), self.spec()
         except CheckpointError:
             return None
-        same = isinstance(found, dict) and found.get("schema") == SCHEMA and found.get("digest") == spec["digest"]
-        if not same or found.get("data") != spec["data"]:
+        wanted = {"schema": SCHEMA, "digest": spec["digest"], "data": spec["data"]}
+        if not isinstance(result, dict) or any(result.get(key) != value for key, value in wanted.items()):
             return None
-        return found if all(Run(self.path / folder).done for folder in found["runs"]) else None
+        return result if all(Run(self.path / run).done for run in result["runs"]) else None
 
     def finish(self, seconds: float) -> None:
         """Commit the result of a notebook that came to its end.
@@ -70,14 +74,43 @@ class CellFolder:
 
     def status(self) -> dict[str, Any]:
         """Return how the cell stands: pending, running, done, failed, died or interrupted, by what is true now."""
-        if (result := self.result()) is not None:
+        if result := self.result():
             return {"state": "done", "error": "", "seconds": result["seconds"], "time": 0.0}
-        try:
-            found = read_json(self.path / "status.json")
-        except DiaworkError:
-            found = {"state": "pending", "error": ""}
+        status = {"state": "pending", "error": ""}
+        with contextlib.suppress(DiaworkError):
+            status = read_json(self.path / "status.json")
         if holder(self.path):
-            return found | {"state": "running", "error": ""}
-        if found["state"] == "running":
-            return found | {"state": "died", "error": "the process that worked on it is gone"}
-        return found | ({"state": "pending"} if found["state"] == "done" else {})  # its data or its run has changed
+            return status | {"state": "running", "error": ""}
+        if status["state"] == "running":
+            return status | {"state": "died", "error": "the process that worked on it is gone"}
+        return status | ({"state": "pending"} if status["state"] == "done" else {})  # its data or run has changed
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """Return the ledger's row of ``cell``, whose folder this is."""
+        status, runs = self.status(), [str(run.folder) for run in self.runs()]
+        parameters = cell.parameters
+        return {
+            "cell": cell.digest, "label": cell.label, "dataset": parameters.get("dataset", ""),
+            "seed": parameters.get("seed"), "state": status["state"], "error": status["error"],
+            "auroc": _auroc(runs) if status["state"] == "done" else float("nan"),
+            "seconds": status.get("seconds", float("nan")), "run": runs[0] if runs else "", "runs": runs,
+            "folder": str(self.path),
+        }  # fmt: skip
+
+
+def _auroc(runs: list[str]) -> float:
+    """Return the AUROC of a cell's first run; NaN where there is none."""
+    try:
+        run = Run(runs[0])
+        return float(run.result()["metrics"][run.primary_split]["auroc"])
+    except (DiaworkError, LookupError, TypeError, ValueError):
+        return float("nan")
+
+
+def ledger(folder: Path | str) -> pd.DataFrame:
+    """Return one row a cell of the sweep in ``folder``, in the order of its file, as it stands at this moment.
+
+    Columns: digest, label, data set, seed, state (pending, running, done, failed, died, interrupted),
+    error, AUROC of its run (a search's: on val), seconds, run folder ("" without one), all run folders, cell folder.
+    """
+    return pd.DataFrame([CellFolder.of(cell, Path(folder)).row(cell) for cell in Sweep.read(folder).cells])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from diawork.base.errors import UsageError
-from diawork.sweeps.processes import Worker
+from diawork.sweeps.workers import start_worker
 
-EXECUTORS = ("slurm", "submitit-local", "debug")
+EXECUTORS = {"slurm": "slurm", "submitit-local": "local", "debug": "debug"}  # our name → submitit's
 MINUTES = 24 * 60  # of a job, where --slurm timeout_min says nothing else
 _POLL = 0.3
 _LONG_STOP = 60.0  # seconds that a cell has for saving when the cluster takes its machine back
@@ -21,11 +22,11 @@ class Job:
 
     def __init__(self, cell: Path) -> None:
         self.cell = cell
-        self._worker: Worker | None = None
+        self._worker: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """Work on the cell in a process of its own; return its exit code."""
-        self._worker = Worker(self.cell)
+        self._worker = start_worker(self.cell)
         while (code := self._worker.poll()) is None:
             time.sleep(_POLL)
         return code
@@ -35,7 +36,7 @@ class Job:
         import submitit
 
         if self._worker:
-            self._worker.stop()
+            self._worker.terminate()
             deadline = time.monotonic() + _LONG_STOP
             while self._worker.poll() is None and time.monotonic() < deadline:
                 time.sleep(_POLL)
@@ -43,7 +44,7 @@ class Job:
 
 
 class Submitted:
-    """A submitted job behind a worker's face: ``poll`` and ``stop``."""
+    """A submitted job with the face of a worker's process."""
 
     def __init__(self, executor: Any, cell: Path) -> None:
         self._job = executor.submit(Job(cell))
@@ -57,12 +58,12 @@ class Submitted:
         except Exception:  # submitit's errors for a job that was cancelled, killed or lost
             return -1
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         """Take the job back."""
         with contextlib.suppress(Exception):
             self._job.cancel()
 
-    kill = stop
+    kill = terminate
 
 
 def make_executor(name: str, folder: Path, options: dict[str, Any]) -> Any:
@@ -72,9 +73,8 @@ def make_executor(name: str, folder: Path, options: dict[str, Any]) -> Any:
     except ImportError:
         hint = "Install it with: pip install 'diawork[slurm]'."
         raise UsageError(f"the executor {name!r} needs submitit, which is not installed.", hint=hint) from None
-    cluster = {"slurm": "slurm", "submitit-local": "local", "debug": "debug"}[name]
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(folder=folder, cluster=EXECUTORS[name])
         executor.update_parameters(**({"name": "diawork", "timeout_min": MINUTES} | options))
     except (RuntimeError, NameError, ValueError, TypeError) as error:
         raise UsageError(f"submitit refused the executor {name!r}: {error}") from None

@@ -2,33 +2,78 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from diawork.base.errors import UsageError, did_you_mean, printable
-from diawork.data.strictyaml import MAX_BYTES, parse_yaml
-from diawork.sweeps.cells import Cell
-from diawork.sweeps.file import Reader
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
+
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import CheckpointError, UsageError, did_you_mean
+from diawork.base.files import digest, read_json, shipped, write_json
+from diawork.data.manifests import load_manifest
+from diawork.data.strictyaml import Source
+from diawork.runs.methods import METHODS, label_of, method_config, resolve
+from diawork.runs.notebooks import defaults, find_notebook, notebook_parameters, require_type
+from diawork.runs.presets import PRESETS, preset
+from diawork.sweeps.file import MOST_POINTS, Heading, Size, SweepFile, placed_settings, read_sweep_file
+
+ELSEWHERE = {  # notebook parameters that a sweep file does not set, and what to do instead
+    "seed": "Use seeds: [0, 1, 2].",
+    "overrides": "Write the dotted keys themselves.",
+    **dict.fromkeys(("out", "data_root", "device"), "Give it on the command line."),
+}
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A validated, expanded sweep file at one size."""
+class Cell(BaseModel):
+    """One run of a notebook: what differs from its defaults, and the config that follows."""
 
-    name: str
-    title: str
+    model_config = ConfigDict(frozen=True)
+
+    digest: str  # of the work
+    label: str  # the row's name in tables: the parts, joined; without data set and seed
+    parts: tuple[str, ...]  # one an axis
+    point: dict[str, Any]  # what the axes set here
+    notebook: str
+    parameters: dict[str, Any]  # of the notebook, the launcher's own left out
+    overrides: dict[str, Any]  # dotted config keys
+    config: ExperimentConfig | None  # None: the notebook takes no preset and data set, or another version wrote it
+
+    @field_validator("config", mode="wrap")
+    @classmethod
+    def _of_this_version(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> ExperimentConfig | None:
+        try:
+            return validate(value)
+        except ValidationError:
+            return None
+
+    def opened(self) -> list[ExperimentConfig]:
+        """Return one config for each data set that the cell opens: the run's own, and the DDPM's."""
+        own = [self.config] if self.config else []
+        other = self.config.diffusion.dataset if self.config else self.parameters.get("dataset")
+        if other is None or other in (cfg.dataset for cfg in own):
+            return own
+        return [*own, ExperimentConfig(dataset=other)]
+
+    def merged(self, again: Cell) -> Cell:
+        """Return one cell for equal work at two points: its names and settings are those in common."""
+        parts = tuple(part for part in self.parts if part in again.parts)
+        point = {key: value for key, value in self.point.items() if again.point.get(key, value) == value}
+        label = self.label
+        if label != again.label:
+            label = ", ".join(parts) or (label_of(self.config) if self.config else label)
+        return self.model_copy(update={"label": label, "parts": parts, "point": point})
+
+
+class Sweep(Heading, extra="ignore", strict=False):
+    """A validated, expanded sweep file at one size; its folder keeps it as ``sweep.json``."""
+
     size: str
     notebook: str
     cells: tuple[Cell, ...]
-    published: tuple[str, ...] = ()  # table keys of published.yaml, printed beside ours
-    baseline: str = ""  # the label, or part of one, against which the others are tested
-    x: str = ""  # the axis that a plot puts on x
-    needs: tuple[str, ...] = ()  # what this build does not have
-    conclusion: str = ""  # what its author read from the numbers, shown on the page
     source: str = ""  # the file
-    lines: dict[str, int] = field(default_factory=dict)  # of the data sets in it
+    lines: dict[str, int] = {}  # of the data sets in it
 
     @classmethod
     def load(cls, name_or_path: str | Path, size: str | None = None) -> Sweep:
@@ -37,44 +82,160 @@ class Sweep:
         Raises ``UsageError``: one sentence with file and line, for an unknown name, a wrong type, an
         illegal value, a selection on test, anywhere in the file.
         """
-        path = find_sweep(name_or_path)
+        file, source = read_sweep_file(name_or_path)
+        plan = Plan(file, source, size)
+        heading = file.model_dump(include=set(Heading.model_fields)) | {"title": file.title or file.name}
+        facts = {"size": plan.size, "notebook": plan.notebook, "source": source.name, "lines": plan.dataset_lines()}
+        return cls(**heading, **facts, cells=plan.cells)
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Sweep:
+        """Return the sweep that ``write`` left in ``folder``, in this version or an older one."""
+        path = Path(folder) / "sweep.json"
+        if not path.exists():
+            raise UsageError("this is not the folder of a sweep.", path=folder, hint="It holds a sweep.json.")
         try:
-            with open(path, "rb") as f:
-                content = f.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise UsageError(f"the sweep file cannot be read ({error.strerror}).", path=path) from None
-        values, lines = parse_yaml(content, printable(path))
-        return cls(**Reader(values, lines, printable(path)).read(size))
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
+            raise CheckpointError(f"not a sweep as this version knows it ({place}).", path=path) from None
+
+    def write(self, folder: Path | str) -> None:
+        """Write ``sweep.json``."""
+        write_json(Path(folder) / "sweep.json", self.model_dump(mode="json"))
 
     @property
     def folder_name(self) -> str:
         """Return the name of the sweep's folder below ``<out>/sweeps``."""
         return f"{self.name}-{self.size}" if self.size else self.name
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, as ``sweep.json`` holds them."""
-        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return shown | {"cells": [cell.as_dict() for cell in self.cells]}
+
+class Plan:
+    """A sweep file at one size: every setting in it is looked at, then its cells are made."""
+
+    def __init__(self, file: SweepFile, source: Source, size: str | None) -> None:
+        self.file, self.source = file, source
+        self.size = next((name for name in ("cpu", *file.sizes) if name in file.sizes), "") if size is None else size
+        with source.at("sizes"):
+            _require(size or "", file.sizes, f"{size!r} is not a size of this sweep.")
+        with source.at("notebook"):
+            self.path = _notebook(file.notebook, source)
+        self.known = notebook_parameters(self.path)
+        self.config_keys = ExperimentConfig().keys() if "overrides" in self.known else []
+        self.settings = list(placed_settings(source))
+        for key, value, place in self.settings:
+            with source.at(*place):
+                self._check(key, value)
+        if "seeds" in file.model_fields_set and "seed" not in self.known:
+            with source.at("seeds"):
+                raise UsageError(f"{self.path.name} has no seed, so that seeds have no meaning.")
+        self.cells = self._cells()
+        with source.at("baseline"):
+            labels = {label for cell in self.cells for label in (cell.label, *cell.parts)}
+            _require(file.baseline, labels, f"baseline {file.baseline!r} is not a row.")
+        with source.at("x"):
+            _require(file.x, {key for cell in self.cells for key in cell.point}, f"x: {file.x!r} is not on an axis.")
+
+    @property
+    def notebook(self) -> str:
+        """Return the notebook as cells name it: one of ours by its name."""
+        return self.path.stem if self.path.parent == shipped("notebooks") else str(self.path.absolute())
+
+    def dataset_lines(self) -> dict[str, int]:
+        """Return the line that names each data set."""
+        named = [(value, place) for key, value, place in self.settings if key.endswith("dataset")]
+        return {value: self.source.line(place) for value, place in reversed(named) if isinstance(value, str)}
+
+    def _check(self, key: str, value: Any) -> None:
+        """Refuse what is no parameter or config key, or has another type, or an unknown name as its value."""
+        if key in ELSEWHERE:
+            raise UsageError(f"{key!r} is not set in a sweep file.", hint=ELSEWHERE[key])
+        offered = {*self.known, *self.config_keys} - set(ELSEWHERE)
+        _require(key, offered, f"{key!r} is not a parameter of {self.path.name}.")
+        if key in self.known:
+            require_type(key, value, self.known[key]["inferred_type_name"])
+        else:
+            _check_override(key, value)
+        if key == "preset":
+            _require(value, PRESETS, f"{value!r} is not a preset.")
+        if key == "method":
+            _require(value, METHODS, f"{value!r} is not a method.")
+        if key in ("dataset", "diffusion.dataset") and value is not None:
+            load_manifest(value)
+
+    def _cells(self) -> tuple[Cell, ...]:
+        """Return the product of the axes times the seeds; equal work (a control over seeds) stands once."""
+        size = self.file.sizes.get(self.size, Size())
+        seeds = [{"seed": n} for n in size.seeds or self.file.seeds] if "seed" in self.known else [{}]
+        fixed = self.file.fixed | size.settings
+        cells: dict[str, Cell] = {}
+        for n, point in enumerate(itertools.product(*(axis.labelled() for axis in self.file.axes))):
+            if n >= MOST_POINTS:
+                with self.source.at("axes"):
+                    raise UsageError(f"more than {MOST_POINTS:,} points.")
+            for seed in seeds:
+                cell = self._cell(seed | fixed, point)
+                cells[cell.digest] = cells[cell.digest].merged(cell) if cell.digest in cells else cell
+        return tuple(cells.values())
+
+    def _cell(self, fixed: dict[str, Any], point: tuple[tuple[str, dict[str, Any]], ...]) -> Cell:
+        varied = {key: value for _, settings in point for key, value in settings.items()}
+        settings = fixed | varied
+        parameters = {key: value for key, value in settings.items() if key in self.known}
+        overrides = {key: value for key, value in settings.items() if key not in self.known}
+        config = self._config(parameters, overrides)
+        work = {"notebook": self.notebook, "parameters": parameters, "overrides": overrides, "config": config}
+        parts = tuple(label for label, _ in point if label)
+        label = ", ".join(parts) or (label_of(config) if config else self.file.title or self.file.name)
+        return Cell(digest=cell_digest(**work), label=label, parts=parts, point=varied, **work)
+
+    def _config(self, parameters: dict[str, Any], overrides: dict[str, Any]) -> ExperimentConfig | None:
+        """Return the config that the notebook will run; the line of a refusal is that of the key at fault."""
+        values = defaults(self.known) | parameters
+        if not {"preset", "dataset"} <= set(values):
+            return None
+        try:
+            cfg = preset(values["preset"], dataset=values["dataset"], seed=values.get("seed", 0)).override(overrides)
+            return method_config(cfg, values["method"]) if "method" in values else cfg
+        except UsageError as error:
+            named = [item for item in overrides.items() if item[0] in f"{error.field} {error.what}"]
+            guilty = (named or list((parameters | overrides).items()))[-1:]
+            places = [place for key, value, place in self.settings if (key, value) in guilty]
+            with self.source.at(*(places or [("name",)])[0]):
+                raise
 
 
-def sweeps_folder() -> Path:
-    """Return where the sweep files lie that come with the package."""
-    return Path(__file__).parent
+def cell_digest(notebook: str, parameters: dict, overrides: dict, config: ExperimentConfig | None) -> str:
+    """Return what makes two cells the same work: the config, and the parameters that are no part of it."""
+    stem = Path(notebook).stem
+    if config is None or "method" not in parameters:
+        return digest([stem, parameters, overrides])
+    others = {k: v for k, v in parameters.items() if k not in ("preset", "dataset", "method", "seed")}
+    return digest([stem, others, resolve(config, load_manifest(config.dataset)).identity()])
 
 
-def list_sweeps() -> list[str]:
-    """Return the names of the sweeps that come with the package."""
-    return sorted(path.stem for path in sweeps_folder().glob("*.yaml"))
+def _notebook(name: str, source: Source) -> Path:
+    """Return a notebook by number or name, or by a path from here or from the sweep file."""
+    beside = Path(source.name).parent / name
+    return beside if beside.suffix == ".ipynb" and beside.is_file() else find_notebook(name)
 
 
-def find_sweep(name: str | Path) -> Path:
-    """Return the path of a sweep file given by path or by the name of a shipped one."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UsageError("this sweep file does not exist.", path=path, hint=did_you_mean(path.stem, list_sweeps()))
-        return path
-    if str(name) not in list_sweeps():
-        hint = f"{did_you_mean(name, list_sweeps())} Your own: the path of its .yaml file."
-        raise UsageError(f"{str(name)!r} is not a sweep.", hint=hint)
-    return sweeps_folder() / f"{name}.yaml"
+def _require(name: str, names: Collection[str], what: str) -> None:
+    """Refuse a name that is not among ``names``; an empty one asks for nothing."""
+    if name and name not in names:
+        raise UsageError(what, hint=did_you_mean(name, names or ["none"]))
+
+
+def _check_override(key: str, value: Any) -> None:
+    """Refuse a config value that is illegal by itself; two that do not fit are for the cell to tell."""
+    if key == "train.select" and value == "test":
+        what = "train.select: test would choose the epoch on the test split, which is not offered."
+        raise UsageError(what, hint="Use last or val.")
+    try:
+        plain = ExperimentConfig().override({key: value}).flat()[key]
+    except UsageError as error:
+        if error.field.startswith(key):
+            raise
+        return
+    if isinstance(value, bool | str) and type(plain) is not type(value):
+        raise UsageError(f"{key}={value!r} is a {type(value).__name__}; wanted a {type(plain).__name__}.")

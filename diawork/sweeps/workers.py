@@ -1,0 +1,114 @@
+"""Processes that work on cells, one each: ``python -m diawork.sweeps.workers FOLDER PARENT``, and who starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from diawork.base.errors import BusyError, DiaworkError, Interrupted
+from diawork.base.files import remove_orphans
+from diawork.base.locks import locked
+from diawork.runs.notebooks import KernelDied, NotebookError, run_notebook
+from diawork.runs.run import CELL
+from diawork.sweeps.cell import CellFolder
+
+PR_SET_PDEATHSIG = 1
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def start_worker(cell: Path, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """Start the process of one cell, in a group of its own, so that Ctrl-C reaches the launcher alone."""
+    command = [sys.executable, "-m", "diawork.sweeps.workers", str(cell), str(os.getpid())]
+    with open(cell / "log.txt", "ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | (env or {}),
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def slot_environment(slot: int, slots: int, gpus: list[str]) -> dict[str, str]:
+    """Return a slot's share of the machine: its part of the cores and, where there are GPUs, one of them in turn."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // slots)
+    asked = {name: os.environ.get(name, "") for name in THREADS}
+    threads = {name: str(min(share, int(n)) if n.isdigit() else share) for name, n in asked.items()}
+    return threads | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
+
+
+def visible_gpus(device: str) -> list[str]:
+    """Return the GPUs that slots may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return []
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named or [str(i) for i in range(torch.cuda.device_count())]
+
+
+# --- inside the process ---------------------------------------------------------------------------------
+
+
+def work(folder: Path | str) -> int:
+    """Run the cell's notebook unless it is finished; return the exit code that its end deserves."""
+    cell = CellFolder(folder)
+    try:
+        with locked(cell.path):
+            remove_orphans(cell.path)
+            return 0 if cell.result() else _run(cell)
+    except BusyError as error:
+        return error.exit_code
+
+
+def _run(cell: CellFolder) -> int:
+    spec, start = cell.spec(), time.monotonic()
+    shutil.rmtree(cell.path / "runs", ignore_errors=True)
+    os.environ[CELL] = str(cell.path.absolute())  # the kernel's, too
+    cell.note("running")
+    try:
+        run_notebook(spec["notebook"], cell.path / "executed.ipynb", parameters=spec["given"], progress=False)
+        cell.finish(time.monotonic() - start)
+    except Interrupted as error:
+        cell.note("interrupted", str(error))
+        return error.exit_code
+    except DiaworkError as error:
+        state, trace = "died" if isinstance(error, KernelDied) else "failed", getattr(error, "trace", [])
+        cell.note(state, error.what, trace=trace, seconds=round(time.monotonic() - start, 2))
+        return NotebookError.exit_code
+    finally:
+        del os.environ[CELL]
+    cell.note("done", seconds=round(time.monotonic() - start, 2))
+    return 0
+
+
+def end_with(parent: int) -> None:
+    """Be stopped when the process ``parent`` ends (Linux; elsewhere the cell's lock prevents double work)."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before we could ask
+        os._exit(Interrupted.exit_code)
+
+
+def main(folder: str, parent: str) -> int:
+    """Work on a cell for the process ``parent``; whatever goes wrong is in the cell's folder."""
+    end_with(int(parent))
+    if hasattr(signal, "SIGUSR2"):  # a cluster's sign to whoever started us, who stops us; the kernel inherits this
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        return work(folder)
+    except Exception as error:
+        with contextlib.suppress(DiaworkError):
+            CellFolder(folder).note("failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
