@@ -1,11 +1,11 @@
 """Sweep files: what they expand to, and the one sentence with its line that refuses a bad one."""
 
-import json
-
 import pytest
 
-from diawork.base.errors import DataError, UsageError
+from diawork.base.errors import CheckpointError, DataError, UsageError
+from diawork.base.files import read_json, write_json
 from diawork.cli.main import main
+from diawork.sweeps.cell import ledger
 from diawork.sweeps.launch import data_identities
 from diawork.sweeps.sweep import Sweep
 
@@ -84,7 +84,7 @@ def test_digests_do_not_depend_on_names_and_order(read):
         (("views.shift: [", "views.shft: ["), 6, "Did you mean 'views.shift'"),
         (("cutperm]", "cutprem]"), 6, "'rotation' or 'cutperm'"),
         (("method: dia", "method: dai"), 8, "'dai' is not a method"),
-        (("seeds: [0, 1]", "seeds: 3"), 10, "seeds must be a list"),
+        (("seeds: [0, 1]", "seeds: 3"), 10, "seeds: must be a list, not 3"),
         (("preset: smoke", "preset: smoke\n  train.select: test"), 5, "would choose the epoch on the test split"),
         (("cutperm]}", "cutperm], train.select: [last, test]}"), 6, "would choose the epoch on the test split"),
         (("preset: smoke", "preset: smoke\n  train.epochs: '3'"), 5, "train.epochs='3' is a str; wanted a int"),
@@ -97,9 +97,19 @@ def test_digests_do_not_depend_on_names_and_order(read):
         (("  cpu: {}", "  cpu: {presets: x}"), 15, "'presets' is not a parameter"),
         (("name: tiny", "name: ../x"), 1, "must be a word"),
         (("fixed:", "fixd:"), 2, "Did you mean 'fixed'"),
-        (("- grid:", "- gird:"), 6, "one of grid:, zip: and list:"),
-        (("fixed:", "notebook: 99\nfixed:"), 2, "notebook must be text"),
+        (("- grid:", "- gird:"), 6, "unknown key 'gird'. Did you mean 'grid'"),
+        (("fixed:", "notebook: 99\nfixed:"), 2, "notebook: must be text, not 99"),
         (("- list:", "- grid: {method: []}\n  - list:"), 7, "no values"),
+        (("- grid:", "- zip: {method: [dia]}\n    grid:"), 6, "one of grid:, zip: and list:"),
+        (("seeds: [0, 1]", "seeds: [1, 1]"), 10, "different whole numbers"),
+        (("seeds: [0, 1]", "seeds: [0, -1]"), 10, "greater than or equal to 0"),
+        (("  cpu: {}", "  cpu:"), 15, "must be 'key: value' lines"),
+        (("  cpu: {}", "  cpu: {seeds: 1}"), 15, "sizes.cpu.seeds: must be a list"),
+        (("label: DIA", "label: 3"), 8, "label: must be text, not 3"),
+        (("name: tiny\n", ""), 1, "name: this key is missing"),
+        (("x: views.shift", "published: [t1, 2]"), 12, "published.1: must be text"),
+        (("sizes:", "notebook: 01\nsizes:"), 13, "notebook: must be text"),
+        (("seeds: [0, 1]\n", "seeds: [0, 1]\nnotebook: 07_draw\n"), 11, "Did you mean '07_draw_figure'"),
         (("- list:", "- zip: {method: [dia], preset: [cpu, demo]}\n  - list:"), 7, "equally long"),
         (("- list:", "- grid: {method: [dia]}\n  - list:"), 8, "set by two axes"),
     ],
@@ -125,5 +135,28 @@ def test_the_command_lists_the_cells_and_runs_nothing(read, tmp_path, capsys):
     assert main(["sweep"]) == 2 and main(["sweep", "t99"]) == 2 and main(["sweep", "none.yaml"]) == 2
 
 
-def test_a_sweep_is_plain_values(read):
-    assert json.loads(json.dumps(read().as_dict()))["cells"][0]["config"]["dataset"] == "phantom"
+def test_a_sweep_is_read_back_as_the_same_object(read, tmp_path):
+    read().write(tmp_path)
+    assert Sweep.read(tmp_path) == read() and Sweep.read(tmp_path).cells[0].config == read().cells[0].config
+
+
+def test_the_sweep_of_another_version_is_read(read, tmp_path):
+    read().write(tmp_path)
+    plain = read_json(tmp_path / "sweep.json")
+    del plain["conclusion"]
+    for cell in plain["cells"]:
+        cell |= {"line": 8}
+    write_json(tmp_path / "sweep.json", plain)
+    assert Sweep.read(tmp_path) == read()
+    plain["cells"][0]["config"]["loss"]["forgotten"] = 1  # a knob of theirs
+    write_json(tmp_path / "sweep.json", plain)
+    assert Sweep.read(tmp_path).cells[0] == read().cells[0].model_copy(update={"config": None})
+    assert list(ledger(tmp_path)["state"]) == ["pending"] * 5
+
+
+def test_what_is_no_sweeps_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"It holds a sweep\.json"):
+        Sweep.read(tmp_path)
+    write_json(tmp_path / "sweep.json", {"name": "tiny"})
+    with pytest.raises(CheckpointError, match=r"not a sweep as this version knows it \(size\)"):
+        Sweep.read(tmp_path)

@@ -8,10 +8,6 @@ from diawork.data.strictyaml import parse_yaml
 from diawork.detectors.registry import CONTROLS
 from diawork.report.paper import draw_figure
 from diawork.report.published import published
-<<<<<<< HEAD
-=======
-from diawork.detectors.registry import CONTROLS
->>>>>>> a4e7b85 (Floor sweeps: the file is a schema, sweep.json is read back as the same sweep, one loop launches, rooms merged)
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from diawork.sweeps.file import SHIPPED, list_sweeps

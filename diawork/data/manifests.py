@@ -10,7 +10,7 @@ from diawork.base.config import Bridge
 from diawork.base.errors import DataError, UsageError, did_you_mean
 from diawork.base.files import shipped
 from diawork.data.phantom import PhantomSpec
-from diawork.data.strictyaml import MAX_BYTES, StrictModel, read_document, wrong
+from diawork.data.strictyaml import StrictModel, load_document, read_document, wrong
 
 Split = Literal["train", "val", "test"]
 SPLITS = get_args(Split)
@@ -188,13 +188,4 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     else:
         hint = f"{did_you_mean(text, list_manifests())} Your own set: the path of its manifest.yaml."
         raise UsageError(f"unknown data set {text!a}.", hint=hint)
-    try:
-        if not path.is_file():
-            raise FileNotFoundError(2, "no such file")
-        with open(path, "rb") as f:
-            content = f.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        hint = did_you_mean(path.stem, list_manifests())
-        raise UsageError(f"the manifest cannot be read ({reason}).", path=text, hint=hint) from None
-    return check_manifest(content, path)
+    return load_document(Manifest, path, "manifest", list_manifests())[0]

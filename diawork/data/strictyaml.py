@@ -10,8 +10,9 @@ import contextlib
 import functools
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
@@ -192,6 +193,20 @@ def read_document(model: type[Document], text: str | bytes, name: object, kind: 
     what, hint = _explained(first)
     with source.at(*place):
         raise UsageError(f"{what}.", hint=hint, field=".".join(map(printable, place)))
+
+
+def load_document(model: type[Document], path: Path, kind: str, names: Iterable[str]) -> tuple[Document, Source]:
+    """Return what ``read_document`` reads in a file; ``names`` are those that come with the package, for a hint."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(2, "no such file")
+        with open(path, "rb") as f:
+            content = f.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        hint = did_you_mean(path.stem, names)
+        raise UsageError(f"the {kind} cannot be read ({reason}).", path=path, hint=hint) from None
+    return read_document(model, content, path, kind)
 
 
 _WORDS = {

@@ -37,9 +37,8 @@ class Job:
 
         if self._worker:
             self._worker.terminate()
-            deadline = time.monotonic() + _LONG_STOP
-            while self._worker.poll() is None and time.monotonic() < deadline:
-                time.sleep(_POLL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._worker.wait(_LONG_STOP)
         return submitit.helpers.DelayedSubmission(Job(self.cell))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from diawork.base.errors import UsageError, did_you_mean
-from diawork.data.strictyaml import MAX_BYTES, Source, StrictModel, read_document, wrong
+from diawork.data.strictyaml import Source, StrictModel, load_document, wrong
 
 SHIPPED = Path(__file__).parent  # the sweep files that come with the package
 MOST_POINTS = 5_000
@@ -142,25 +142,12 @@ def list_sweeps() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def find_sweep(name: str | Path) -> Path:
-    """Return the path of a sweep file given by path or by the name of a shipped one."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = SHIPPED / f"{name}.yaml"
-        if path.stem not in list_sweeps():
-            hint = f"{did_you_mean(name, list_sweeps())} Your own: the path of its .yaml file."
-            raise UsageError(f"{str(name)!r} is not a sweep.", hint=hint)
-    if not path.is_file():
-        raise UsageError("this sweep file does not exist.", path=path, hint=did_you_mean(path.stem, list_sweeps()))
-    return path
-
-
 def read_sweep_file(name_or_path: str | Path) -> tuple[SweepFile, Source]:
-    """Return the content of a sweep file, right by its schema, and where it stands."""
-    path = find_sweep(name_or_path)
-    try:
-        with open(path, "rb") as f:
-            content = f.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"the sweep file cannot be read ({error.strerror}).", path=path) from None
-    return read_document(SweepFile, content, path, "sweep")
+    """Return a sweep file, given by path or by the name of a shipped one, right by its schema; and its source."""
+    path, names = Path(name_or_path), list_sweeps()
+    if path.suffix not in (".yaml", ".yml"):
+        if str(path) not in names:
+            hint = f"{did_you_mean(path, names)} Your own: the path of its .yaml file."
+            raise UsageError(f"{str(path)!r} is not a sweep.", hint=hint)
+        path = SHIPPED / f"{path}.yaml"
+    return load_document(SweepFile, path, "sweep file", names)

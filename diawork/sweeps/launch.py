@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from diawork.base.config import ExperimentConfig
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
 from diawork.data.variants import open_data
@@ -75,7 +74,7 @@ def prepare(
     for cell in sweep.cells:
         known = notebook_parameters(find_notebook(cell.notebook))
         values = cell.parameters | own | {"overrides": cell.overrides}
-        asked = {"given": {key: value for key, value in values.items() if key in known}}
+        asked: dict[str, Any] = {"given": {key: value for key, value in values.items() if key in known}}
         asked |= {"data": identities[cell.digest], "makes_run": "method" in known}
         CellFolder.of(cell, folder).prepare(cell.model_dump(mode="json") | asked)
     sweep.write(folder)
@@ -84,19 +83,15 @@ def prepare(
 
 def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[str, list[str]]:
     """Return cell digest → identities of the data it opens; a set that is not there is refused with its line."""
-    known: dict[str, str] = {}
-
-    def identity(cfg: ExperimentConfig) -> str:
-        key = f"{cfg.dataset} {cfg.data.model_dump_json()}"
-        if key not in known:
-            try:
-                known[key] = open_data(cfg, data_root).identity
-            except DiaworkError as error:
-                where = f"{sweep.source}, line {sweep.lines.get(cfg.dataset, 1)}"
-                raise type(error)(f"{cfg.dataset}: {error.what}", hint=error.hint, path=where) from None
-        return known[key]
-
-    return {cell.digest: [identity(cfg) for cfg in cell.opened()] for cell in sweep.cells}
+    identities: dict[tuple, str] = {}
+    for cfg in (cfg for cell in sweep.cells for cfg in cell.opened()):
+        try:
+            if (cfg.dataset, cfg.data) not in identities:
+                identities[cfg.dataset, cfg.data] = open_data(cfg, data_root).identity
+        except DiaworkError as error:
+            where = f"{sweep.source}, line {sweep.lines.get(cfg.dataset, 1)}"
+            raise type(error)(f"{cfg.dataset}: {error.what}", hint=error.hint, path=where) from None
+    return {cell.digest: [identities[cfg.dataset, cfg.data] for cfg in cell.opened()] for cell in sweep.cells}
 
 
 class _Launch:

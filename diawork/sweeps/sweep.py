@@ -86,7 +86,7 @@ class Sweep(Heading, extra="ignore", strict=False):
         plan = Plan(file, source, size)
         heading = file.model_dump(include=set(Heading.model_fields)) | {"title": file.title or file.name}
         facts = {"size": plan.size, "notebook": plan.notebook, "source": source.name, "lines": plan.dataset_lines()}
-        return cls(**heading, **facts, cells=plan.cells)
+        return cls.model_validate(heading | facts | {"cells": plan.cells})
 
     @classmethod
     def read(cls, folder: Path | str) -> Sweep:
@@ -120,6 +120,8 @@ class Plan:
             _require(size or "", file.sizes, f"{size!r} is not a size of this sweep.")
         with source.at("notebook"):
             self.path = _notebook(file.notebook, source)
+        ours = self.path.parent == shipped("notebooks")
+        self.notebook = self.path.stem if ours else str(self.path.absolute())
         self.known = notebook_parameters(self.path)
         self.config_keys = ExperimentConfig().keys() if "overrides" in self.known else []
         self.settings = list(placed_settings(source))
@@ -135,11 +137,6 @@ class Plan:
             _require(file.baseline, labels, f"baseline {file.baseline!r} is not a row.")
         with source.at("x"):
             _require(file.x, {key for cell in self.cells for key in cell.point}, f"x: {file.x!r} is not on an axis.")
-
-    @property
-    def notebook(self) -> str:
-        """Return the notebook as cells name it: one of ours by its name."""
-        return self.path.stem if self.path.parent == shipped("notebooks") else str(self.path.absolute())
 
     def dataset_lines(self) -> dict[str, int]:
         """Return the line that names each data set."""
@@ -183,8 +180,8 @@ class Plan:
         settings = fixed | varied
         parameters = {key: value for key, value in settings.items() if key in self.known}
         overrides = {key: value for key, value in settings.items() if key not in self.known}
-        config = self._config(parameters, overrides)
-        work = {"notebook": self.notebook, "parameters": parameters, "overrides": overrides, "config": config}
+        work: dict[str, Any] = {"notebook": self.notebook, "parameters": parameters, "overrides": overrides}
+        work["config"] = config = self._config(parameters, overrides)
         parts = tuple(label for label, _ in point if label)
         label = ", ".join(parts) or (label_of(config) if config else self.file.title or self.file.name)
         return Cell(digest=cell_digest(**work), label=label, parts=parts, point=varied, **work)
