@@ -12,7 +12,8 @@ from diawork.report.sweep import AXES, _curve, _extent, baseline_tests, sweep_fr
 from diawork.runs.experiment import run_experiment
 from diawork.runs.run import CELL
 from diawork.sweeps.cell import CellFolder
-from diawork.sweeps.sweep import Sweep, list_sweeps
+from diawork.sweeps.file import list_sweeps
+from diawork.sweeps.sweep import Sweep
 
 SWEEP = """
 name: small

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from diawork.base.errors import DiaworkError, UsageError, did_you_mean, printable
@@ -162,16 +162,6 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, values: Any) -> Any:
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        if isinstance(values, dict) and cls.model_config["extra"] == "forbid":
-            for key in values:
-                if key not in known:
-                    raise wrong(f"unknown key {key!r}", key, hint=did_you_mean(key, known))
-        return values
-
 
 Document = TypeVar("Document", bound=StrictModel)
 
@@ -186,11 +176,11 @@ def read_document(model: type[Document], text: str | bytes, name: object, kind: 
     try:
         return model.model_validate(values), source
     except ValidationError as error:
-        # an unknown key is the likelier cause of a missing one, so missing ones are named last
-        first = min(error.errors(include_url=False), key=lambda e: e["type"] == "missing")
+        # an unknown key is the likelier cause of a missing one, so it is named first
+        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     at = (*first["loc"], *first.get("ctx", {}).get("at", ()))
     place = at[:-1] if at[-1:] == ("[key]",) else at
-    what, hint = _explained(first)
+    what, hint = _explained(first, model)
     with source.at(*place):
         raise UsageError(f"{what}.", hint=hint, field=".".join(map(printable, place)))
 
@@ -216,12 +206,32 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _explained(error: Any) -> tuple[str, str]:
+def _explained(error: Any, model: type[BaseModel]) -> tuple[str, str]:
     """Return one of pydantic's complaints as a sentence, and for names the nearest one."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     what = _WORDS.get(kind, error["msg"].removeprefix("Value error, "))
+    if kind == "extra_forbidden":
+        *place, key = error["loc"]
+        return f"unknown key {key!r}", did_you_mean(key, _keys(model, place))
     if kind in ("missing", "sentence"):
         return what, context.get("hint", "")
     a_name = kind == "literal_error" and error["loc"][-1] == "[key]"
     hint = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if a_name else ""
     return f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})", hint
+
+
+def _keys(model: type[BaseModel], place: Iterable[Any]) -> list[str]:
+    """Return the keys that the part of ``model`` at ``place`` may have."""
+    fields: dict[Any, Any] = {}
+    for step in (None, *place):
+        inner = _model_in(fields[step].annotation if step in fields else None) if fields else model
+        if inner:
+            fields = {field.alias or name: field for name, field in inner.model_fields.items()}
+    return list(fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that a field's type is made of, as in ``Model | None`` and ``list[Model]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
