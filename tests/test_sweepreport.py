@@ -91,7 +91,7 @@ def test_the_axis_of_a_curve_names_the_split_that_was_scored(monkeypatch, split,
     drawn = {}
     monkeypatch.setattr("diawork.figures.auroc_curves", lambda *_, **words: drawn.update(words))
     monkeypatch.setattr("diawork.figures.png_bytes", lambda *_: b"")
-    caption = _curve(rows_at([(1.0, 1.0), (2.0, 2.0)], split), {"x": "t"})["caption"]
+    caption = _curve(rows_at([(1.0, 1.0), (2.0, 2.0)], split), "t")["caption"]
     assert caption.startswith(f"AUROC on {split}") and drawn["split"] == said
 
 
@@ -107,7 +107,7 @@ def test_a_range_of_steps_goes_to_the_figure_as_a_range_under_the_words_of_t(mon
     monkeypatch.setattr("diawork.figures.auroc_curves", lambda *arrays, **words: drawn.append((*arrays, words)))
     monkeypatch.setattr("diawork.figures.png_bytes", lambda *_: b"")
     points = [[30, 130], [10, 10], None, "strong", True, [1, 2, 4]]
-    _curve(rows_at([_extent(x) for x in points]), {"x": "dissolve.t_range"})
+    _curve(rows_at([_extent(x) for x in points]), "dissolve.t_range")
     series, levels, words = drawn[0]
     assert [x for x, *_ in series["DIA"]] == [(30, 130), (10, 10)] and list(levels) == ["2", "3", "4", "5"]
     assert words["xlabel"] == "dissolving step t"
