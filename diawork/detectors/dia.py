@@ -125,12 +125,11 @@ class DIA(Detector):
 
     def _channels(self, images: ImageSet) -> Tensor:
         """Return (N, C, H, W) with the encoder's channels; grey is repeated, colour is never dropped in silence."""
-        wanted, given = self.cfg.encoder.channels, images.images.shape[1]
-        if wanted == given:
-            return images.images
-        if given != 1:
-            raise DataError(f"the images have {given} channels, the encoder {wanted}.", hint="Set encoder.channels=3.")
-        return images.images.expand(-1, wanted, -1, -1)
+        x, channels = images.images, self.cfg.encoder.channels
+        if x.shape[1] not in (1, channels):
+            what = f"the images have {x.shape[1]} channels, the encoder {channels}."
+            raise DataError(what, hint="Set encoder.channels=3.")
+        return x.expand(-1, channels, -1, -1)
 
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
         """Return the scores of ``images`` with their parts (N, K); ``samples`` augmented copies an image (T′)."""
