@@ -14,38 +14,26 @@ Six lines from nothing to numbers::
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {
+_ROOMS = {  # what a notebook types; the rest is imported from its room
     "base.compute": ("Compute",),
     "base.config": ("ExperimentConfig",),
-    "data.checks": ("check_splits", "contact_sheet", "pair_images"),
-    "detectors.dia": ("CSI", "DIA"),
-    "detectors.registry": ("CONTROLS",),
-    "method.ddpm": ("load_ddpm", "pretrain_ddpm", "sample_ddpm", "save_ddpm"),
-    "method.dissolve": ("Dissolver", "build_operator", "preview"),
     "cli.doctor": ("doctor",),
-    "runs.evidence": ("dissolving_strip",),
-    "runs.methods": ("METHODS", "method_config", "resolve"),
-    "runs.parents": ("run_dissolver", "shared_ddpm"),
-    "runs.experiment": (
-        "run_experiment",
-        "run_suite",
-    ),
-    "report.paper": ("draw_figure",),
+    "data.checks": ("check_splits",),
     "data.images": ("describe", "load"),
-    "method.loss": ("dia_loss", "nt_xent", "pair_roles"),
-    "detectors.maps": ("AnomalyMaps", "anomaly_map"),
+    "detectors.dia": ("CSI", "DIA"),
     "evaluation.metrics": ("summary",),
-    "evaluation.pixels": ("pixel_summary",),
-    "runs.presets": ("preset",),
-    "report.page": ("collect", "write_html"),
+    "method.ddpm": ("load_ddpm", "pretrain_ddpm", "save_ddpm"),
+    "method.dissolve": ("Dissolver",),
+    "method.loss": ("dia_loss",),
     "method.scoring": ("FeatureBank", "score"),
-    "report.sweep": ("write_sweep_html", "write_sweep_json"),
-    "runs.notebooks": ("run_notebook",),
-    "widgets.slots": ("checkpoint_slot", "dissolving_slots", "fit_to"),
-    "sweeps.launch": ("run_sweep",),
-    "sweeps.cell": ("ledger",),
-    "sweeps.sweep": ("Sweep",),
     "method.views": ("BranchBuilder",),
+    "report.page": ("collect", "write_html"),
+    "runs.experiment": ("run_experiment", "run_suite"),
+    "runs.methods": ("METHODS",),
+    "runs.parents": ("run_dissolver", "shared_ddpm"),
+    "runs.presets": ("preset",),
+    "sweeps.launch": ("run_sweep",),
+    "sweeps.sweep": ("Sweep",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -271,5 +271,5 @@ def validated(model: type[_Model], values: dict[str, Any]) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        given = f" (given: {first['input']!r})" if first["loc"] else ""
-        raise UsageError(f"{first['msg'].removeprefix('Value error, ')}{given}.", field=field) from None
+        value = f" (given: {first['input']!r})" if first["loc"] else ""
+        raise UsageError(f"{first['msg'].removeprefix('Value error, ')}{value}.", field=field) from None

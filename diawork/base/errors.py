@@ -1,7 +1,10 @@
 """The errors a user can meet: one sentence each, with a code, an exit status and a way out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+_Choice = TypeVar("_Choice")
 
 
 class DiaworkError(Exception):
@@ -75,3 +78,10 @@ def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     allowed = sorted(str(a) for a in allowed)
     near = difflib.get_close_matches(str(name), allowed, n=2, cutoff=0.5)
     return f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Allowed: {', '.join(allowed)}."
+
+
+def pick(choices: Mapping[str, _Choice], name: str, what: str) -> _Choice:
+    """Return ``choices[name]``; a name that is not a ``what`` is a ``UsageError`` with the nearest one."""
+    if name not in choices:
+        raise UsageError(f"{name!r} is not a {what}.", hint=did_you_mean(name, choices))
+    return choices[name]

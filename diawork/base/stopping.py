@@ -62,13 +62,13 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
         _active = outer
 
 
-def _ask(number: int, _frame: Any) -> None:
-    if number == signal.SIGINT and _asked.is_set():
+def _ask(signum: int, _frame: Any) -> None:
+    if signum == signal.SIGINT and _asked.is_set():
         raise KeyboardInterrupt
     _asked.set()
 
 
-def _stop(_number: int, _frame: Any) -> None:
+def _stop(_signal: int, _frame: Any) -> None:
     raise StopNow
 
 

@@ -93,8 +93,10 @@ class Pair:
         share = self.flops / ours / self.ceiling if self.ceiling and self.flops else None
         spread = {"ratio_min": min(ratios), "ratio_max": max(ratios)}
         times = {"baseline_s": median(self.baseline), "ours_s": ours}
-        shown = {"share_of_ceiling": share, "compile_s": self.compile_s}
-        return {"stage": self.stage, **times, "ratio": median(ratios), **spread, **shown}
+        return {
+            "stage": self.stage, **times, "ratio": median(ratios), **spread, "share_of_ceiling": share,
+            "compile_s": self.compile_s,
+        }  # fmt: skip
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -123,7 +125,7 @@ def time_pairs(pair: Pair, baseline: Callable, ours: Callable, *, pairs: int, de
 
 def ceilings(compute: Compute, *, repeats: int = 5) -> dict[str, float]:
     """Return the best measured FLOP/s of a large convolution and a large matrix product, by precision."""
-    found = {}
+    rates = {}
     side = 4096 if compute.device.type == "cuda" else 1024
     batch = 512 if compute.device.type == "cuda" else 32
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -139,8 +141,8 @@ def ceilings(compute: Compute, *, repeats: int = 5) -> dict[str, float]:
         }
         for kind, (work, flops) in works.items():
             work()
-            found[f"{kind}_{name}"] = flops / min(seconds(work, compute.device) for _ in range(repeats))
-    return found
+            rates[f"{kind}_{name}"] = flops / min(seconds(work, compute.device) for _ in range(repeats))
+    return rates
 
 
 # --- stages' own work -----------------------------------------------------------------------------
@@ -185,8 +187,8 @@ def bench(cfg: BenchConfig | None = None, *, compute: Compute | None = None, say
         rows.append(pair.row())
         share = rows[-1]["share_of_ceiling"]
         compiled = f"   (compiled in {pair.compile_s:.0f} s)" if pair.compile_s else ""
-        shown = f"   {share:5.0%} of the ceiling" if share else ""
-        say(f"{pair.stage:<44} {rows[-1]['ratio']:6.1f} ×{shown}{compiled}")
+        of_ceiling = f"   {share:5.0%} of the ceiling" if share else ""
+        say(f"{pair.stage:<44} {rows[-1]['ratio']:6.1f} ×{of_ceiling}{compiled}")
         gc.collect()
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
     return {

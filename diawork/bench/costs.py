@@ -26,13 +26,13 @@ from diawork.method.views import BranchBuilder
 def measure_all(*, quick: bool = False, compute: Compute | None = None, say: Callable[[str], Any] = print) -> dict:
     """Return everything the cost page shows: stages, parts of a step, scaling, bank, memory of the loss."""
     cfg, compute = QUICK if quick else BenchConfig(), compute or Compute.auto()
-    found = bench(cfg, compute=compute, say=say)
-    found["parts"] = step_shares(cfg, compute=compute)
-    found["scaling"] = scaling((2, 4), (28, 32), cfg=cfg, compute=compute) if quick else scaling(compute=compute)
-    found["bank"] = bank_cost(steps=(2,) if quick else (4, 16), cfg=cfg, compute=compute)
-    found["loss_memory"] = loss_memory(8 if quick else 1024)
-    say(f"loss of {found['loss_memory']['views']:,} views: peak {found['loss_memory']['peak_mib']:.0f} MiB")
-    return found
+    costs = bench(cfg, compute=compute, say=say)
+    costs["parts"] = step_shares(cfg, compute=compute)
+    costs["scaling"] = scaling((2, 4), (28, 32), cfg=cfg, compute=compute) if quick else scaling(compute=compute)
+    costs["bank"] = bank_cost(steps=(2,) if quick else (4, 16), cfg=cfg, compute=compute)
+    costs["loss_memory"] = loss_memory(8 if quick else 1024)
+    say(f"loss of {costs['loss_memory']['views']:,} views: peak {costs['loss_memory']['peak_mib']:.0f} MiB")
+    return costs
 
 
 def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:

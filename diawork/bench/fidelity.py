@@ -76,8 +76,8 @@ def compare_paths(
 
 def _row(path: str, seed: int, scores: dict[str, np.ndarray], splits: Splits) -> dict[str, Any]:
     truth = splits.val.anomalous
-    found = summary(scores[path], truth)
-    row = {"path": path, "seed": seed} | {k: found[k] for k in ("auroc", "auroc_low", "auroc_high")}
+    metrics = summary(scores[path], truth)
+    row = {"path": path, "seed": seed} | {name: metrics[name] for name in ("auroc", "auroc_low", "auroc_high")}
     test = paired_test(scores[path], scores["plain"], truth)
     return row | {"difference": test.difference, "difference_low": test.low, "difference_high": test.high}
 

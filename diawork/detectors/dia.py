@@ -21,13 +21,13 @@ from diawork.base.checkpoints import (
 )
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig, K, validated
-from diawork.base.errors import CheckpointError, DataError, UsageError
+from diawork.base.errors import CheckpointError, UsageError
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
-from diawork.method.encoder import build_encoder
+from diawork.method.encoder import build_encoder, in_channels
 from diawork.method.scoring import FeatureBank, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
 from diawork.method.views import BranchBuilder
@@ -84,7 +84,7 @@ class DIA(Detector):
         interruption, and loaded where it is finished. ``on_epoch(epoch, self)`` may return a validation score.
         """
         healthy, folder, cfg = train.normal(), Path(folder) if folder else None, self.cfg
-        self.healthy, x = healthy.index, self._channels(healthy)
+        self.healthy, x = healthy.index, in_channels(healthy.images, cfg.encoder.channels)
         data = {"name": train.name, "identity": train.identity}
         self.spec = {"kind": self.name, "config": cfg.identity(), "data": data, "value_range": [0, 1]}
         if folder and (folder / f"{WEIGHTS}.json").exists():
@@ -123,19 +123,11 @@ class DIA(Detector):
             compute=self.compute, progress=progress,
         )  # fmt: skip
 
-    def _channels(self, images: ImageSet) -> Tensor:
-        """Return (N, C, H, W) with the encoder's channels; grey is repeated, colour is never dropped in silence."""
-        wanted, given = self.cfg.encoder.channels, images.images.shape[1]
-        if wanted == given:
-            return images.images
-        if given != 1:
-            raise DataError(f"the images have {given} channels, the encoder {wanted}.", hint="Set encoder.channels=3.")
-        return images.images.expand(-1, wanted, -1, -1)
-
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
         """Return the scores of ``images`` with their parts (N, K); ``samples`` augmented copies an image (T′)."""
         bank = self._fitted()
-        features = self._features(self._channels(images), images.split, samples=samples, progress=progress)
+        x = in_channels(images.images, self.cfg.encoder.channels)
+        features = self._features(x, images.split, samples=samples, progress=progress)
         scores = score(features, bank, parts=self.cfg.score.parts)
         parts = {name: getattr(scores, name).numpy() for name in ("similarity", "shift", "nearest")}
         return Scores(scores.total.numpy(), parts)

@@ -8,8 +8,6 @@ beat. Higher = more anomalous at every pixel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,12 +16,13 @@ import torch
 from torch import Tensor
 
 from diawork.base.config import K
-from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
+from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, MapMethods
 from diawork.detectors.patches import PatchBank
 from diawork.method.dissolve import GaussianBlur, Occupant
+from diawork.method.encoder import evaluating, in_channels
 from diawork.method.scoring import Features, Scores, score
 from diawork.method.views import all_shifts
 
@@ -73,9 +72,8 @@ class AnomalyMaps:
     def __call__(self, images: ImageSet | Tensor, method: str = "", *, smooth: float = SMOOTH) -> np.ndarray:
         """Return float32 (N, H, W) maps of images (N, C, H, W); higher = more anomalous, "" = the best there is."""
         method = method or next(iter(self.methods), "residual")
-        if method not in NEEDS:
-            raise UsageError(f"{method!r} is not a method of anomaly maps.", hint=did_you_mean(method, NEEDS))
-        missing = [_WORDS[part] for part in NEEDS[method] if getattr(self, part) is None]
+        needed = pick(NEEDS, method, "method of anomaly maps")
+        missing = [_WORDS[part] for part in needed if getattr(self, part) is None]
         if missing:
             raise UsageError(f"the map {method!r} needs {' and '.join(missing)}.", hint=f"Possible: {self.methods}.")
         x, make = _images(images), getattr(self, f"_{method}")
@@ -100,7 +98,7 @@ class AnomalyMaps:
     def _gradient(self, x: Tensor) -> Tensor:
         """|∂score/∂x| through the encoder and all K shifts; augmented copies were tried and add nothing."""
         x = x.clone().requires_grad_(True)
-        with _evaluating(self.detector):
+        with evaluating(self.detector.encoder):
             (gradient,) = torch.autograd.grad(_score(self.detector, x).total.sum(), x)
         return gradient.abs().mean(1)
 
@@ -114,7 +112,7 @@ class AnomalyMaps:
             torch.zeros(height, width),
         )
         rows, columns = torch.arange(height).float()[:, None], torch.arange(width).float()
-        with _evaluating(self.detector):
+        with evaluating(self.detector.encoder):
             base = _score(self.detector, x).total
             for top in np.arange(0, height + 1, STRIDE * side):
                 for left in np.arange(0, width + 1, STRIDE * side):
@@ -189,23 +187,10 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
 # --- the score as a function of the image ---------------------------------------------------------------
 
 
-@contextmanager
-def _evaluating(detector: Any) -> Iterator[None]:
-    """Put the encoder into evaluation for a while, so that a map changes no statistic of it."""
-    was = detector.encoder.training
-    detector.encoder.eval()
-    try:
-        yield
-    finally:
-        detector.encoder.train(was)
-
-
 def _score(detector: Any, x: Tensor) -> Scores:
     """Return the score of x (N, C, H, W) at its K shifts without augmentation, differentiable in x."""
-    channels, device = detector.cfg.encoder.channels, next(detector.encoder.parameters()).device
-    if x.shape[1] not in (1, channels):
-        raise DataError(f"the images have {x.shape[1]} channels, the encoder {channels}.")
-    wide = x.expand(-1, channels, -1, -1) if x.shape[1] == 1 else x
+    device = next(detector.encoder.parameters()).device
+    wide = in_channels(x, detector.cfg.encoder.channels)
     embedding = detector.encoder(all_shifts(wide, detector.cfg.views.shift).to(device))
     z, logits = (part.float().cpu().unflatten(0, (K, len(x))) for part in (embedding.z, embedding.shift_logits))
     return score(Features(z, logits), detector.bank, parts=detector.cfg.score.parts)

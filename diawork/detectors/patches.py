@@ -17,7 +17,7 @@ from torch import Tensor
 from diawork.base.config import K
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
-from diawork.method.encoder import Encoder
+from diawork.method.encoder import Encoder, evaluating, in_channels
 from diawork.method.views import SHIFTS
 
 MOST_IMAGES = 256  # evenly spaced; their patches are more than the bank keeps
@@ -78,14 +78,13 @@ class PatchBank:
 @torch.no_grad()
 def features(encoder: Encoder, x: Tensor, batch: int = 512) -> Tensor:
     """Return the map of the first residual stage (N, 64, h, w) of x in [0, 1], whatever mode the encoder is in."""
-    was, backbone, device = encoder.training, encoder.backbone, next(encoder.parameters()).device
-    encoder.eval()
+    backbone, device = encoder.backbone, next(encoder.parameters()).device
     parts = []
-    for rows in x.split(batch):
-        rows = rows.expand(-1, encoder.cfg.channels, -1, -1).to(device)
-        early = backbone.relu(backbone.bn1(backbone.conv1((rows - 0.5) / 0.5)))
-        parts.append(backbone.layer1(backbone.maxpool(early)).float().cpu())
-    encoder.train(was)
+    with evaluating(encoder):
+        for rows in x.split(batch):
+            rows = in_channels(rows, encoder.cfg.channels).to(device)
+            early = backbone.relu(backbone.bn1(backbone.conv1((rows - 0.5) / 0.5)))
+            parts.append(backbone.layer1(backbone.maxpool(early)).float().cpu())
     return torch.cat(parts)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
-from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.errors import pick
 
 if TYPE_CHECKING:
     from diawork.detectors.face import Detector
@@ -67,9 +67,7 @@ CONTROLS = tuple(name for name, entry in DETECTORS.items() if entry.control)
 
 def entry_of(name: str) -> Entry:
     """Return a detector's entry; an unknown name is refused with the nearest one."""
-    if name not in DETECTORS:
-        raise UsageError(f"{name!r} is not a detector.", hint=did_you_mean(name, DETECTORS))
-    return DETECTORS[name]
+    return pick(DETECTORS, name, "detector")
 
 
 def is_control(label: str) -> bool:

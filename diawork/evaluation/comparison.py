@@ -121,9 +121,9 @@ def compare_detectors(
     else:
         parts = _independent(areas_a, areas_b, covariance)
     variance, df = _satterthwaite(parts)
-    found = _tested(float(areas_a.mean() - areas_b.mean()), math.sqrt(variance), df, level)
+    test = _tested(float(areas_a.mean() - areas_b.mean()), math.sqrt(variance), df, level)
     return Comparison(
-        **found, se=math.sqrt(variance), df=df, covers=IMAGES if one_seed else CROSSED, n_normal=counts[1],
+        **test, se=math.sqrt(variance), df=df, covers=IMAGES if one_seed else CROSSED, n_normal=counts[1],
         n_anomalous=counts[0], seeds_a=seeds[0], seeds_b=seeds[1], margin=margin, level=level,
     )  # fmt: skip
 
@@ -168,14 +168,15 @@ def _repeated(rows: np.ndarray, other: np.ndarray, fixed: bool) -> np.ndarray:
 def _areas(rows: np.ndarray, anomalous: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Return the AUROC of each row (S,), their covariance through the images (S, S), and P and Q."""
     classes = [by_class(row, anomalous) for row in rows]
-    found = placements(np.stack([one for one, _ in classes]), np.stack([two for _, two in classes]))
-    counts = found[0].shape[1], found[1].shape[1]
+    abnormal, normal = (np.stack(scores) for scores in zip(*classes, strict=True))
+    shares = placements(abnormal, normal)
+    counts = abnormal.shape[1], normal.shape[1]
     if min(counts) < 2:
         raise DataError(
             f"{counts[0]} anomalous and {counts[1]} normal images: an interval over images needs two of each."
         )
-    covariance = sum(np.atleast_2d(np.cov(part)) / part.shape[1] for part in found)
-    return found[0].mean(1), covariance, counts
+    covariance = sum(np.atleast_2d(np.cov(part)) / part.shape[1] for part in shares)
+    return shares[0].mean(1), covariance, counts
 
 
 # --- variance -----------------------------------------------------------------------------------------

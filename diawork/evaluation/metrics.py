@@ -200,13 +200,13 @@ def summary(
 
 
 def _at_threshold(abnormal: np.ndarray, normal: np.ndarray, threshold: float) -> dict[str, float]:
-    found, alarms = int((abnormal > threshold).sum()), int((normal > threshold).sum())
+    hits, alarms = int((abnormal > threshold).sum()), int((normal > threshold).sum())
     p, q = len(abnormal), len(normal)
     return {
         "threshold": float(threshold),
-        "f1": 2 * found / (found + alarms + p),
-        "accuracy": (found + q - alarms) / (p + q),
-        "sensitivity": found / p,
+        "f1": 2 * hits / (hits + alarms + p),
+        "accuracy": (hits + q - alarms) / (p + q),
+        "sensitivity": hits / p,
         "specificity": 1 - alarms / q,
     }
 

@@ -150,14 +150,14 @@ def pixel_summary(
     maps, masks = _checked(maps, masks)
     values = _curves(maps, masks, _draws(masks, n, seed), limit)
     row: dict[str, float | int] = {}
-    for name, found in zip(("pixel_auroc", "aupro"), values, strict=True):
-        row |= {name: float(found[0])} | _ends(name, found[1:], level)
+    for name, drawn in zip(("pixel_auroc", "aupro"), values, strict=True):
+        row |= {name: float(drawn[0])} | _ends(name, drawn[1:], level)
     anomalous = masks.any((1, 2))
     return row | {"n_images": len(maps), "n_anomalous": int(anomalous.sum()), "n_regions": int(regions(masks).max())}
 
 
-def _ends(name: str, found: np.ndarray, level: float) -> dict[str, float]:
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+def _ends(name: str, resampled: np.ndarray, level: float) -> dict[str, float]:
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return {f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
@@ -168,7 +168,7 @@ def pixel_differences(
     _check_limit(limit)
     (a, masks), (b, _) = _checked(a, masks), _checked(b, masks)
     draws = _draws(masks, n, seed)
-    found = _curves(a, masks, draws, limit) - _curves(b, masks, draws, limit)
-    ends = np.quantile(found[:, 1:], [0.025, 0.975], axis=1).T
-    pairs = zip(("pixel_auroc", "aupro"), found[:, 0], ends, strict=True)
+    differences = _curves(a, masks, draws, limit) - _curves(b, masks, draws, limit)
+    ends = np.quantile(differences[:, 1:], [0.025, 0.975], axis=1).T
+    pairs = zip(("pixel_auroc", "aupro"), differences[:, 0], ends, strict=True)
     return {name: PixelDifference(float(value), *map(float, end)) for name, value, end in pairs}

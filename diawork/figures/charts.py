@@ -17,9 +17,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from scipy.integrate import trapezoid
 
-from diawork.base.errors import NumericError, UsageError
+from diawork.base.errors import UsageError
+from diawork.evaluation.metrics import auroc, by_class, finite
 from diawork.figures.images import ACCENT, INK, SOFT, new_figure, show, styled, word
 
 # Okabe-Ito and Tol colours: told apart with any common colour blindness.
@@ -56,13 +56,6 @@ def detector_style(name: str) -> dict[str, Any]:
 
 def _line_look(name: str) -> dict[str, Any]:
     return {key: value for key, value in detector_style(name).items() if key != "hatch"}
-
-
-def _finite(scores: Any) -> np.ndarray:
-    scores = np.asarray(scores, float)
-    if not np.isfinite(scores).all():
-        raise NumericError(f"{np.sum(~np.isfinite(scores))} of {scores.size} scores are not finite.")
-    return scores
 
 
 def draw_pairs(ax: Any, matrix: np.ndarray, block: int | None = None, **legend: Any) -> Any:
@@ -136,7 +129,7 @@ def loss_curve(metrics: Any, *, smooth: float = 0.9) -> Figure:
 
 
 def _histogram(ax: Any, scores: np.ndarray, anomalous: np.ndarray, threshold: float | None) -> None:
-    scores, anomalous = _finite(scores), np.asarray(anomalous, bool)
+    scores, anomalous = finite(scores), np.asarray(anomalous, bool)
     low, high = np.quantile(scores, [0.005, 0.995])
     pad = 0.5 if high == low else 0.0
     truth = np.where(anomalous, "anomalous", "healthy")
@@ -177,12 +170,9 @@ def score_histogram(scores: Any, anomalous: Any = None, *, threshold: Any = None
 
 def _roc_points(scores: Any, anomalous: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return false and true positive rates at every threshold, ties taken together: (M,), (M,)."""
-    scores, anomalous = _finite(scores), np.asarray(anomalous, bool)
-    if anomalous.all() or not anomalous.any():
-        raise NumericError("a ROC curve needs healthy and anomalous images.")
-    thresholds = np.append(np.inf, np.unique(scores)[::-1])
-    healthy, anomalous = np.sort(scores[~anomalous]), np.sort(scores[anomalous])
-    false, true = (1 - np.searchsorted(group, thresholds) / len(group) for group in (healthy, anomalous))
+    groups = by_class(scores, anomalous)
+    thresholds = np.append(np.inf, np.unique(np.concatenate(groups))[::-1])
+    true, false = (1 - np.searchsorted(np.sort(group), thresholds) / len(group) for group in groups)
     return false, true
 
 
@@ -195,7 +185,7 @@ def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
     lines = []
     for name, seeds in curves.items():
         points = [_roc_points(*seed) for seed in seeds]
-        areas = np.array([trapezoid(tpr, fpr) for fpr, tpr in points])
+        areas = np.array([auroc(*seed) for seed in seeds])
         heights = np.array([np.interp(grid, fpr, tpr) for fpr, tpr in points])
         heights[:, 0] = 0
         lines.append((areas.mean(), areas.std(ddof=1) if len(areas) > 1 else None, name, heights))

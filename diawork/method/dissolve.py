@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -214,7 +215,7 @@ def preview(operator: Dissolve, x: Tensor, *, seed: int = 0) -> Tensor:
 # --- alternatives in the same slot (the paper's heuristic alternatives, and the plainest controls) ---
 
 
-class _Operator:
+class _Operator(ABC):
     """An occupant that has no step."""
 
     timesteps = 1
@@ -226,29 +227,28 @@ class _Operator:
         """Return (T, B, C, H, W): the same at every step, made once."""
         return preview(self, x).cpu().expand(len(ts), *x.shape)
 
+    @abstractmethod
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not say what it does to an image")
+        """Return what the operator makes of images (B, C, H, W)."""
 
 
 class GaussianBlur(_Operator):
-    """Blur with a Gaussian of ``kernel_size`` px; ``sigma`` px, by default 0.3((k−1)/2−1)+0.8."""
+    """Blur with a Gaussian of ``kernel_size`` px, borders reflected; ``sigma`` px, by default 0.3((k−1)/2−1)+0.8."""
 
     def __init__(self, kernel_size: int = 7, sigma: float | None = None) -> None:
         self.kernel_size, self.sigma = kernel_size, sigma or 0.3 * ((kernel_size - 1) / 2 - 1) + 0.8
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Blur (B, C, H, W), borders reflected."""
         return kf.gaussian_blur2d(x, self.kernel_size, (self.sigma, self.sigma))
 
 
 class MedianBlur(_Operator):
-    """Take the median of a window of ``kernel_size`` px."""
+    """Take the median of a window of ``kernel_size`` px, borders reflected."""
 
     def __init__(self, kernel_size: int = 7) -> None:
         self.kernel_size = kernel_size
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Blur (B, C, H, W), borders reflected."""
         half = self.kernel_size // 2
         return kf.median_blur(F.pad(x, (half,) * 4, mode="reflect"), self.kernel_size)[..., half:-half, half:-half]
 
@@ -260,7 +260,6 @@ class ResizeOnly(_Operator):
         self.size = size
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Resize (B, C, H, W) down and up."""
         return from_model(to_model(x, self.size, "resize"), x, "resize")
 
 
@@ -271,7 +270,6 @@ class AddNoise(_Operator):
         self.sd = sd
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Add noise to (B, C, H, W)."""
         noise = torch.randn(x.shape, generator=generator).to(x.device)
         return (x + self.sd * noise).clamp(0, 1)
 
@@ -280,7 +278,6 @@ class Identity(_Operator):
     """Leave the image as it is: what is left of the third branch without any dissolving."""
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return ``x``."""
         return x
 
 

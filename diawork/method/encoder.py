@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from diawork.base.config import EncoderConfig, K
+from diawork.base.errors import DataError
 from diawork.base.seeding import isolated_rng
 
 
@@ -79,3 +82,22 @@ def build_encoder(cfg: EncoderConfig | None = None, *, seed: int = 0, shifts: in
     """Return an encoder whose initial weights depend on ``seed`` alone."""
     with isolated_rng(seed, "encoder", "init"):
         return Encoder(cfg, shifts)
+
+
+@contextmanager
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """Put the encoder into evaluation for a while, so that a look changes no BatchNorm statistic."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        yield
+    finally:
+        encoder.train(was_training)
+
+
+def in_channels(x: Tensor, channels: int) -> Tensor:
+    """Return (N, channels, H, W) of (N, C, H, W): grey is repeated, colour never dropped in silence."""
+    if x.shape[1] not in (1, channels):
+        what = f"the images have {x.shape[1]} channels, the encoder {channels}."
+        raise DataError(what, hint="Set encoder.channels=3.")
+    return x.expand(-1, channels, -1, -1)

@@ -173,8 +173,8 @@ def _first_bad(values: Tensor) -> int:
 
 def _nearest(z: Tensor, axes: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Return the largest product of z (N, D) with axes (M, D), and where it is, block by block."""
-    found = [(rows @ axes.T).max(1) for rows in z.split(block)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    values, indices = zip(*((rows @ axes.T).max(1) for rows in z.split(block)), strict=True)
+    return torch.cat(values), torch.cat(indices)
 
 
 def _shift_score(features: Features, bank: FeatureBank, k: int) -> Tensor:

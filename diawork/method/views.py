@@ -117,7 +117,9 @@ def _crop_boxes(n: int, cfg: ViewsConfig, uniform: Callable[..., Tensor], tries:
 def augment(x: Tensor, drawn: Augmentation) -> Tensor:
     """Apply drawn T to (N, C, H, W); on one channel hue, saturation and grey are identities."""
     drawn = Augmentation(*(value.to(x.device) for value in vars(drawn).values()))
-    x = _jitter_grey(x, drawn) if x.shape[1] == 1 else _jitter_colour(x, drawn)
+    x = _jitter(x, drawn)
+    if x.shape[1] == 3:
+        x = torch.where(_column(drawn.grey), kc.rgb_to_grayscale(x).expand_as(x), x)
     return _crop(x, drawn.box)
 
 
@@ -130,15 +132,8 @@ def _contrast(x: Tensor, factor: Tensor) -> Tensor:
     return ((x - mean) * _column(factor) + mean).clamp(0, 1)
 
 
-def _jitter_grey(x: Tensor, drawn: Augmentation) -> Tensor:
-    # untouched rows (factors 1) keep their range, so that a released-range view keeps its negatives
-    touched = _column((drawn.brightness != 1) | (drawn.contrast != 1))
-    first = torch.where(_column(drawn.contrast_first), _contrast(x, drawn.contrast), (x * _column(drawn.brightness)))
-    first = first.clamp(0, 1)
-    second = torch.where(
-        _column(drawn.contrast_first), first * _column(drawn.brightness), _contrast(first, drawn.contrast)
-    )
-    return torch.where(touched, second.clamp(0, 1), x)
+def _brightness(x: Tensor, drawn: Augmentation) -> Tensor:
+    return (x * _column(drawn.brightness)).clamp(0, 1)
 
 
 def _hsv(x: Tensor, drawn: Augmentation) -> Tensor:
@@ -149,13 +144,14 @@ def _hsv(x: Tensor, drawn: Augmentation) -> Tensor:
     return kc.hsv_to_rgb(torch.stack([hue, saturation, value], 1)).clamp(0, 1)
 
 
-def _jitter_colour(x: Tensor, drawn: Augmentation) -> Tensor:
-    order = _column(drawn.contrast_first)
-    first = torch.where(order, _contrast(x, drawn.contrast), _hsv(x, drawn))
-    second = torch.where(order, _hsv(first, drawn), _contrast(first, drawn.contrast))
+def _jitter(x: Tensor, drawn: Augmentation) -> Tensor:
+    """Change contrast and brightness (of colours: hue, saturation and value) in each row's own order."""
+    order, tint = _column(drawn.contrast_first), _brightness if x.shape[1] == 1 else _hsv
+    first = torch.where(order, _contrast(x, drawn.contrast), tint(x, drawn))
+    second = torch.where(order, tint(first, drawn), _contrast(first, drawn.contrast))
+    # untouched rows (factors 1) keep their range, so that a released-range view keeps its negatives
     touched = _column((drawn.brightness != 1) | (drawn.contrast != 1))
-    x = torch.where(touched, second, x)
-    return torch.where(_column(drawn.grey), kc.rgb_to_grayscale(x).expand_as(x), x)
+    return torch.where(touched, second, x)
 
 
 def _crop(x: Tensor, box: Tensor) -> Tensor:

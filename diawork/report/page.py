@@ -56,7 +56,7 @@ def _render(context: dict[str, Any]) -> str:
         loader=templates, autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True
     )
     environment.filters |= {
-        "number": _number, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": _pvalue,
+        "number": _decimal, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": _pvalue,
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
     }  # fmt: skip
     return environment.get_template("report.html.j2").render(context)
@@ -67,7 +67,7 @@ def _printable(value: Any) -> Any:
     return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _number(value: float, digits: int = 3) -> str:
+def _decimal(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:,.{digits}f}"
 
 

@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 from diawork import figures
 from diawork.base.compute import count_macs, layer_macs
 from diawork.base.config import DissolveConfig, ExperimentConfig
-from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.errors import UsageError, pick
 from diawork.base.files import digest, write_bytes, write_json
 from diawork.data.variants import open_data
 from diawork.method.ddpm import build_ddpm
@@ -55,9 +55,8 @@ def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = N
 
     ``root`` is the folder for runs; ``data_root``, ``compute`` and ``progress`` may follow.
     """
-    if name not in FIGURES:
-        raise UsageError(f"{name!r} is not a figure.", hint=did_you_mean(name, FIGURES))
-    drawing = FIGURES[name](cfg, {"root": root, "data_root": None, "compute": None, "progress": True} | where)
+    draw = pick(FIGURES, name, "figure")
+    drawing = draw(cfg, {"root": root, "data_root": None, "compute": None, "progress": True} | where)
     folder = in_cell() or runs_root(root) / "figures" / f"{name}-{digest([name, cfg.model_dump(mode='json')])}"
     drawing.path = folder / "figure.png"
     write_bytes(drawing.path, figures.png_bytes(drawing.figure, 110))

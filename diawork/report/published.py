@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.errors import pick
 from diawork.base.files import shipped
 from diawork.data.strictyaml import parse_yaml
 from diawork.report.tables import summary_table
@@ -35,8 +35,8 @@ def published(table: str | None = None) -> pd.DataFrame:
     Shares are fractions, whatever the source printed; ``marks`` and ``remarks`` are spelt out.
     """
     book = _published_yaml()
-    if table is not None and table not in book["tables"]:
-        raise UsageError(f"{table!r} is not a published table.", hint=did_you_mean(table, book["tables"]))
+    if table is not None:
+        pick(book["tables"], table, "published table")
     chosen = [table] if table else list(book["tables"])
     return pd.DataFrame([cell for key in chosen for cell in _cells(book, key)])
 

@@ -15,7 +15,7 @@ from diawork.evaluation.pixels import pixel_summary
 from diawork.method.dissolve import Dissolver
 
 MAPPED = 80  # images whose maps are measured, evenly spaced
-SHOWN = 6  # of them kept as pictures
+KEPT = 6  # of them, as pictures
 STRIP_STEPS = (10, 30, 50, 75, 100, 130, 160, 200, 250, 300, 400, 600)  # among them the paper's Fig. 1
 
 
@@ -67,13 +67,14 @@ def mapped(images: ImageSet, healthy: ImageSet, methods: MapMethods) -> dict[str
     maps["|x − mean healthy image|, smoothed"] = mean_map(some, healthy, smooth=SMOOTH)
     table = [pixel_summary(values, masks) for values in maps.values()]
     columns = [f"{metric}{end}" for metric in ("pixel_auroc", "aupro") for end in ("", "_low", "_high")]
-    lesions = np.flatnonzero(masks.any((1, 2)))
-    shown = np.append(lesions[:: max(1, len(lesions) // (SHOWN - 1))][: SHOWN - 1], np.flatnonzero(~some.anomalous)[:1])
+    lesioned = np.flatnonzero(masks.any((1, 2)))
+    spread = lesioned[:: max(1, len(lesioned) // (KEPT - 1))][: KEPT - 1]
+    kept = np.append(spread, np.flatnonzero(~some.anomalous)[:1])
     return {
-        "maps": np.stack([values[shown] for values in maps.values()]).astype(np.float16),
-        "maps_images": some.images[shown].mean(1).numpy(),
-        "maps_masks": masks[shown],
-        "maps_label": some.class_names[shown],
+        "maps": np.stack([values[kept] for values in maps.values()]).astype(np.float16),
+        "maps_images": some.images[kept].mean(1).numpy(),
+        "maps_masks": masks[kept],
+        "maps_label": some.class_names[kept],
         "maps_names": np.array(list(maps)),
         "maps_table": np.array([[row[c] for c in columns] for row in table]),
         "maps_counts": np.array([table[0]["n_images"], table[0]["n_anomalous"], table[0]["n_regions"]]),

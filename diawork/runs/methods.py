@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diawork.base.config import ExperimentConfig
-from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.errors import pick
 from diawork.data.manifests import Manifest
 from diawork.detectors.registry import CONTROLS, DETECTORS, entry_of
 
@@ -17,9 +17,7 @@ METHODS |= {name: {"detector": name} for name in CONTROLS}
 
 def method_config(cfg: ExperimentConfig, method: str) -> ExperimentConfig:
     """Return ``cfg`` with a method's detector and slot, e.g. "csi" or "gaussian_blur"."""
-    if method not in METHODS:
-        raise UsageError(f"{method!r} is not a method.", hint=did_you_mean(method, METHODS))
-    return cfg.override(METHODS[method])
+    return cfg.override(pick(METHODS, method, "method"))
 
 
 def has_slot(cfg: ExperimentConfig) -> bool:

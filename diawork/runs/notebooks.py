@@ -63,21 +63,21 @@ def notebook_parameters(notebook: Path) -> dict[str, dict[str, str]]:
 
 def defaults(known: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Return name → default of notebook parameters; one that is no literal is left out."""
-    found = {}
+    literals = {}
     for name, facts in known.items():
         with contextlib.suppress(ValueError, SyntaxError):
-            found[name] = ast.literal_eval(facts["default"])
-    return found
+            literals[name] = ast.literal_eval(facts["default"])
+    return literals
 
 
-def typed_parameters(notebook: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Check ``given`` against the notebook's parameters; strings are read as the declared type.
+def typed_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Check ``values`` against the notebook's parameters; strings are read as the declared type.
 
     Raises ``UsageError`` for an unknown name (papermill would only log it) or another type.
     """
     known = notebook_parameters(notebook)
     typed = {}
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in known:
             raise UsageError(f"{name!r} is not a parameter of {notebook.name}.", hint=did_you_mean(name, known))
         typed[name] = _typed(name, value, known[name]["inferred_type_name"])
@@ -174,9 +174,9 @@ class _Kernels:
 
 def _cell_error(error: papermill.PapermillExecutionError, out: Path) -> NotebookError:
     cell = f"cell {error.exec_count}" if error.exec_count else "a cell"
-    found = NotebookError(f"{cell} raised {error.ename}: {error.evalue}", path=out)
-    found.trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-20:]
-    return found
+    told = NotebookError(f"{cell} raised {error.ename}: {error.evalue}", path=out)
+    told.trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-20:]
+    return told
 
 
 def _code_cells(path: Path) -> list[Any]:

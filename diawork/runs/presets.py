@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from diawork.base.config import ExperimentConfig
-from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.errors import pick
 
 
 def smoke() -> dict[str, Any]:
@@ -167,6 +167,4 @@ PRESETS = {f.__name__: f for f in (smoke, demo, cpu, paper, repo2023, repo2024)}
 
 def preset(name: str, **top_level: Any) -> ExperimentConfig:
     """Return the config of a preset, e.g. ``preset("cpu", dataset="pneumoniamnist", seed=1)``."""
-    if name not in PRESETS:
-        raise UsageError(f"{name!r} is not a preset.", hint=did_you_mean(name, PRESETS))
-    return ExperimentConfig().override(PRESETS[name]() | top_level)
+    return ExperimentConfig().override(pick(PRESETS, name, "preset")() | top_level)

@@ -55,8 +55,8 @@ def code_version() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that a run records."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
-    return {"diawork": _own_version(), "code": code_version(), "python": platform.python_version(), **found}
+    packages = {name: metadata.version(name) for name in _PACKAGES}
+    return {"diawork": _own_version(), "code": code_version(), "python": platform.python_version(), **packages}
 
 
 def _own_version() -> str:
@@ -98,23 +98,24 @@ class Run:
         """
         identity = cfg.digest(data["identity"])
         run = cls(Path(root) / f"{slug(data['name'])}-{slug(label)}-s{cfg.seed}-{identity}")
-        here = {"versions": versions(), "compute": compute}
+        made_with = {"versions": versions(), "compute": compute}
         if cell := in_cell():
             write_text(cell / "runs" / run.folder.name, os.path.relpath(run.folder, cell))
         if (run.folder / "config.json").exists():
-            run._warn_of_differences(here)
+            run._warn_of_differences(made_with)
             return run
-        created = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "label": label, "digest": identity}
-        write_json(run.folder / "config.json", {"config": cfg.model_dump(mode="json"), "data": data, **created, **here})
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"config": cfg.model_dump(mode="json"), "data": data, "created": created, "label": label}
+        write_json(run.folder / "config.json", record | {"digest": identity} | made_with)
         return run
 
-    def _warn_of_differences(self, here: dict[str, dict]) -> None:
-        made = self.config()
+    def _warn_of_differences(self, now: dict[str, dict]) -> None:
+        then = self.config()
         changed = [
-            f"{name} {made.get(part, {}).get(name)} → {value}"
-            for part, values in here.items()
+            f"{name} {then.get(part, {}).get(name)} → {value}"
+            for part, values in now.items()
             for name, value in values.items()
-            if made.get(part, {}).get(name) != value
+            if then.get(part, {}).get(name) != value
         ]
         if changed:
             warnings.warn(f"run {self.folder.name} was made with {', '.join(changed)}", stacklevel=3)

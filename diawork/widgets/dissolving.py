@@ -12,11 +12,11 @@ import ipywidgets as w
 import numpy as np
 
 from diawork import figures
-from diawork.base.errors import DiaworkError, UsageError
+from diawork.base.errors import DiaworkError, UsageError, pick
 from diawork.data.readers import read_image
 from diawork.method.dissolve import Occupant
 from diawork.widgets.controls import DPI, WIDE, WRAP, Explorer, OwnControls, StripControls, menu, number, offer
-from diawork.widgets.slots import ALL, NOTHING, STEPS, Images, Stacks, pick
+from diawork.widgets.slots import ALL, NOTHING, STEPS, Images, Stacks
 
 VIEWS = ("one image", "strip of images", "your own image or model")
 OWN = "your own"

@@ -18,7 +18,7 @@ from torch import Tensor
 from diawork import figures
 from diawork.base.compute import Compute
 from diawork.base.config import DissolveConfig
-from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
+from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.method.ddpm import DDPM, load_ddpm
 from diawork.method.dissolve import Dissolver, Occupant, build_operator, to_model
 
@@ -95,13 +95,6 @@ def fit_to(size: int) -> Callable[[np.ndarray], np.ndarray]:
         return to_model(square, size, "resize", antialias=True)[0].clamp(0, 1).numpy()
 
     return fit
-
-
-def pick(choices: Mapping[str, Any], name: str, what: str) -> Any:
-    """Return ``choices[name]``; an unknown name is refused with the nearest one."""
-    if name not in choices:
-        raise UsageError(f"{name!r} is not a {what} here.", hint=did_you_mean(name, choices))
-    return choices[name]
 
 
 def split_images(data: Any) -> Images:
