@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from diawork.base.compute import Compute
 from diawork.base.config import K, ScoreConfig, ViewsConfig
 from diawork.base.errors import NumericError, UsageError
-from diawork.base.seeding import generator
+from diawork.base.seeding import KeyedDraws, image_keys
 from diawork.base.stopping import raise_if_stopping
 from diawork.method.encoder import Encoder
 from diawork.method.views import SHIFTS, augment, draw_augmentation
@@ -50,30 +50,31 @@ def extract_features(
     views: ViewsConfig,
     score: ScoreConfig,
     seed: int = 0,
-    purpose: str = "bank",
+    what: str = "images",
     compute: Compute | None = None,
     batch: int = 1024,
     progress: bool = False,
 ) -> Features:
     """Embed x (N, C, H, W) in [0, 1] under T′ augmentations and K shifts; average over T′.
 
-    The draws depend on seed, purpose, sample and image alone, so neither the batch size nor a
-    training around the call changes a score, and the call changes nothing in a training.
+    The draws depend on seed, sample, shift and the image's pixels alone, so neither its split, its place, its
+    batch nor a training around the call changes a score, and the call changes nothing in a training.
+    ``what`` names the images on the progress bar.
     """
     compute = compute or Compute()
     was_training = encoder.training
     compute.prepare(encoder).eval()
     cfg = views.model_copy(update={"crop_scale": score.crop_scale})
     sums: list[Tensor] = []
-    for sample in tqdm(range(score.samples), desc=f"features of {purpose}", disable=not progress):
-        drawn = draw_augmentation(K * len(x), cfg, generator(seed, "score", purpose, sample))
-        mirrored = torch.rand(len(x), generator=generator(seed, "score", purpose, sample, "flip")) < 0.5
+    keys = image_keys(x)
+    for sample in tqdm(range(score.samples), desc=f"features of {what}", disable=not progress):
+        mirrored = KeyedDraws(keys, seed, "score", sample, "flip").rand(len(x)) < 0.5
         mirrored &= views.hflip
         rows = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         per_shift = []
         for k in range(K):
-            shifted, parameters = SHIFTS[views.shift](rows, k), drawn.take(slice(k * len(x), (k + 1) * len(x)))
-            per_shift.append(_embed(encoder, augment(shifted, parameters), compute, batch))
+            drawn = draw_augmentation(len(x), cfg, KeyedDraws(keys, seed, "score", sample, k))
+            per_shift.append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute, batch))
         sums.append(torch.stack(per_shift))
     encoder.train(was_training)
     mean = torch.stack(sums).mean(0)

@@ -17,6 +17,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError
 from diawork.base.files import digest
+from diawork.base.seeding import DRAWS
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.images import ImageSet, Splits
@@ -65,12 +66,14 @@ def run_experiment(
     if needs_ddpm(cfg) and cfg.diffusion.dataset:
         data["identity"] = digest([data["identity"], diffusion_data(cfg, splits, data_root).train.identity])
     run = Run.create(runs_root(root), cfg, data=data, label=label_of(cfg), compute=compute.as_dict())
-    if run.done:
+    if run.current:
         if progress:
             tqdm.write(f"reused {run.folder}")
         return run
+    if run.done and progress:
+        tqdm.write(f"scoring {run.folder} anew: it was scored under another scheme of draws")
     with run.working(), stop_at_once():
-        if not run.done:  # by another cell, which was waited for
+        if not run.current:  # by another cell, which was waited for
             where = {"root": root, "data_root": data_root, "compute": compute, "progress": progress}
             _work(run, cfg, splits, evaluated, where)
     return run
@@ -196,6 +199,7 @@ def _result(run: Run, detector: Detector, cfg: ExperimentConfig, metrics: dict, 
         "selection": detector.selection,
         "pretrained_weights": detector.requires_weights,
         "weights": detector.weights,
+        "draws": DRAWS,
         "metrics": metrics,
         "cost": cost,
         "settings": cfg.flat(),

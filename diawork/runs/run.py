@@ -34,6 +34,7 @@ from diawork.base.files import (
     write_text,
 )
 from diawork.base.locks import locked
+from diawork.base.seeding import DRAWS
 
 SCHEMA = 1
 CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
@@ -136,6 +137,11 @@ class Run:
         with contextlib.suppress(DiaworkError):
             return bool(self.result())
         return False
+
+    @property
+    def current(self) -> bool:
+        """Say whether the run is done and its images were scored as they are scored today."""
+        return self.done and self.result().get("draws", 1) == DRAWS
 
     def state(self) -> str:
         """Return "done" where there is a result, else why there is none, e.g. "failed: out of memory"."""
