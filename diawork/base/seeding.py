@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-DRAWS = 2  # the scheme by which scoring draws: 1 by an image's position in its split, 2 by its pixels
 _GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_LEVELS = 2**16 - 1  # of grey, at which two images count as the same
+_LEVELS = 2**16 - 1  # of grey: images that agree at these are the same image
 
 
 def key(seed: int, *path: str | int) -> int:
@@ -29,9 +28,9 @@ def image_keys(x: torch.Tensor) -> np.ndarray:
 
     Split, position, folder and batch do not matter: the same picture has the same key wherever it stands.
     """
-    levels = (x * _LEVELS).round().to(torch.int32).cpu().numpy().astype(np.uint16)
+    levels = ((image.cpu() * _LEVELS).nan_to_num().round().numpy().astype("<i4") for image in x)
     digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in levels)
-    return np.frombuffer(b"".join(digests), np.uint64)
+    return np.frombuffer(b"".join(digests), "<u8")
 
 
 class KeyedDraws:
@@ -46,18 +45,16 @@ class KeyedDraws:
         count = math.prod(shape[1:])
         positions = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
         self._drawn += count
-        with np.errstate(over="ignore"):
-            state = _mixed(self.keys)[:, None] + positions * _GOLDEN
-            values = (_mixed(state) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+        state = _mixed(self.keys)[:, None] + positions * _GOLDEN  # arrays of uint64 wrap around
+        values = (_mixed(state) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
         return torch.from_numpy(values).reshape(shape)
 
 
 def _mixed(state: np.ndarray) -> np.ndarray:
     """Return SplitMix64's finaliser of 64-bit states."""
-    with np.errstate(over="ignore"):
-        state = (state ^ (state >> np.uint64(30))) * _MIX[0]
-        state = (state ^ (state >> np.uint64(27))) * _MIX[1]
-        return state ^ (state >> np.uint64(31))
+    state = (state ^ (state >> np.uint64(30))) * _MIX[0]
+    state = (state ^ (state >> np.uint64(27))) * _MIX[1]
+    return state ^ (state >> np.uint64(31))
 
 
 Source = torch.Generator | KeyedDraws

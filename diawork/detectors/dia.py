@@ -20,16 +20,15 @@ from diawork.base.checkpoints import (
     save_checkpoint,
 )
 from diawork.base.compute import Compute
-from diawork.base.config import ExperimentConfig, K, validated
+from diawork.base.config import DRAWS, ExperimentConfig, K, validated
 from diawork.base.errors import CheckpointError, DataError, UsageError
-from diawork.base.seeding import DRAWS
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
 from diawork.method.encoder import build_encoder
-from diawork.method.scoring import FeatureBank, extract_features, score
+from diawork.method.scoring import FeatureBank, copies_noise, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
 from diawork.method.views import BranchBuilder
 
@@ -142,7 +141,8 @@ class DIA(Detector):
         features = self._features(self._channels(images), images.split, samples=samples, progress=progress)
         scores = score(features, bank, parts=self.cfg.score.parts)
         parts = {name: getattr(scores, name).numpy() for name in ("similarity", "shift", "nearest")}
-        return Scores(scores.total.numpy(), parts)
+        noise = copies_noise(features, bank, parts=self.cfg.score.parts)
+        return Scores(scores.total.numpy(), parts, noise=None if noise is None else noise.numpy())
 
     def _fitted(self) -> FeatureBank:
         if self.bank is None:

@@ -16,6 +16,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import NO_STEP, DissolveConfig
 from diawork.base.errors import UsageError
 from diawork.base.seeding import generator as keyed_generator
+from diawork.base.seeding import image_keys
 from diawork.method.unet import frozen_unet
 
 Dissolve = Callable[..., tuple[Tensor, Tensor]]  # all that training asks of an occupant
@@ -223,8 +224,10 @@ class _Operator:
         return self.apply(x, generator), torch.full((len(x),), NO_STEP)
 
     def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
-        """Return (T, B, C, H, W): the same at every step, made once."""
-        return preview(self, x).cpu().expand(len(ts), *x.shape)
+        """Return (T, B, C, H, W): the same at every step, made once, with draws keyed by an image's pixels."""
+        keys = image_keys(x).tolist()
+        made = [self.apply(x[i : i + 1], keyed_generator(0, "stack", image)) for i, image in enumerate(keys)]
+        return torch.cat(made).cpu().expand(len(ts), *x.shape)
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not say what it does to an image")

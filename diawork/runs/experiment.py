@@ -14,17 +14,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
-from diawork.base.config import ExperimentConfig
+from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import UsageError
 from diawork.base.files import digest
-from diawork.base.seeding import DRAWS
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.images import ImageSet, Splits
 from diawork.data.variants import open_data
 from diawork.detectors.face import Detector, EpochHook
 from diawork.detectors.registry import entry_of
-from diawork.evaluation.metrics import auroc, summary, threshold_at_specificity
+from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.dissolve import Dissolver
 from diawork.method.matching import matched
 from diawork.runs.evidence import evidence
@@ -71,7 +70,7 @@ def run_experiment(
             tqdm.write(f"reused {run.folder}")
         return run
     if run.done and progress:
-        tqdm.write(f"scoring {run.folder} anew: it was scored under another scheme of draws")
+        tqdm.write(f"scoring {run.folder} anew: it was scored under draws {run.draws}, today's are {DRAWS}")
     with run.working(), stop_at_once():
         if not run.current:  # by another cell, which was waited for
             where = {"root": root, "data_root": data_root, "compute": compute, "progress": progress}
@@ -169,6 +168,8 @@ def _evaluate(
         if images.split == "val" and not detector.oracle:  # an oracle has no rule to carry over
             threshold = threshold_at_specificity(one.total[~images.anomalous], SPECIFICITY)
         metrics[images.split] = summary(one.total, images.anomalous, threshold=threshold)
+        if one.noise is not None:
+            metrics[images.split] |= draws_noise(one.total, one.noise, images.anomalous)
         rows += _score_rows(images, one.total, one.parts)
     return metrics, rows
 
@@ -199,7 +200,7 @@ def _result(run: Run, detector: Detector, cfg: ExperimentConfig, metrics: dict, 
         "selection": detector.selection,
         "pretrained_weights": detector.requires_weights,
         "weights": detector.weights,
-        "draws": DRAWS,
+        "draws": None if detector.control else DRAWS,
         "metrics": metrics,
         "cost": cost,
         "settings": cfg.flat(),

@@ -47,7 +47,7 @@ class CellFolder:
         same = isinstance(found, dict) and found.get("schema") == SCHEMA and found.get("digest") == spec["digest"]
         if not same or found.get("data") != spec["data"]:
             return None
-        return found if all(Run(self.path / folder).done for folder in found["runs"]) else None
+        return found if all(Run(self.path / folder).current for folder in found["runs"]) else None
 
     def finish(self, seconds: float) -> None:
         """Commit the result of a notebook that came to its end.
@@ -55,7 +55,7 @@ class CellFolder:
         Raises ``CheckpointError`` where a run is missing or not done: the notebook's word is not enough.
         """
         spec, runs = self.spec(), self.runs()
-        undone = [run.folder.name for run in runs if not run.done]
+        undone = [run.folder.name for run in runs if not run.current]
         if undone or (spec["makes_run"] and not runs):
             what = f"the notebook came to its end without a finished run ({', '.join(undone) or 'none was begun'})."
             raise CheckpointError(what, path=self.path)
@@ -80,4 +80,9 @@ class CellFolder:
             return found | {"state": "running", "error": ""}
         if found["state"] == "running":
             return found | {"state": "died", "error": "the process that worked on it is gone"}
-        return found | ({"state": "pending"} if found["state"] == "done" else {})  # its data or its run has changed
+        return found | ({"state": "pending", "error": self._outdated()} if found["state"] == "done" else {})
+
+    def _outdated(self) -> str:
+        """Say which runs were scored under other draws than today's; "" where its data or its run has changed."""
+        older = [f"{run.folder.name} under draws {run.draws}" for run in self.runs() if run.done and not run.current]
+        return f"scored {', '.join(older)}: run the sweep again, it scores anew and trains nothing" if older else ""
