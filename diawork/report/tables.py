@@ -38,8 +38,8 @@ def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
 
     Columns: what ``result.json`` says, metrics as ``test.auroc``, settings and costs by dotted name, ``split``,
     the one that a table is about: test, or val where no run scored test (a search); beside runs that did, such
-    runs count as unfinished, and so do runs scored under older draws beside newer ones. ``attrs``: ``found`` runs in all, ``unfinished`` and ``unreadable`` as lists of
-    (name, reason).
+    runs count as unfinished, and so do runs scored under older draws beside newer ones. ``attrs``: ``found`` runs
+    in all, ``unfinished`` and ``unreadable`` as lists of (name, reason).
     """
     roots = [runs] if isinstance(runs, str | Path) else runs
     all_runs = {run.folder: run for root in roots for run in find_runs(root)}
