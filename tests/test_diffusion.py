@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diawork.base.checkpoints import load_checkpoint
+from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, DataError, Interrupted, NumericError
 from diawork.base.stopping import _asked
@@ -81,6 +82,17 @@ def test_a_stopped_training_goes_on_exactly(trained, tmp_path, monkeypatch, stop
     assert same_weights(resumed.raw, trained.raw) and same_weights(resumed.ema, trained.ema)
     assert resumed.losses == trained.losses
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["ddpm.json", "ddpm.safetensors"]
+
+
+def test_the_order_of_batches_is_drawn_once_an_epoch(monkeypatch):
+    from diawork.method import ddpm as diffusion
+
+    drawn, draw = [], diffusion.batches
+    monkeypatch.setattr(diffusion, "batches", lambda *given: drawn.append(given[2].initial_seed()) or draw(*given))
+    trainer = diffusion._Trainer(TINY, Compute(), {})
+    index = torch.cat([trainer._index(12, step) for step in range(6)])  # two epochs of three batches
+    assert len(drawn) == 2 == len(set(drawn))
+    assert [sorted(epoch.tolist()) for epoch in index.split(12)] == [list(range(12))] * 2
 
 
 def test_a_finished_training_is_loaded(trained, tmp_path, monkeypatch):

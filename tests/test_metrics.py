@@ -172,3 +172,13 @@ def test_refuses_parameters_out_of_range(call):
 def test_threshold_refuses_scores_that_are_not_finite():
     with pytest.raises(DiaworkError, match="not finite"):
         metrics.threshold_at_specificity([0.0, np.nan])
+
+
+def test_noise_of_draws_is_that_of_scores_drawn_again():
+    rng = np.random.default_rng(0)
+    scores, anomalous = scored(600)
+    found = metrics.draws_noise(scores, 0.3 * rng.standard_normal(600), anomalous)
+    again = [metrics.auroc(scores + 0.3 * rng.standard_normal(600), anomalous) for _ in range(200)]
+    assert found["noise_share"] == pytest.approx(0.3 / scores.std(), rel=0.1)
+    assert found["noise_auroc"] == pytest.approx(np.std(again), rel=0.25)
+    assert metrics.draws_noise(scores, np.zeros(600), anomalous) == {"noise_share": 0, "noise_auroc": 0}

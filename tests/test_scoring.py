@@ -92,9 +92,9 @@ def test_features_have_their_shapes_and_do_not_depend_on_the_batch(encoder):
     assert torch.allclose(whole.z, pieces.z, atol=1e-4)
 
 
-def test_purposes_draw_differently(encoder):
-    x = torch.rand(3, 1, 16, 16)
-    assert not torch.allclose(features_of(encoder, x).z, features_of(encoder, x, purpose="test").z)
+def test_seeds_draw_differently(encoder):
+    x = torch.rand(3, 1, 28, 28)
+    assert not torch.allclose(features_of(encoder, x).z, features_of(encoder, x, seed=1).z)
 
 
 def test_scoring_changes_nothing(encoder):
@@ -105,3 +105,15 @@ def test_scoring_changes_nothing(encoder):
     assert encoder.training and torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(v, weights[k]) for k, v in encoder.state_dict().items())
     encoder.eval()
+
+
+def test_the_score_of_an_image_does_not_depend_on_its_company(encoder):
+    x = torch.rand(12, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    bank = FeatureBank.fit(features_of(encoder, x[:6]))
+    total = score(features_of(encoder, x), bank).total
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(4))
+    alone = torch.cat([score(features_of(encoder, x[i : i + 1]), bank).total for i in range(12)])
+    for other in (alone, score(features_of(encoder, x, batch=5), bank).total):
+        assert (other - total).abs().max() < 1e-4 * total.std()
+    shuffled = score(features_of(encoder, x[order]), bank).total
+    assert (shuffled - total[order]).abs().max() < 1e-4 * total.std()

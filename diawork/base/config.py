@@ -25,6 +25,7 @@ from diawork.base.rivals import (
 )
 
 K = 4  # shifts, fixed by the method
+DRAWS = 2  # the scheme by which scoring draws: 1 by an image's position in its split, 2 by its pixels
 NO_STEP = -1  # the dissolving step of a view that was not dissolved
 
 _Model = TypeVar("_Model", bound=BaseModel)

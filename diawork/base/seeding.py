@@ -2,9 +2,14 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+
+_GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_LEVELS = 2**16 - 1  # of grey: images that agree at these are the same image
 
 
 def key(seed: int, *path: str | int) -> int:
@@ -16,6 +21,50 @@ def key(seed: int, *path: str | int) -> int:
 def generator(seed: int, *path: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """Return a fresh generator for one purpose, e.g. ``generator(0, "train", step, "t")``."""
     return torch.Generator(device).manual_seed(key(seed, *path))
+
+
+def image_keys(x: torch.Tensor) -> np.ndarray:
+    """Return a key for each image's pixels (N, C, H, W) in [0, 1]: (N,) uint64.
+
+    Split, position, folder and batch do not matter: the same picture has the same key wherever it stands.
+    """
+    levels = ((image.cpu() * _LEVELS).nan_to_num().round().numpy().astype("<i4") for image in x)
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in levels)
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+class KeyedDraws:
+    """Draws for rows that each have a key: a row's values depend on its key and the purpose, not on its company."""
+
+    def __init__(self, keys: np.ndarray, seed: int, *path: str | int) -> None:
+        self.keys = keys ^ np.uint64(key(seed, *path))
+        self._drawn = 0  # values a row so far
+
+    def rand(self, *shape: int) -> torch.Tensor:
+        """Return uniform values in [0, 1) of this shape, a row a key (SplitMix64 of key and position)."""
+        count = math.prod(shape[1:])
+        positions = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
+        self._drawn += count
+        state = _mixed(self.keys)[:, None] + positions * _GOLDEN  # arrays of uint64 wrap around
+        values = (_mixed(state) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+        return torch.from_numpy(values).reshape(shape)
+
+
+def _mixed(state: np.ndarray) -> np.ndarray:
+    """Return SplitMix64's finaliser of 64-bit states."""
+    state = (state ^ (state >> np.uint64(30))) * _MIX[0]
+    state = (state ^ (state >> np.uint64(27))) * _MIX[1]
+    return state ^ (state >> np.uint64(31))
+
+
+Source = torch.Generator | KeyedDraws
+
+
+def rand(source: Source, *shape: int) -> torch.Tensor:
+    """Return uniform values in [0, 1) from a generator, or from draws keyed row by row."""
+    if isinstance(source, KeyedDraws):
+        return source.rand(*shape)
+    return torch.rand(*shape, generator=source)
 
 
 @contextlib.contextmanager

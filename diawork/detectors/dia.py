@@ -20,7 +20,7 @@ from diawork.base.checkpoints import (
     save_checkpoint,
 )
 from diawork.base.compute import Compute
-from diawork.base.config import ExperimentConfig, K, validated
+from diawork.base.config import DRAWS, ExperimentConfig, K, validated
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
@@ -28,7 +28,7 @@ from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
 from diawork.method.encoder import build_encoder, in_channels
-from diawork.method.scoring import FeatureBank, extract_features, score
+from diawork.method.scoring import FeatureBank, copies_noise, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
 from diawork.method.views import BranchBuilder
 
@@ -90,6 +90,9 @@ class DIA(Detector):
         if folder and (folder / f"{WEIGHTS}.json").exists():
             finished = load_checkpoint(folder / WEIGHTS, spec=self.spec)
             self._restore(finished).history.seconds = finished.value("seconds", float)
+            if finished.state.get("draws") != DRAWS:  # the weights stand; the bank was drawn by another scheme
+                self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress))
+                self.save(folder)
             Keeper(folder, spec={}).clear()  # what a kill just after the last save left
             return self
         keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
@@ -102,7 +105,7 @@ class DIA(Detector):
             self.encoder, x, BranchBuilder(cfg.views, self.dissolve), train=cfg.train, loss=cfg.loss, seed=cfg.seed,
             compute=self.compute, keeper=keeper, on_epoch=hook, progress=progress,
         )  # fmt: skip
-        self.bank = FeatureBank.fit(self._features(x, "bank", progress=progress))
+        self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress))
         if folder:
             self.save(folder)
             keeper.clear()
@@ -111,15 +114,15 @@ class DIA(Detector):
     def _asked(self, on_epoch: EpochHook, epoch: int, x: Tensor) -> float | None:
         """Call the hook with a bank of one sample, so that it can score; afterwards there is none again."""
         try:
-            self.bank = FeatureBank.fit(self._features(x, "bank", samples=1))
+            self.bank = FeatureBank.fit(self._features(x, "the bank", samples=1))
             return on_epoch(epoch, self)
         finally:
             self.bank = None
 
-    def _features(self, x: Tensor, purpose: str, *, samples: int | None = None, progress: bool = False) -> Any:
+    def _features(self, x: Tensor, what: str, *, samples: int | None = None, progress: bool = False) -> Any:
         cfg = self.cfg.score.model_copy(update={"samples": samples or self.cfg.score.samples})
         return extract_features(
-            self.encoder, x, views=self.cfg.views, score=cfg, seed=self.cfg.seed, purpose=purpose,
+            self.encoder, x, views=self.cfg.views, score=cfg, seed=self.cfg.seed, what=what,
             compute=self.compute, progress=progress,
         )  # fmt: skip
 
@@ -130,7 +133,8 @@ class DIA(Detector):
         features = self._features(x, images.split, samples=samples, progress=progress)
         scores = score(features, bank, parts=self.cfg.score.parts)
         parts = {name: getattr(scores, name).numpy() for name in ("similarity", "shift", "nearest")}
-        return Scores(scores.total.numpy(), parts)
+        noise = copies_noise(features, bank, parts=self.cfg.score.parts)
+        return Scores(scores.total.numpy(), parts, noise=None if noise is None else noise.numpy())
 
     def _fitted(self) -> FeatureBank:
         if self.bank is None:
@@ -167,7 +171,7 @@ class DIA(Detector):
         tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
         tensors |= {f"bank.{k}": v for k, v in self._fitted().tensors().items()}
         tensors |= {"healthy": torch.from_numpy(self.healthy)}
-        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history))
+        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history) | {"draws": DRAWS})
 
     @classmethod
     def load(cls, folder: Path | str, *, compute: Compute | None = None) -> Self:
@@ -178,6 +182,13 @@ class DIA(Detector):
             cfg = validated(ExperimentConfig, checkpoint.spec.get("config") or {})
         except UsageError as error:
             raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
+        draws = checkpoint.state.get("draws", 1)
+        if draws != DRAWS:
+            raise CheckpointError(
+                f"its feature bank was drawn by scheme {draws}, images are scored by scheme {DRAWS}.",
+                path=checkpoint.path,
+                hint="Run the command that made it again: the weights stay, bank and scores are made anew.",
+            )
         detector = cls.__new__(cls)
         detector.cfg, detector.compute, detector.dissolve = cfg, compute or Compute.auto(), None
         detector.encoder = build_encoder(cfg.encoder, seed=cfg.seed, shifts=cfg.classes)

@@ -23,6 +23,7 @@ class Scores:
     total: np.ndarray  # (N,)
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # name → (N, K)
     maps: np.ndarray | None = None  # (N, H, W)
+    noise: np.ndarray | None = None  # (N,) by how much each would move under other draws, where it draws any
 
 
 class Detector(ABC):

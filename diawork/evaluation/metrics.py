@@ -211,6 +211,19 @@ def _at_threshold(abnormal: np.ndarray, normal: np.ndarray, threshold: float) ->
     }
 
 
+def draws_noise(
+    scores: np.ndarray, noise: np.ndarray, anomalous: np.ndarray, *, repeats: int = 200, seed: int = 0
+) -> dict[str, float]:
+    """Return what other draws would do to scores (N,) with a noise of their own (N,): ``noise_share``, ``noise_auroc``.
+
+    The share is σ / sd(scores) with σ² = mean noise², the other the standard deviation of the AUROC of scores + σ·ε.
+    """
+    by_class(scores, anomalous)  # refuses what cannot be evaluated
+    sigma, rng = float(np.sqrt(np.mean(np.square(noise)))), np.random.default_rng(seed)
+    areas = [auroc(scores + sigma * rng.standard_normal(len(scores)), anomalous) for _ in range(repeats)]
+    return {"noise_share": sigma / max(float(np.std(scores)), 1e-12), "noise_auroc": float(np.std(areas, ddof=1))}
+
+
 def followed(scores: np.ndarray, statistics: np.ndarray) -> tuple[np.ndarray, float]:
     """Return Spearman's ρ of scores (N,) with each statistic (N, F), and R² of their ranks by all of them.
 

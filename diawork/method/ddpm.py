@@ -154,6 +154,7 @@ class _Trainer:
         self.optimizer = torch.optim.Adam(self.ddpm.parameters(), lr=cfg.lr, betas=cfg.betas)
         self.step = 0
         self.losses: list[float] = []
+        self._epoch, self._order = -1, list[Tensor]()  # the epoch whose order of batches is at hand
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -197,7 +198,10 @@ class _Trainer:
     def _index(self, n: int, micro_step: int) -> Tensor:
         """Return the positions of the images in a micro-batch."""
         epoch, position = divmod(micro_step, -(-n // self.cfg.batch_size))
-        return list(batches(n, self.cfg.batch_size, generator(self.cfg.seed, "ddpm", epoch, "order")))[position]
+        if epoch != self._epoch:
+            draws = generator(self.cfg.seed, "ddpm", epoch, "order")
+            self._epoch, self._order = epoch, list(batches(n, self.cfg.batch_size, draws))
+        return self._order[position]
 
     def _loss(self, batch: Tensor, micro_step: int) -> Tensor:
         cfg, seed = self.cfg, self.cfg.seed

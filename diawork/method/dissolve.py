@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diawork.base import seeding
 from diawork.base.compute import Compute
 from diawork.base.config import NO_STEP, DissolveConfig
 from diawork.base.errors import UsageError
-from diawork.base.seeding import generator as keyed_generator
 from diawork.method.unet import frozen_unet
 
 Dissolve = Callable[..., tuple[Tensor, Tensor]]  # all that training asks of an occupant
@@ -207,9 +207,8 @@ class Dissolver:
 
 def preview(operator: Dissolve, x: Tensor, *, seed: int = 0) -> Tensor:
     """Return what any occupant of the slot makes of (B, C, H, W), with draws that depend on ``seed`` alone."""
-    rows = torch.arange(len(x))
-    draws = keyed_generator(seed, "preview")
-    return operator(x, image=rows, flip=torch.zeros(len(x), dtype=torch.bool), generator=draws)[0]
+    rows, draws = torch.arange(len(x)), seeding.generator(seed, "preview")
+    return operator(x, image=rows, flip=torch.zeros_like(rows, dtype=torch.bool), generator=draws)[0]
 
 
 # --- alternatives in the same slot (the paper's heuristic alternatives, and the plainest controls) ---
@@ -224,8 +223,10 @@ class _Operator(ABC):
         return self.apply(x, generator), torch.full((len(x),), NO_STEP)
 
     def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
-        """Return (T, B, C, H, W): the same at every step, made once."""
-        return preview(self, x).cpu().expand(len(ts), *x.shape)
+        """Return (T, B, C, H, W): the same at every step, made once, with draws keyed by an image's pixels."""
+        rows = zip(x.split(1), seeding.image_keys(x).tolist(), strict=True)
+        made = [self.apply(row, seeding.generator(0, "stack", key)) for row, key in rows]
+        return torch.cat(made).cpu().expand(len(ts), *x.shape)
 
     @abstractmethod
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,8 @@ this project a higher score is always more anomalous.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from diawork.base.compute import Compute
 from diawork.base.config import K, ScoreConfig, ViewsConfig
 from diawork.base.errors import NumericError, UsageError
-from diawork.base.seeding import generator
+from diawork.base.seeding import KeyedDraws, image_keys
 from diawork.base.stopping import raise_if_stopping
 from diawork.method.encoder import Encoder
 from diawork.method.views import SHIFTS, augment, draw_augmentation
@@ -30,6 +31,7 @@ class Features:
 
     z: Tensor
     shift_logits: Tensor
+    halves: tuple[tuple[int, Features], ...] = ()  # number and mean of the even and of the odd samples, from T′ = 2
 
 
 @dataclass(frozen=True)
@@ -50,35 +52,41 @@ def extract_features(
     views: ViewsConfig,
     score: ScoreConfig,
     seed: int = 0,
-    purpose: str = "bank",
+    what: str = "images",
     compute: Compute | None = None,
     batch: int = 1024,
     progress: bool = False,
 ) -> Features:
     """Embed x (N, C, H, W) in [0, 1] under T′ augmentations and K shifts; average over T′.
 
-    The draws depend on seed, purpose, sample and image alone, so neither the batch size nor a
-    training around the call changes a score, and the call changes nothing in a training.
+    The draws depend on seed, sample, shift and the image's pixels alone, so neither its split, its place, its
+    batch nor a training around the call changes a score, and the call changes nothing in a training.
+    ``what`` names the images on the progress bar.
     """
     compute = compute or Compute()
     was_training = encoder.training
     compute.prepare(encoder).eval()
     cfg = views.model_copy(update={"crop_scale": score.crop_scale})
-    sums: list[Tensor] = []
-    for sample in tqdm(range(score.samples), desc=f"features of {purpose}", disable=not progress):
-        drawn = draw_augmentation(K * len(x), cfg, generator(seed, "score", purpose, sample))
-        mirrored = torch.rand(len(x), generator=generator(seed, "score", purpose, sample, "flip")) < 0.5
+    sums: list[Any] = [0.0, 0.0]  # over the even and the odd samples
+    keys = image_keys(x)
+    for sample in tqdm(range(score.samples), desc=f"features of {what}", disable=not progress):
+        mirrored = KeyedDraws(keys, seed, "score", sample, "flip").rand(len(x)) < 0.5
         mirrored &= views.hflip
         rows = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         per_shift = []
         for k in range(K):
-            shifted, parameters = SHIFTS[views.shift](rows, k), drawn.take(slice(k * len(x), (k + 1) * len(x)))
-            per_shift.append(_embed(encoder, augment(shifted, parameters), compute, batch))
-        sums.append(torch.stack(per_shift))
+            drawn = draw_augmentation(len(x), cfg, KeyedDraws(keys, seed, "score", sample, k))
+            per_shift.append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute, batch))
+        sums[sample % 2] = sums[sample % 2] + torch.stack(per_shift)
     encoder.train(was_training)
-    mean = torch.stack(sums).mean(0)
-    dim = encoder.cfg.projection_dim
-    return Features(mean[..., :dim], mean[..., dim:])
+    dim, counts = encoder.cfg.projection_dim, (-(-score.samples // 2), score.samples // 2)
+    halves = [(n, _parted(total / n, dim)) for n, total in zip(counts, sums, strict=True) if n]
+    mean = _parted((sums[0] + sums[1]) / score.samples, dim)
+    return replace(mean, halves=tuple(halves) if len(halves) == 2 else ())
+
+
+def _parted(values: Tensor, dim: int) -> Features:
+    return Features(values[..., :dim], values[..., dim:])
 
 
 def _embed(encoder: Encoder, x: Tensor, compute: Compute, batch: int) -> Tensor:
@@ -154,6 +162,19 @@ def score(features: Features, bank: FeatureBank, *, parts: str = "both", block: 
     if not torch.isfinite(total).all():
         raise NumericError(f"the score of image {_first_bad(total)} is not finite.", hint="The encoder has collapsed.")
     return Scores(total, similarity, shift, torch.stack(nearest, 1))
+
+
+def copies_noise(features: Features, bank: FeatureBank, *, parts: str = "both") -> Tensor | None:
+    """Estimate by how much each score (N,) would move under other T′ copies: |s_even − s_odd| · √(ab) / (a + b).
+
+    The scores of the a even and the b odd copies differ by σ²(1/a + 1/b); over all of them σ²/(a + b) is left.
+    One difference an image says little, their root mean square over images a lot. None where T′ = 1.
+    """
+    if not features.halves:
+        return None
+    (a, even), (b, odd) = features.halves
+    difference = score(even, bank, parts=parts).total - score(odd, bank, parts=parts).total
+    return difference.abs() * (a * b) ** 0.5 / (a + b)
 
 
 def _require_finite(features: Features) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diawork.base.config import NO_STEP, K, ViewsConfig
-from diawork.base.seeding import generator
+from diawork.base.seeding import Source, generator, rand
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Augmentation:
         return Augmentation(*(value[rows] for value in vars(self).values()))
 
 
-def draw_augmentation(n: int, cfg: ViewsConfig, generator: torch.Generator) -> Augmentation:
+def draw_augmentation(n: int, cfg: ViewsConfig, source: Source) -> Augmentation:
     """Draw T for n images, each on its own (§4 of the method: jitter, grey, resized crop)."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*(shape or (n,)), generator=generator)
+        return low + (high - low) * rand(source, *(shape or (n,)))
 
     jittered = uniform(0, 1) < cfg.jitter_probability
 

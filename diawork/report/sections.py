@@ -37,11 +37,25 @@ def section(table: pd.DataFrame, runs: Runs, pictures: str) -> dict[str, Any]:
         "notes": list(dict.fromkeys(note for group in runs.values() for notes in group["notes"] for note in notes)),
         "headline": headline(table, pd.DataFrame(tests)), "tiles": _tiles(table), "rows": table.to_dict("records"),
         "low": math.floor(10 * max(0.0, min(0.5, table["auroc_low"].min()))) / 10,
-        "tracked": bool(table["oracle_epoch"].notna().any()),
+        "draws": _draws(table), "tracked": bool(table["oracle_epoch"].notna().any()),
         "pairs": [test | {"reading": reading(test)} for test in tests], "failures": failures + missing,
         "paper": paper.to_dict("records"), "ran": int(paper["auroc"].notna().sum()),
         "paper_remarks": _remarks(paper),
     }  # fmt: skip
+
+
+def _draws(table: pd.DataFrame) -> str:
+    """Say under which scheme the rows were scored, and what other augmented copies would do to each."""
+    drawn = table[table["draws"].notna()]
+    if drawn.empty:
+        return ""
+    schemes = " and ".join(f"{scheme:g}" for scheme in sorted(drawn["draws"].unique()))
+    measured = [
+        f"{row['label']} {row['noise_share']:.2f} (AUROC ± {row['noise_auroc']:.4f})"
+        for _, row in drawn[drawn["noise_share"].notna()].iterrows()
+    ]
+    noise = f" Other copies would move a score by this share of the scores' standard deviation: {', '.join(measured)}."
+    return f"Augmented copies of the images: draws {schemes}.{noise if measured else ''}"
 
 
 def _tiles(table: pd.DataFrame) -> list[dict[str, Any]]:

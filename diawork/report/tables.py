@@ -23,9 +23,11 @@ from diawork.runs.run import Run, find_runs
 METRICS = ("auroc", "auprc", "fpr95")  # with an interval each
 AT_THRESHOLD = ("f1", "accuracy", "sensitivity", "specificity")
 COSTS = ("fit_seconds", "score_seconds", "peak_memory_mb", "parameters")
+NOISE = ("noise_share", "noise_auroc")  # what other augmented copies would do, where a detector draws any
 NEEDED = ("auroc", "auroc_low", "auroc_high", "n_normal", "n_anomalous")  # a run without any other metric is read
 OF_A_MAP = ("pixel_auroc", "pixel_auroc_low", "pixel_auroc_high", "aupro", "aupro_low", "aupro_high")
 SEARCHED = "scored on val alone, as part of a search"
+OLDER = "scored under draws {}, others here under {}: run its command again, which scores it anew"
 Z95 = 1.959964  # half of a normal 95 % interval, in standard deviations
 _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretrained_weights")
 _NAME = ("dataset", "section", "detector", "variant", "label")
@@ -36,8 +38,8 @@ def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
 
     Columns: what ``result.json`` says, metrics as ``test.auroc``, settings and costs by dotted name, ``split``,
     the one that a table is about: test, or val where no run scored test (a search); beside runs that did, such
-    runs count as unfinished. ``attrs``: ``found`` runs in all, ``unfinished`` and ``unreadable`` as lists of
-    (name, reason).
+    runs count as unfinished, and so do runs scored under older draws beside newer ones. ``attrs``: ``found`` runs
+    in all, ``unfinished`` and ``unreadable`` as lists of (name, reason).
     """
     roots = [runs] if isinstance(runs, str | Path) else runs
     all_runs = {run.folder: run for root in roots for run in find_runs(root)}
@@ -54,8 +56,11 @@ def collect(runs: Path | str | Iterable[Path | str]) -> pd.DataFrame:
     if any(row["split"] == "test" for row in rows):
         unfinished += [(row["run"], SEARCHED) for row in rows if row["split"] == "val"]
         rows = [row for row in rows if row["split"] == "test"]
-    frame = pd.DataFrame(rows)
-    if rows:
+    newest = max((row["draws"] for row in rows if row["draws"]), default=None)
+    older = [row for row in rows if row["draws"] not in (None, newest)]
+    unfinished += [(row["run"], OLDER.format(row["draws"], newest)) for row in older]
+    frame = pd.DataFrame([row for row in rows if row not in older])
+    if len(frame):
         frame = frame.sort_values(["dataset", "detector", "seed", "created"]).reset_index(drop=True)
     frame.attrs |= {"found": len(all_runs), "unfinished": unfinished, "unreadable": unreadable}
     return frame
@@ -71,6 +76,7 @@ def _row(run: Run) -> dict[str, Any]:
         row |= {"data": str(config["data"]["identity"]), "notes": list(config["data"].get("notes", ()))}
         versions = {**config.get("versions", {}), **config.get("compute", {})}
         row |= {"versions": {str(k): str(v) for k, v in versions.items()}, "created": str(config.get("created", ""))}
+        row |= {"draws": run.draws}
         row["control"] = bool(result.get("control", is_control(label)))
         for scored, metrics in result["metrics"].items():
             row |= {f"{scored}.{k}": float(value) for k, value in metrics.items() if isinstance(value, int | float)}
@@ -82,6 +88,7 @@ def _row(run: Run) -> dict[str, Any]:
         known = [row[f"{split}.{name}"] for name in NEEDED]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"result.json or config.json is incomplete ({type(error).__name__}: {error}).") from None
+    known += [row.get(f"{split}.{name}", 0.0) for name in NOISE]
     known += [row.get(f"{split}.{name}{end}", 0.0) for name in METRICS for end in ("", "_low", "_high")]
     if not np.isfinite(known).all():
         raise DataError("result.json holds numbers that are not finite.")
@@ -154,13 +161,14 @@ def _summary(runs: pd.DataFrame, split: str) -> dict[str, Any]:
     def values(column: str) -> pd.Series:
         return runs.get(column, pd.Series(dtype=float)).astype(float)
 
-    means = [f"{m}{end}" for m in METRICS for end in ("", "_low", "_high")] + list(AT_THRESHOLD)
+    means = [f"{m}{end}" for m in METRICS for end in ("", "_low", "_high")] + [*AT_THRESHOLD, *NOISE]
     row: dict[str, Any] = {name: values(f"{split}.{name}").mean() for name in means}
     row |= {f"{m}_sd": values(f"{split}.{m}").std(ddof=1) for m in (*METRICS, *AT_THRESHOLD)}
     row |= {"oracle_epoch": values("oracle_epoch").mean(), "val_auroc": values("val.auroc").mean()}
     row |= {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
     row |= {"split": split, "oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}
     row |= {name: int(runs[f"{split}.{name}"].iloc[0]) for name in ("n_normal", "n_anomalous")}
+    row |= {"draws": runs["draws"].astype(float).max()}
     return row | {cost: values(f"cost.{cost}").mean() for cost in COSTS}
 
 
@@ -219,6 +227,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, split: str | None = None) -> dict[
     seeds would belong to an ensemble, which is another detector.
     """
     split = split or split_of(a)
+    _refuse_other_draws(pd.concat([a, b]))
     left, right = ([Run(folder).scores(split) for folder in runs["folder"]] for runs in (a, b))
     images = left[0][["index", "anomalous"]]
     if any(not scores[["index", "anomalous"]].equals(images) for scores in (*left, *right)):
@@ -229,6 +238,15 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, split: str | None = None) -> dict[
     sd = (mean["high"] - mean["low"]) / (2 * Z95)
     p = math.erfc(abs(mean["difference"]) / sd / math.sqrt(2)) if sd > 0 else float(mean["difference"] == 0)
     return {"n": len(truth), "seeds_a": len(a), "seeds_b": len(b), **mean, "p": p}
+
+
+def _refuse_other_draws(runs: pd.DataFrame) -> None:
+    """Refuse to put runs side by side whose images were scored under different draws."""
+    schemes = runs[runs["draws"].notna()].groupby("draws")["run"]
+    if schemes.ngroups > 1:
+        what = "; ".join(f"draws {scheme:g}: {', '.join(dict.fromkeys(names))}" for scheme, names in schemes)
+        hint = "Run the commands of the older ones again, which scores them anew and trains nothing."
+        raise DataError(f"these runs were scored under different draws ({what}).", hint=hint)
 
 
 def compare_all(pairs: Iterable[tuple[dict[str, str], pd.DataFrame, pd.DataFrame]]) -> tuple[list[dict], list[str]]:

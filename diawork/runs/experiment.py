@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
-from diawork.base.config import ExperimentConfig
+from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import UsageError
 from diawork.base.files import digest
 from diawork.base.stopping import stop_at_once
@@ -23,7 +23,7 @@ from diawork.data.images import ImageSet, Splits
 from diawork.data.variants import open_data
 from diawork.detectors.face import Detector, EpochHook
 from diawork.detectors.registry import entry_of
-from diawork.evaluation.metrics import auroc, summary, threshold_at_specificity
+from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.dissolve import Dissolver
 from diawork.method.matching import matched
 from diawork.runs.evidence import evidence
@@ -65,12 +65,14 @@ def run_experiment(
     if needs_ddpm(cfg) and cfg.diffusion.dataset:
         data["identity"] = digest([data["identity"], diffusion_data(cfg, splits, data_root).train.identity])
     run = Run.create(runs_root(root), cfg, data=data, label=label_of(cfg), compute=compute.as_dict())
-    if run.done:
+    if run.current:
         if progress:
             tqdm.write(f"reused {run.folder}")
         return run
+    if run.done and progress:
+        tqdm.write(f"scoring {run.folder} anew: it was scored under draws {run.draws}, today's are {DRAWS}")
     with run.working(), stop_at_once():
-        if not run.done:  # by another cell, which was waited for
+        if not run.current:  # by another cell, which was waited for
             where = {"root": root, "data_root": data_root, "compute": compute, "progress": progress}
             _work(run, cfg, splits, evaluated, where)
     return run
@@ -166,6 +168,8 @@ def _evaluate(
         if images.split == "val" and not detector.oracle:  # an oracle has no rule to carry over
             threshold = threshold_at_specificity(one.total[~images.anomalous], SPECIFICITY)
         metrics[images.split] = summary(one.total, images.anomalous, threshold=threshold)
+        if one.noise is not None:
+            metrics[images.split] |= draws_noise(one.total, one.noise, images.anomalous)
         rows += _score_rows(images, one.total, one.parts)
     return metrics, rows
 
@@ -196,6 +200,7 @@ def _result(run: Run, detector: Detector, cfg: ExperimentConfig, metrics: dict, 
         "selection": detector.selection,
         "pretrained_weights": detector.requires_weights,
         "weights": detector.weights,
+        "draws": None if detector.control else DRAWS,
         "metrics": metrics,
         "cost": cost,
         "settings": cfg.flat(),

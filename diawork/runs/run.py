@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diawork.base.config import ExperimentConfig
+from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import CheckpointError, DataError, DiaworkError, Interrupted, UsageError
 from diawork.base.files import (
     PACKAGE,
@@ -34,6 +34,7 @@ from diawork.base.files import (
     write_text,
 )
 from diawork.base.locks import locked
+from diawork.detectors.registry import is_control
 
 SCHEMA = 1
 CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
@@ -137,6 +138,18 @@ class Run:
         with contextlib.suppress(DiaworkError):
             return bool(self.result())
         return False
+
+    @property
+    def draws(self) -> int | None:
+        """Return the scheme that a finished run's scores were drawn by; None where scoring draws nothing."""
+        result = self.result()
+        control = result.get("control", is_control(str(result.get("detector"))))
+        return None if control else result.get("draws", 1)
+
+    @property
+    def current(self) -> bool:
+        """Say whether the run is done and its images were scored as they are scored today."""
+        return self.done and self.draws in (None, DRAWS)
 
     def state(self) -> str:
         """Return "done" where there is a result, else why there is none, e.g. "failed: out of memory"."""
@@ -242,7 +255,8 @@ class Run:
         write_bytes(self.folder / "evidence.npz", buffer.getvalue())
 
     def write_scores(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write ``scores.csv``, one image a row."""
+        """Write ``scores.csv``, one image a row; a result that spoke of other scores is withdrawn."""
+        (self.folder / "result.json").unlink(missing_ok=True)
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -51,7 +51,7 @@ class CellFolder:
         wanted = {"schema": SCHEMA, "digest": spec["digest"], "data": spec["data"]}
         if not isinstance(result, dict) or any(result.get(key) != value for key, value in wanted.items()):
             return None
-        return result if all(Run(self.path / run).done for run in result["runs"]) else None
+        return result if all(Run(self.path / run).current for run in result["runs"]) else None
 
     def finish(self, seconds: float) -> None:
         """Commit the result of a notebook that came to its end.
@@ -59,7 +59,7 @@ class CellFolder:
         Raises ``CheckpointError`` where a run is missing or not done: the notebook's word is not enough.
         """
         spec, runs = self.spec(), self.runs()
-        undone = [run.folder.name for run in runs if not run.done]
+        undone = [run.folder.name for run in runs if not run.current]
         if undone or (spec["makes_run"] and not runs):
             what = f"the notebook came to its end without a finished run ({', '.join(undone) or 'none was begun'})."
             raise CheckpointError(what, path=self.path)
@@ -83,7 +83,12 @@ class CellFolder:
             return status | {"state": "running", "error": ""}
         if status["state"] == "running":
             return status | {"state": "died", "error": "the process that worked on it is gone"}
-        return status | ({"state": "pending"} if status["state"] == "done" else {})  # its data or run has changed
+        return status | ({"state": "pending", "error": self._outdated()} if status["state"] == "done" else {})
+
+    def _outdated(self) -> str:
+        """Say which runs were scored under other draws than today's; "" where its data or its run has changed."""
+        older = [f"{run.folder.name} under draws {run.draws}" for run in self.runs() if run.done and not run.current]
+        return f"scored {', '.join(older)}: run the sweep again, it scores anew and trains nothing" if older else ""
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """Return the ledger's row of ``cell``, whose folder this is."""
