@@ -22,6 +22,7 @@ from diawork.base.rivals import (
     PatchcoreConfig,
     Rd4adConfig,
     Scrd4adConfig,
+    SimsidConfig,
 )
 
 K = 4  # shifts, fixed by the method
@@ -218,6 +219,7 @@ class ExperimentConfig(Frozen):
     padim: PadimConfig = later(PadimConfig())
     rd4ad: Rd4adConfig = later(Rd4adConfig())
     scrd4ad: Scrd4adConfig = later(Scrd4adConfig())
+    simsid: SimsidConfig = later(SimsidConfig())
     kdad: KdadConfig = later(KdadConfig())
     mean_shift: MeanShiftConfig = later(MeanShiftConfig())
 

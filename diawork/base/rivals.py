@@ -105,3 +105,49 @@ class MeanShiftConfig(Frozen):
     weight_decay: Weight = 5e-5
     angular_weight: Weight = 0.0  # of the angle to the centre
     neighbours: Count = 2
+
+
+class SimsidConfig(Frozen):
+    """SimSID (Xiang et al., TPAMI 2024); the switches are those of its Table II."""
+
+    image_size: Count = 128  # px
+    patches: Annotated[int, Field(ge=2)] = 4  # a side
+    channels: Annotated[tuple[Count, ...], Field(min_length=2, max_length=6)] = (32, 64, 128, 256, 512)  # of each level
+    items: Count = 100  # of each place's memory
+    active: Count = 5  # items that a token is recalled from
+    shrinkage: Literal["exact", "official", "none"] = "exact"  # k items, those above the k-th (released), or all
+    memory: Literal["learned", "random"] = "learned"  # "random" is the control
+    memories: Count = 2  # levels of the student with a memory, beside the one in the in-painting
+    space_aware: bool = True  # a memory for each place, or one for all
+    hierarchical: bool = True  # memories in the student, too
+    skips: bool = True  # from the encoder to the levels with a memory
+    inpaint: Literal["transformer", "convolution", "none"] = "transformer"
+    heads: Count = 8  # of its attention
+    stop_gradient: bool = True  # between teacher and encoder
+    adversaries: Literal["both", "student"] = "both"  # generators that the critic judges (released: the student)
+    teacher_weight: Weight = 0.01
+    student_weight: Weight = 10.0
+    distil_weight: Weight = 0.001
+    adversarial_weight: Weight = 0.005
+    critic_weight: Positive = 0.005
+    critic_steps: Count = 2  # of the critic for each of the generators
+    epochs: Count = 200
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    lr: Positive = 1e-4
+    last_lr: Positive = 2e-5  # of the cosine
+    weight_decay: Weight = 1e-5
+
+    @property
+    def deepest(self) -> int:
+        """Return the side of a patch's deepest features."""
+        return self.image_size // (self.patches * 2 ** (len(self.channels) - 1))
+
+    @model_validator(mode="after")
+    def _divisible(self) -> SimsidConfig:
+        factor = self.patches * 2 ** (len(self.channels) - 1)
+        if self.image_size % factor:
+            raise ValueError(f"image_size={self.image_size} must be a multiple of {factor} (patches × levels)")
+        token = self.channels[-1] // 4 * self.deepest**2
+        if token % self.heads:
+            raise ValueError(f"heads={self.heads} must divide the {token} values of a token")
+        return self

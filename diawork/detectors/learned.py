@@ -246,9 +246,9 @@ def side_by_side(maps: Sequence[Tensor], *, mode: str = "nearest") -> Tensor:
     return torch.cat([maps[0], *(F.interpolate(f, maps[0].shape[-2:], mode=mode) for f in maps[1:])], 1)
 
 
-def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps (B, h, w) at ``size``, bilinear."""
-    return F.interpolate(maps[:, None], list(size), mode="bilinear", align_corners=False)[:, 0]
+def enlarged(maps: Tensor, size: Sequence[int], *, corners: bool = False) -> Tensor:
+    """Return maps (B, h, w) at ``size``, bilinear; with ``corners`` the outermost positions lie on the border."""
+    return F.interpolate(maps[:, None], list(size), mode="bilinear", align_corners=corners)[:, 0]
 
 
 def smoothed(maps: Tensor, share: float = SMOOTH) -> Tensor:

@@ -44,15 +44,18 @@ class PatchCore(SeesThrough):
         return side_by_side(local, mode="bilinear").flatten(2).transpose(1, 2)
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self._features(x)
+        score, distance = self._compared(self._features(x))
+        side = self.cfg.backbone.image_size
+        return score, smoothed(enlarged(distance, (side, side)))
+
+    def _compared(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return scores (B,) and the distance of each patch to the bank (B, h, w)."""
         patches = self._patches(maps).cpu()
         distance, at = (v.unflatten(0, patches.shape[:2])[..., 0] for v in self._nearest(patches.flatten(0, 1), 1))
         worst = distance.argmax(1)
         rows = torch.arange(len(patches))
         weight = self._loneliness(patches[rows, worst], at[rows, worst], distance[rows, worst])
-        side = self.cfg.backbone.image_size
-        heat = enlarged(distance.unflatten(1, maps[0].shape[-2:]), (side, side))
-        return weight * distance[rows, worst], smoothed(heat)
+        return weight * distance[rows, worst], distance.unflatten(1, maps[0].shape[-2:])
 
     def _nearest(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return nearest_distances(rows, self.kept["bank"], k)

@@ -114,8 +114,8 @@ def distances(teacher: Sequence[Tensor], student: Sequence[Tensor], cosine: str 
 
 def distance_maps(teacher: Sequence[Tensor], student: Sequence[Tensor], size: int) -> Tensor:
     """Return 1 − cos at every position of each scale, enlarged (B, S, size, size)."""
-    pairs = zip(teacher, student, strict=True)
-    return torch.stack([enlarged(1 - F.cosine_similarity(e, s), (size, size)) for e, s in pairs], 1)
+    scales = [1 - F.cosine_similarity(e, s) for e, s in zip(teacher, student, strict=True)]
+    return torch.stack([enlarged(scale, (size, size), corners=True) for scale in scales], 1)
 
 
 class RD4AD(SeesThrough):

@@ -40,6 +40,7 @@ _OURS = (
     Entry("csi", "CSI", "diawork.detectors.dia:CSI", _CONTRASTIVE),
     Entry("scrd4ad", "SCRD4AD", "diawork.detectors.scrd4ad:SCRD4AD", ("data", "backbone", "scrd4ad")),
     Entry("rd4ad", "RD4AD", "diawork.detectors.rd4ad:RD4AD", ("data", "backbone", "rd4ad")),
+    Entry("simsid", "SimSID", "diawork.detectors.simsid:SimSID", ("data", "simsid")),
     Entry("kdad", "KDAD", "diawork.detectors.kdad:KDAD", ("data", "backbone", "kdad")),
     Entry(
         "mean_shift", "mean-shifted contrastive", "diawork.detectors.mean_shift:MeanShift",

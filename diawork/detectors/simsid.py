@@ -1,0 +1,208 @@
+"""SimSID: healthy anatomy recalled place by place, and a critic that hears where recalling fails (TPAMI 2024).
+
+Xiang et al.: chest X-rays share their layout, so an image is cut into patches, and each place has a memory of its
+own. A student rebuilds the image from what the memories recall, a teacher rebuilds it from plain features and shows
+the student how; a discriminator learns real from rebuilt, and says of a test image how healthy its rebuilding looks.
+Written from the paper; the switches of its Table II are knobs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diawork.base.checkpoints import Keeper
+from diawork.base.errors import DataError
+from diawork.base.rivals import SimsidConfig
+from diawork.base.seeding import generator, isolated_rng
+from diawork.detectors.backbones import resized
+from diawork.detectors.learned import BATCH, Learned, smoothed
+from diawork.detectors.loop import Loop, descend
+from diawork.detectors.memories import InPainting, Memory, cut, joined
+
+BETAS = (0.5, 0.999)
+SHIFT, ZOOM = 0.05, 0.05  # of the training images: share of the side, share of the scale
+CRITIC = (16, 32, 64, 128, 256)  # channels of the discriminator
+_TINY = 1e-8  # keeps a spread of none finite
+
+
+# --- networks ------------------------------------------------------------------------------------------
+
+
+def _block(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 3, stride, 1), nn.BatchNorm2d(out), nn.ReLU(True),
+        nn.Conv2d(out, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU(True),
+    )  # fmt: skip
+
+
+class Generator(nn.Module):
+    """Deepest features of patches → an image, over the levels of the encoder backwards.
+
+    The student has a memory behind each of the ``memories`` deepest levels, and skip connections into these alone:
+    whatever it is shown passes a memory before it is drawn. There the patches are joined.
+    """
+
+    def __init__(self, cfg: SimsidConfig, image_channels: int, *, student: bool) -> None:
+        super().__init__()
+        self.cfg, levels = cfg, list(pairwise(reversed(cfg.channels)))
+        self.joins = min(cfg.memories, len(levels))
+        skips = [student and cfg.skips and i < self.joins for i in range(len(levels))]
+        self.levels = nn.ModuleList(_block(a + b * skip, b) for (a, b), skip in zip(levels, skips, strict=True))
+        recalls = self.joins if student and cfg.hierarchical else 0
+        sides = (cfg.deepest * 2 ** (i + 1) for i in range(recalls))
+        self.memories = nn.ModuleList(Memory(b * s**2, cfg) for (_, b), s in zip(levels, sides, strict=False))
+        self.draw = nn.Conv2d(cfg.channels[0], image_channels, 3, 1, 1)
+
+    def forward(self, deepest: Tensor, skips: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Return images (B, C, H, W) in [0, 1] and the features of each level, the deepest first."""
+        y, features = deepest, []
+        for i, level in enumerate(self.levels):
+            y = F.interpolate(y, scale_factor=2, mode="bilinear")
+            y = level(torch.cat([y, skips[i]], 1) if i < len(skips) else y)
+            y = self.memories[i](y) if i < len(self.memories) else y
+            features.append(y)
+            y = joined(y, self.cfg.patches) if i + 1 == self.joins else y
+        return self.draw(y).sigmoid(), features
+
+
+class Networks(nn.Module):
+    """Encoder of patches, in-painting, teacher, student and critic."""
+
+    def __init__(self, cfg: SimsidConfig, image_channels: int) -> None:
+        super().__init__()
+        self.cfg, first = cfg, cfg.channels[0]
+        deeper = (_block(a, b, 2) for a, b in pairwise(cfg.channels))
+        self.encoder = nn.ModuleList([_block(image_channels, first), *deeper])
+        self.inpainting = InPainting(cfg.channels[-1], cfg.deepest, cfg)
+        self.teacher, self.student = (Generator(cfg, image_channels, student=s) for s in (False, True))
+        self.critic = critic(cfg.image_size, image_channels)
+
+    def encoded(self, x: Tensor) -> list[Tensor]:
+        """Return the features of the patches of x in [0, 1], the finest first."""
+        features, y = [], cut(2 * x - 1, self.cfg.patches)
+        for stage in self.encoder:
+            y = stage(y)
+            features.append(y)
+        return features
+
+    def rebuilt(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the student's images (B, C, H, W) and its features."""
+        skips = features[-2 : -2 - self.student.joins : -1] if self.cfg.skips else ()
+        return self.student(self.inpainting(features[-1]), skips)
+
+    def taught(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the teacher's images (B, C, H, W) and features; its gradient stops before the encoder."""
+        deepest = features[-1].detach() if self.cfg.stop_gradient else features[-1]
+        return self.teacher(deepest)
+
+    def generating(self) -> list[nn.Parameter]:
+        """Return the parameters of everything but the critic."""
+        parts = (self.encoder, self.inpainting, self.teacher, self.student)
+        return [p for part in parts for p in part.parameters() if p.requires_grad]
+
+
+def critic(side: int, image_channels: int) -> nn.Sequential:
+    """Return a discriminator of whole images (B, C, H, W): one logit each (B, 1), high for real ones."""
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(pairwise((image_channels, *CRITIC))):
+        layers += [nn.Conv2d(a, b, 5, 2, 2), *([nn.BatchNorm2d(b)] if i else []), nn.LeakyReLU(0.2)]
+        side = -(-side // 2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(CRITIC[-1] * side**2, 1))
+
+
+# --- the detector --------------------------------------------------------------------------------------
+
+
+class SimSID(Learned):
+    """The score is 1 − φ((D(G(x)) − μ) / σ), φ the sigmoid, μ and σ of D over healthy training images."""
+
+    name = "SimSID"
+    section = "simsid"
+    keeps = ("mean", "sd")
+
+    def _prepare(self) -> None:
+        if self.shape[0] not in (1, 3):
+            raise DataError(f"SimSID takes images of 1 or 3 channels, not {self.shape[0]}.")
+        with isolated_rng(self.cfg.seed, "simsid", "init"):
+            self.net = self.compute.prepare(Networks(self.own, self.shape[0]))
+
+    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+        own, net = self.own, self.net
+        parts = {"generator": net.generating(), "critic": list(net.critic.parameters())}
+        settings = {"lr": own.lr, "betas": BETAS, "weight_decay": own.weight_decay}
+        optimizers = {name: torch.optim.Adam(some, **settings) for name, some in parts.items()}
+        loop = Loop(net, optimizers, keeper, len(x), own.batch_size, self.cfg.seed)
+        steps = own.epochs * loop.per_epoch
+
+        def take_step(index: Tensor, step: int) -> dict[str, float]:
+            for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
+                group["lr"] = own.last_lr + (own.lr - own.last_lr) * (1 + math.cos(math.pi * step / steps)) / 2
+            rows = jittered(resized(x[index], own.image_size), generator(self.cfg.seed, "simsid", step))
+            return self._step(self.compute.to(rows), optimizers, generate=step % own.critic_steps == 0)
+
+        self.progress = loop.run(take_step, steps, progress=progress)
+        logits = torch.cat([self._judged(self.compute.to(rows))[0] for rows in x.split(BATCH)])
+        self.kept = {"mean": logits.mean(), "sd": logits.std().clamp_min(_TINY)}
+
+    def _step(self, x: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], *, generate: bool) -> dict[str, float]:
+        """Teach the critic and, where it is their turn, the generators."""
+        own, net = self.own, self.net
+        with torch.set_grad_enabled(generate), self.compute.autocast():
+            features = net.encoded(x)
+            student, by_student = net.rebuilt(features)
+            teacher, by_teacher = net.taught(features)
+        made = [student, teacher] if own.adversaries == "both" else [student]
+        with self.compute.autocast():
+            false = sum(_wrong(net.critic(image.detach()), real=False) for image in made) / len(made)
+            judged = own.critic_weight * (_wrong(net.critic(x), real=True) + false)
+        row = {
+            "critic": descend(judged, optimizers["critic"])["loss"],
+            "loss": float(F.mse_loss(student.detach().float(), x)),
+        }
+        if generate:
+            with self.compute.autocast():
+                fooling = sum(_wrong(net.critic(image), real=True) for image in made) / len(made)
+            loss = own.student_weight * F.mse_loss(student.float(), x)
+            loss = loss + own.teacher_weight * F.mse_loss(teacher.float(), x) + own.adversarial_weight * fooling
+            loss = loss + own.distil_weight * distilled(by_student, by_teacher)
+            descend(loss, optimizers["generator"])
+        return row
+
+    @torch.no_grad()
+    def _judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the critic's logits (B,) of the rebuilt x and the rebuilding's error (B, h, w)."""
+        seen = resized(x, self.own.image_size)
+        with self.compute.autocast():
+            image, _ = self.net.rebuilt(self.net.encoded(seen))
+            logits = self.net.critic(image)
+        return logits[:, 0].double().cpu(), (seen - image.float()).abs().mean(1)
+
+    def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, error = self._judged(x)
+        return ((self.kept["mean"] - logits) / self.kept["sd"]).sigmoid(), smoothed(error)
+
+
+def distilled(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return Σ over levels of the mean squared difference of features; the teacher does not follow the student."""
+    return torch.stack([F.mse_loss(s.float(), t.detach().float()) for s, t in zip(student, teacher, strict=True)]).sum()
+
+
+def jittered(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images (B, C, H, W) moved by up to 5 % of the side and zoomed by up to 5 %, borders repeated."""
+    drawn = 2 * torch.rand(len(x), 3, generator=generator) - 1
+    zoom, zero = 1 + ZOOM * drawn[:, 0], torch.zeros(len(x))
+    shift = 2 * SHIFT * drawn[:, 1:]  # the grid runs from −1 to 1
+    rows = [torch.stack(row, 1) for row in ((zoom, zero, shift[:, 0]), (zero, zoom, shift[:, 1]))]
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _wrong(logits: Tensor, *, real: bool) -> Tensor:
+    """Return the mean −log φ(±D) of logits (B, 1) that should say real, or not."""
+    return F.softplus(-logits.float() if real else logits.float()).mean()
