@@ -148,7 +148,7 @@ def test_the_run_folder_is_the_truth(one, tmp_path):
 
 @pytest.mark.parametrize(("fault", "said"), [("exit", "ended before its last cell"), ("nothing", "finished run")])
 def test_a_notebook_without_a_finished_run_is_not_done(one, fault, said):
-    one.prepare(one.spec() | {"given": one.spec()["given"] | {"fault": fault}})
+    one.prepare(one.spec() | {"values": one.spec()["values"] | {"fault": fault}})
     assert work(one.path) == 7 and said in one.status()["error"] and one.status()["state"] == "failed"
 
 

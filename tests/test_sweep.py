@@ -1,5 +1,8 @@
 """Sweep files: what they expand to, and the one sentence with its line that refuses a bad one."""
 
+import subprocess
+import sys
+
 import pytest
 
 from diawork.base.errors import CheckpointError, DataError, UsageError
@@ -160,3 +163,9 @@ def test_what_is_no_sweeps_folder_is_refused(tmp_path):
     write_json(tmp_path / "sweep.json", {"name": "tiny"})
     with pytest.raises(CheckpointError, match=r"not a sweep as this version knows it \(size\)"):
         Sweep.read(tmp_path)
+
+
+def test_planning_a_sweep_needs_no_torch():
+    plan = "import sys; from diawork.cli.main import main; code = main(['sweep', 't1', '--dry-run'])"
+    check = "assert code == 0 and 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", f"{plan}; {check}"], capture_output=True).returncode == 0

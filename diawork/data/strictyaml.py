@@ -222,12 +222,15 @@ def _explained(error: Any, model: type[BaseModel]) -> tuple[str, str]:
 
 def _keys(model: type[BaseModel], place: Iterable[Any]) -> list[str]:
     """Return the keys that the part of ``model`` at ``place`` may have."""
-    fields: dict[Any, Any] = {}
-    for step in (None, *place):
-        inner = _model_in(fields[step].annotation if step in fields else None) if fields else model
-        if inner:
-            fields = {field.alias or name: field for name, field in inner.model_fields.items()}
-    return list(fields)
+    types = _types(model)
+    for step in place:  # a list's index or a mapping's key is none of these, and leads no deeper
+        inner = _model_in(types.get(step))
+        types = _types(inner) if inner else types
+    return list(types)
+
+
+def _types(model: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -143,7 +143,7 @@ def list_sweeps() -> list[str]:
 
 
 def read_sweep_file(name_or_path: str | Path) -> tuple[SweepFile, Source]:
-    """Return a sweep file, given by path or by the name of a shipped one, right by its schema; and its source."""
+    """Return a sweep file, by its path or a shipped one's name, right by its schema; and its source."""
     path, names = Path(name_or_path), list_sweeps()
     if path.suffix not in (".yaml", ".yml"):
         if str(path) not in names:

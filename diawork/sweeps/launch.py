@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
-from diawork.data.variants import open_data
 from diawork.runs.notebooks import find_notebook, notebook_parameters
 from diawork.runs.run import code_version, runs_root
 from diawork.sweeps.cell import CellFolder, ledger
@@ -74,7 +73,7 @@ def prepare(
     for cell in sweep.cells:
         known = notebook_parameters(find_notebook(cell.notebook))
         values = cell.parameters | own | {"overrides": cell.overrides}
-        asked: dict[str, Any] = {"given": {key: value for key, value in values.items() if key in known}}
+        asked: dict[str, Any] = {"values": {key: value for key, value in values.items() if key in known}}
         asked |= {"data": identities[cell.digest], "makes_run": "method" in known}
         CellFolder.of(cell, folder).prepare(cell.model_dump(mode="json") | asked)
     sweep.write(folder)
@@ -83,6 +82,8 @@ def prepare(
 
 def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[str, list[str]]:
     """Return cell digest → identities of the data it opens; a set that is not there is refused with its line."""
+    from diawork.data.variants import open_data  # needs torch, which planning and listing do without
+
     identities: dict[tuple, str] = {}
     for cfg in (cfg for cell in sweep.cells for cfg in cell.opened()):
         try:

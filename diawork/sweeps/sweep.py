@@ -125,23 +125,31 @@ class Plan:
         self.known = notebook_parameters(self.path)
         self.config_keys = ExperimentConfig().keys() if "overrides" in self.known else []
         self.settings = list(placed_settings(source))
-        for key, value, place in self.settings:
-            with source.at(*place):
-                self._check(key, value)
-        if "seeds" in file.model_fields_set and "seed" not in self.known:
-            with source.at("seeds"):
-                raise UsageError(f"{self.path.name} has no seed, so that seeds have no meaning.")
+        self._check_settings()
         self.cells = self._cells()
-        with source.at("baseline"):
-            labels = {label for cell in self.cells for label in (cell.label, *cell.parts)}
-            _require(file.baseline, labels, f"baseline {file.baseline!r} is not a row.")
-        with source.at("x"):
-            _require(file.x, {key for cell in self.cells for key in cell.point}, f"x: {file.x!r} is not on an axis.")
+        self._check_rows()
 
     def dataset_lines(self) -> dict[str, int]:
         """Return the line that names each data set."""
         named = [(value, place) for key, value, place in self.settings if key.endswith("dataset")]
         return {value: self.source.line(place) for value, place in reversed(named) if isinstance(value, str)}
+
+    def _check_settings(self) -> None:
+        for key, value, place in self.settings:
+            with self.source.at(*place):
+                self._check(key, value)
+        if "seeds" in self.file.model_fields_set and "seed" not in self.known:
+            with self.source.at("seeds"):
+                raise UsageError(f"{self.path.name} has no seed, so that seeds have no meaning.")
+
+    def _check_rows(self) -> None:
+        """Refuse a baseline that no row is called, and an x that no axis sets."""
+        labels = {label for cell in self.cells for label in (cell.label, *cell.parts)}
+        with self.source.at("baseline"):
+            _require(self.file.baseline, labels, f"baseline {self.file.baseline!r} is not a row.")
+        varied = {key for cell in self.cells for key in cell.point}
+        with self.source.at("x"):
+            _require(self.file.x, varied, f"x: {self.file.x!r} is not on an axis.")
 
     def _check(self, key: str, value: Any) -> None:
         """Refuse what is no parameter or config key, or has another type, or an unknown name as its value."""
@@ -176,6 +184,7 @@ class Plan:
         return tuple(cells.values())
 
     def _cell(self, fixed: dict[str, Any], point: tuple[tuple[str, dict[str, Any]], ...]) -> Cell:
+        """Return the cell at one ``point``: label and settings of every axis, which win over ``fixed``."""
         varied = {key: value for _, settings in point for key, value in settings.items()}
         settings = fixed | varied
         parameters = {key: value for key, value in settings.items() if key in self.known}
@@ -195,10 +204,10 @@ class Plan:
             cfg = preset(values["preset"], dataset=values["dataset"], seed=values.get("seed", 0)).override(overrides)
             return method_config(cfg, values["method"]) if "method" in values else cfg
         except UsageError as error:
-            named = [item for item in overrides.items() if item[0] in f"{error.field} {error.what}"]
-            guilty = (named or list((parameters | overrides).items()))[-1:]
-            places = [place for key, value, place in self.settings if (key, value) in guilty]
-            with self.source.at(*(places or [("name",)])[0]):
+            at_fault = [item for item in overrides.items() if item[0] in f"{error.field} {error.what}"]
+            last = (at_fault or list((parameters | overrides).items()))[-1:]
+            places = [place for key, value, place in self.settings if (key, value) in last]
+            with self.source.at(*next(iter(places), ("name",))):
                 raise
 
 

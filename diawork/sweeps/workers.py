@@ -72,7 +72,7 @@ def _run(cell: CellFolder) -> int:
     os.environ[CELL] = str(cell.path.absolute())  # the kernel's, too
     cell.note("running")
     try:
-        run_notebook(spec["notebook"], cell.path / "executed.ipynb", parameters=spec["given"], progress=False)
+        run_notebook(spec["notebook"], cell.path / "executed.ipynb", parameters=spec["values"], progress=False)
         cell.finish(time.monotonic() - start)
     except Interrupted as error:
         cell.note("interrupted", str(error))
