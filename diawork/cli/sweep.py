@@ -30,7 +30,6 @@ def sweep(
     file: str | None, name: str | None, size: str | None, slurm: tuple[str, ...], dry_run: bool, **where: Any
 ) -> None:
     """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
-    from diawork.report.sweep import write_sweep_html, write_sweep_json
     from diawork.sweeps.file import list_sweeps
     from diawork.sweeps.launch import run_sweep, sweep_folder
     from diawork.sweeps.sweep import Sweep
@@ -46,6 +45,8 @@ def sweep(
         for cell in asked.cells:
             say(f"{cell.digest}  {cell.label:<40} {_settings(cell)}")
         return
+    from diawork.report.sweep import write_sweep_html, write_sweep_json
+
     cells = run_sweep(asked, options=parse_overrides(slurm), **where)
     folder = sweep_folder(asked, where["out"])
     if (cells["state"] == "done").any():
