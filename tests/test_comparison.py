@@ -178,7 +178,7 @@ def test_a_detector_is_equal_to_itself():
 def made(difference, se, **changes):
     """A comparison of 5 seeds with many degrees of freedom."""
     values = {"covers": "images and seeds", "n_normal": 234, "n_anomalous": 390, "seeds_a": 5, "seeds_b": 5} | changes
-    return Comparison(**comparison._tested(difference, se, 40.0, 0.95), se=se, df=40.0, **values)
+    return Comparison(**comparison._tested(difference, se, 40.0, 0.95)._asdict(), se=se, df=40.0, **values)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import chi2, t
@@ -91,6 +91,16 @@ class _Parts(NamedTuple):
     seeds: tuple[tuple[float, int], ...]
 
 
+class _Test(NamedTuple):
+    """What a difference, its standard error and their degrees of freedom say."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    detectable: float
+
+
 def compare_detectors(
     a: np.ndarray,
     b: np.ndarray,
@@ -123,7 +133,7 @@ def compare_detectors(
     variance, df = _satterthwaite(parts)
     test = _tested(float(areas_a.mean() - areas_b.mean()), math.sqrt(variance), df, level)
     return Comparison(
-        **test, se=math.sqrt(variance), df=df, covers=IMAGES if one_seed else CROSSED, n_normal=counts[1],
+        **test._asdict(), se=math.sqrt(variance), df=df, covers=IMAGES if one_seed else CROSSED, n_normal=counts[1],
         n_anomalous=counts[0], seeds_a=seeds[0], seeds_b=seeds[1], margin=margin, level=level,
     )  # fmt: skip
 
@@ -140,7 +150,7 @@ def adjust(family: Sequence[Comparison]) -> list[Comparison]:
 
 def _jointly(one: Comparison, p: float, family: int) -> Comparison:
     joint = _tested(one.difference, one.se, one.df, 1 - (1 - one.level) / family)
-    return dataclasses.replace(one, **(joint | {"p": p, "family": family}))
+    return dataclasses.replace(one, **(joint._asdict() | {"p": p, "family": family}))
 
 
 # --- input --------------------------------------------------------------------------------------------
@@ -224,10 +234,8 @@ def _satterthwaite(parts: _Parts) -> tuple[float, float]:
     return variance, (parts.images + sum(part for part, _ in bounds)) ** 2 / sum(part**2 / df for part, df in bounds)
 
 
-def _tested(difference: float, se: float, df: float, level: float) -> dict[str, Any]:
+def _tested(difference: float, se: float, df: float, level: float) -> _Test:
     reach = float(t.ppf((1 + level) / 2, df))
     p = 2 * float(t.sf(abs(difference) / se, df)) if se > 0 else float(difference == 0)
-    return {
-        "difference": difference, "low": difference - reach * se, "high": difference + reach * se, "p": p,
-        "detectable": (reach + float(t.ppf(POWER, df))) * se,
-    }  # fmt: skip
+    detectable = (reach + float(t.ppf(POWER, df))) * se
+    return _Test(difference, difference - reach * se, difference + reach * se, p, detectable)
