@@ -28,7 +28,9 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "matplotlib": {"figures"},
     "seaborn": {"figures"},
     "ipywidgets": {"widgets"},
-    "jinja2": {"report.page", "bench.page"},
+    "jinja2": {"report.page", "report.site", "bench.page"},
+    "nbconvert": {"report.site"},
+    "latex2mathml": {"report.site"},
     "click": {"cli"},
 }
 MOST_ENTRIES, MOST_MODULES, MOST_LINES = 14, 10, 300

@@ -7,10 +7,17 @@ import nbformat
 import pytest
 
 from diawork.base.errors import UsageError
-from diawork.base.files import shipped
-from diawork.runs.notebooks import find_notebook, notebook_parameters, run_notebook, typed_parameters
+from diawork.report.site import to_html
+from diawork.runs.notebooks import (
+    find_notebook,
+    list_notebooks,
+    notebook_parameters,
+    run_notebook,
+    shared_parameters,
+    typed_parameters,
+)
 
-NOTEBOOKS = sorted(shipped("notebooks").glob("*.ipynb"))
+NOTEBOOKS = list_notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
 LAST_CELL = {
     "01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:", "06": "run:", "07": "drawn:",
@@ -62,6 +69,38 @@ def test_runs_headless(path, runs):
     assert LAST_CELL[path.stem[:2]] in executed[-1].outputs[0].text
     assert out.stat().st_size < 5 * 2**20
     assert "widgets" not in nbformat.read(out, as_version=4).metadata
+    assert not list(unreadable(executed))
+
+
+def unreadable(cells):
+    """Yield what a reader should not meet in an executed notebook: warnings, empty tables, bare widgets."""
+    for output in (output for cell in cells for output in cell.outputs):
+        text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+        if output.output_type == "stream" and output.name == "stderr":
+            yield text
+        if "Empty DataFrame" in text or any("widget" in kind for kind in output.get("data", {})):
+            yield text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_every_equation_is_set(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            html = to_html(cell.source)
+            assert "$" not in html and "\\" not in html
+            assert html.count("<math") >= cell.source.replace("$$", "$").count("$") // 2
+
+
+def test_what_the_paper_calls_an_equation_is_printed_where_it_is_cited():
+    text = {path.stem[:2]: path.read_text("utf-8") for path in NOTEBOOKS}
+    assert all("epsilon_\\\\theta(x, t)" in text[number] for number in ("01", "02"))
+    assert all(f"qquad ({number})" in text["03"] for number in (5, 6, 7, 8, 9, 10))
+
+
+def test_a_slider_stays_without_a_kernel(runs):
+    executed = code_cells(runs / "02_explore_dissolving.ipynb")
+    players = [o.data["text/html"] for c in executed for o in c.outputs if 'class="player"' in str(o.get("data"))]
+    assert len(players) == 1 and players[0].count('type="radio"') > 5
 
 
 @pytest.mark.parametrize(("number", "more"), [("03", {}), ("06", {"method": "pixel_knn"})])
@@ -105,3 +144,11 @@ def test_an_error_names_the_cell_and_keeps_the_copy(tmp_path):
     with pytest.raises(NotebookError, match=r"raised UsageError: .*'nonsense' is not a preset"):
         run_notebook("01", out, parameters={"preset": "nonsense"}, progress=False)
     assert out.exists()
+
+
+def test_parameters_of_all_notebooks_go_where_they_are_known():
+    shares = dict(zip(NAMES, shared_parameters(NOTEBOOKS, {"preset": "smoke", "seeds": 1}), strict=True))
+    assert shares["04_report_ablations"] == {"preset": "smoke", "seeds": 1}
+    assert shares["01_pretrain_ddpm"] == {"preset": "smoke"}
+    with pytest.raises(UsageError, match="no notebook has a parameter 'prset'"):
+        shared_parameters(NOTEBOOKS, {"prset": "smoke"})

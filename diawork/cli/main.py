@@ -79,14 +79,32 @@ def bench(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="All numbered notebooks, one after another.")
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="e.g. preset=smoke")
-@path_option("--out", help="The executed copy [default: ./NAME.executed.ipynb].")
-def notebook(name: str, parameters: tuple[str, ...], out: Path | None) -> None:
+@path_option("--out", help="The executed copy [default: ./NAME.executed.ipynb]; with --all, a folder [./executed].")
+@path_option("--html", help="A folder for HTML pages of them, with an index; they work offline.")
+def notebook(name: str | None, every: bool, parameters: tuple[str, ...], out: Path | None, html: Path | None) -> None:
     """Run a numbered notebook headless, e.g. `diawork notebook 03 -p preset=smoke`."""
-    from diawork.runs.notebooks import find_notebook, run_notebook
+    from diawork.base.errors import UsageError
+    from diawork.runs.notebooks import find_notebook, list_notebooks, run_notebook, shared_parameters
 
-    say(run_notebook(name, out or f"{find_notebook(name).stem}.executed.ipynb", parameters=pairs(parameters)))
+    if every == bool(name):
+        raise UsageError("name one notebook, or say --all.", hint="For instance `diawork notebook 03`.")
+    if name:
+        sources = [find_notebook(name)]
+        copies = [out or Path(f"{sources[0].stem}.executed.ipynb")]
+        shares = [pairs(parameters)]
+    else:
+        sources = list_notebooks()
+        copies = [(out or Path("executed")) / source.name for source in sources]
+        shares = shared_parameters(sources, pairs(parameters))
+    for source, copy, share in zip(sources, copies, shares, strict=True):
+        say(run_notebook(source, copy, parameters=share))
+    if html:
+        from diawork.report.site import write_site
+
+        say(f"written: {write_site(copies, html, note=' '.join(parameters))}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -44,8 +44,7 @@ def matched(cfg: DissolveConfig, dissolver: Dissolve, healthy: Tensor) -> dict[s
     if cfg.operator in DIALS:
         strength = _dialled(cfg.operator, target, change, size=x.shape[-1])
     else:
-        options = _options(cfg.operator, x.shape[-1])
-        strength = min(options, key=lambda option: abs(math.log(max(change(option), 1e-12) / max(target, 1e-12))))
+        strength = _nearest(_options(cfg.operator, x.shape[-1]), target, change)
     return {"settings": strength, "mean_squared_change": change(strength), "wanted": target}
 
 
@@ -67,9 +66,21 @@ def _dialled(operator: str, target: float, change: Any, *, size: int) -> dict[st
     return at(brentq(lambda value: change(at(value)) - target, low, high, xtol=1e-4 * high))
 
 
+def _nearest(options: list[dict[str, Any]], target: float, change: Any) -> dict[str, Any]:
+    """Return the option whose change is nearest in ratio; options grow stronger, so the first above ends the search."""
+    distances: list[float] = []
+    for option in options:
+        ratio = max(change(option), 1e-12) / max(target, 1e-12)
+        distances.append(abs(math.log(ratio)))
+        if ratio > 1:
+            break
+    return options[distances.index(min(distances))]
+
+
 def _options(operator: str, size: int) -> list[dict[str, Any]]:
+    """Return what a setting in whole numbers may be, the weakest first."""
     if operator == "median_blur":
         return [{"kernel_size": k} for k in range(3, size if size % 2 else size - 1, 2)]
     if operator == "resize":
-        return [{"resize_to": s} for s in range(1, size)]
+        return [{"resize_to": s} for s in reversed(range(1, size))]
     raise UsageError(f"operator={operator!r} has no strength to match.", hint="Use match='none'.")

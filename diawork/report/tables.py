@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ NEEDED = ("auroc", "auroc_low", "auroc_high", "n_normal", "n_anomalous")  # a ru
 OF_A_MAP = ("pixel_auroc", "pixel_auroc_low", "pixel_auroc_high", "aupro", "aupro_low", "aupro_high")
 SEARCHED = "scored on val alone, as part of a search"
 OLDER = "scored under draws {}, others here under {}: run its command again, which scores it anew"
+ENDS = ("_low", "_high", "_sd")  # of the columns that stand in their value's cell
+PRINTED = {
+    "auroc": "AUROC", "auprc": "AUPRC", "fpr95": "FPR at 95 % TPR", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
+    "label": "detector", "published": "published AUROC", "baseline_s": "released scheme, s", "ours_s": "ours, s",
+}  # fmt: skip
 Z95 = 1.959964  # half of a normal 95 % interval, in standard deviations
 _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretrained_weights")
 _NAME = ("dataset", "section", "detector", "variant", "label")
@@ -185,6 +190,32 @@ def pixel_table(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
     table = pd.DataFrame(arrays.get("maps_table", ()), columns=list(OF_A_MAP))
     table.insert(0, "map", [str(name) for name in arrays["maps_names"]] if "maps_table" in arrays else [])
     return table
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table for the eye: a value with its interval and spread in one cell, columns named as in print.
+
+    The first column becomes the row's name; columns without any value are left out.
+    """
+    table = table.dropna(axis="columns", how="all")
+    cells = {}
+    for name in table.columns:
+        if not name.endswith(ENDS):
+            cells[PRINTED.get(name, name.replace("_", " "))] = [_cell(row, name) for row in table.to_dict("records")]
+    printed = pd.DataFrame(cells)
+    return printed.set_index(printed.columns[0])
+
+
+def _cell(row: Mapping[Hashable, Any], name: str) -> str:
+    """Return e.g. "0.903 ± 0.010 [0.881, 0.924]"."""
+    value, spread = row[name], row.get(f"{name}_sd", math.nan)
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "–"
+    interval = [row.get(f"{name}_{end}", math.nan) for end in ("low", "high")]
+    text = f"{value:.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
+    return text if any(map(math.isnan, interval)) else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def score_pairs(runs: pd.DataFrame, split: str | None = None) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -213,14 +213,23 @@ def run_suite(
     seeds: Sequence[int],
     *,
     on_run: Callable[[Run], None] | None = None,
+    overall: bool = False,
     **where: Any,
 ) -> list[Run]:
-    """Run every method for every seed (controls, which have none, once) and return the runs."""
+    """Run every method for every seed (controls, which have none, once) and return the runs.
+
+    ``overall`` shows one bar over all runs instead of a bar for every stage of each.
+    """
     configs = [method_config(cfg, method) for method in methods]
+    planned = [(one, seed) for one in configs for seed in (seeds if entry_of(one.detector).seeded else seeds[:1])]
     runs = []
-    for one in configs:
-        for seed in seeds if entry_of(one.detector).seeded else seeds[:1]:
+    if overall:
+        where["progress"] = False
+    with tqdm(total=len(planned), desc="runs", unit="run", disable=not overall) as bar:
+        for one, seed in planned:
+            bar.set_postfix_str(f"{label_of(one)}, seed {seed}")
             runs.append(run_experiment(one.override({"seed": seed}), **where))
+            bar.update()
             if on_run:
                 on_run(runs[-1])
     return runs

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+LIVE_FACE = "application/vnd.jupyter.widget-view+json"
 LONGEST_SOCKET = 90  # characters of a socket's folder; systems allow about 100
 INTERRUPT_EVERY, KILL_AFTER = 3.0, 60.0  # seconds, once a stop was asked for
 
@@ -49,11 +50,25 @@ def find_notebook(name: str | Path) -> Path:
     """Return the path of a notebook given by path, name or number ("03")."""
     if Path(name).suffix == ".ipynb" and Path(name).exists():
         return Path(name)
-    known = sorted(shipped("notebooks").glob("*.ipynb"))
+    known = list_notebooks()
     for path in known:
         if str(name) in (path.name, path.stem, path.stem[:2]):
             return path
     raise UsageError(f"{str(name)!r} is not a notebook.", hint=did_you_mean(name, [p.stem for p in known]))
+
+
+def list_notebooks() -> list[Path]:
+    """Return the numbered notebooks in their order."""
+    return sorted(shipped("notebooks").glob("*.ipynb"))
+
+
+def shared_parameters(notebooks: Sequence[Path], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return for each notebook the parameters that it has; one that none has is refused."""
+    known = [notebook_parameters(path) for path in notebooks]
+    for name in given:
+        if not any(name in names for names in known):
+            raise UsageError(f"no notebook has a parameter {name!r}.", hint=did_you_mean(name, set().union(*known)))
+    return [{name: value for name, value in given.items() if name in names} for names in known]
 
 
 def notebook_parameters(notebook: Path) -> dict[str, dict[str, str]]:
@@ -137,6 +152,7 @@ def run_notebook(
         raise KernelDied("the kernel died; it was killed, or memory ran out.", path=out) from None
     finally:
         if partial.exists():
+            _without_live_faces(partial)
             os.replace(partial, out)
     if any(cell.source and cell.execution_count is None for cell in _code_cells(out)):
         raise NotebookError("the notebook ended before its last cell.", path=out)
@@ -177,6 +193,17 @@ def _cell_error(error: papermill.PapermillExecutionError, out: Path) -> Notebook
     told = NotebookError(f"{cell} raised {error.ename}: {error.evalue}", path=out)
     told.trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-20:]
     return told
+
+
+def _without_live_faces(path: Path) -> None:
+    """Leave of each widget what needs no kernel: the picture beside it, and of a progress bar nothing."""
+    nb = papermill.iorw.load_notebook_node(str(path))
+    for cell in nb.cells:
+        live = [output for output in cell.get("outputs", []) if output.get("data", {}).pop(LIVE_FACE, None)]
+        for output in live:
+            if output.data.keys() == {"text/plain"}:
+                cell.outputs.remove(output)
+    papermill.iorw.write_ipynb(nb, str(path))
 
 
 def _code_cells(path: Path) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import html
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,17 @@ class Explorer:
             self._widget = self._build()
             self._refresh()
         return self._widget
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """Return the live face and, in the same output, what a saved or headless notebook shows in its place."""
+        return self.widget._repr_mimebundle_() | self.fallback()
+
+    def fallback(self) -> dict[str, Any]:
+        """Return the picture of the present choice, by MIME type; where there is none, the sentence that says why."""
+        try:
+            return {"image/png": base64.b64encode(figures.png_bytes(self.still(), DPI)).decode("ascii")}
+        except DiaworkError as error:
+            return {"text/plain": str(error)}
 
     def _watch(self, *controls: w.Widget) -> None:
         for control in controls:

@@ -20,6 +20,7 @@ from diawork.widgets.slots import ALL, NOTHING, STEPS, Images, Stacks
 
 VIEWS = ("one image", "strip of images", "your own image or model")
 OWN = "your own"
+PLAYED = (10, 30, 50, 75, 100, 130, 160, 200, 300, 400, 600)  # stops of the slider that stays when the kernel is gone
 _PULSE = 0.004  # s between two pictures drawn ahead, so that the kernel stays ready to answer
 
 
@@ -70,6 +71,14 @@ class DissolveExplorer(Explorer):
     def frame(self) -> bytes:
         """Return the same picture as PNG bytes."""
         return self._frames().png(self.ts.index(self.t))
+
+    def fallback(self) -> dict[str, Any]:
+        """Return the same picture on a slider that needs no kernel, and as it stands."""
+        ats = [self.ts.index(t) for t in dict.fromkeys(map(self._nearest, PLAYED))]
+        frames, labels = [self._frames().png(at) for at in ats], [self.ts[at] for at in ats]
+        start = min(range(len(ats)), key=lambda i: abs(labels[i] - self.t))
+        player = figures.player_html(frames, labels, figures.STEP_LABEL, start=start)
+        return {"text/html": str(player)} | super().fallback()
 
     def strip(
         self, classes: Sequence[str] = (), n: int = 2, ts: Sequence[int] = figures.FIGURE_STEPS,
