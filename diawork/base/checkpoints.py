@@ -20,7 +20,8 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import nn
 
-from diawork.base.errors import CheckpointError, ResourceError
+from diawork.base.config import Model, validated
+from diawork.base.errors import CheckpointError, ResourceError, UsageError
 from diawork.base.files import read_json, remove_orphans, write_bytes, write_json
 from diawork.base.stopping import raise_if_stopping, stop_requested
 
@@ -48,11 +49,23 @@ class Checkpoint(NamedTuple):
             raise CheckpointError(what, path=self.path)
         return value
 
+    def config(self, model: type[Model], values: Any) -> Model:
+        """Return the config written in it as ``values``; ``CheckpointError`` where it is none of ours."""
+        try:
+            return validated(model, values or {})
+        except UsageError as error:
+            raise CheckpointError(f"its config is not one of ours ({error}).", path=self.path) from None
+
     def refuse_others(self, *prefixes: str) -> None:
         """Raise ``CheckpointError`` for a tensor whose name starts with none of the prefixes."""
         others = [name for name in self.tensors if not name.startswith(prefixes)]
         if others:
             raise CheckpointError(f"the tensor {others[0]!r:.80} does not belong here.", path=self.path)
+
+
+def named(**parts: Tensors) -> Tensors:
+    """Return the tensors of several parts, each under ``part.name``."""
+    return {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
 
 
 def save_checkpoint(path: Path, tensors: Tensors, *, spec: dict, state: dict) -> None:
@@ -116,7 +129,7 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 def refuse_differences(path: Path, in_file: dict, wanted: dict) -> None:
     """Raise ``CheckpointError`` with a table field · in file · wanted, where the specs differ."""
-    in_file, wanted = _flat(json.loads(json.dumps(in_file))), _flat(json.loads(json.dumps(wanted)))
+    in_file, wanted = (_flat(json.loads(json.dumps(spec))) for spec in (in_file, wanted))
     rows = []
     for field in sorted({*in_file, *wanted}):
         ours, theirs = (side.get(field, "(absent)") for side in (wanted, in_file))

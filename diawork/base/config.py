@@ -29,7 +29,7 @@ K = 4  # shifts, fixed by the method
 DRAWS = 2  # the scheme by which scoring draws: 1 by an image's position in its split, 2 by its pixels
 NO_STEP = -1  # the dissolving step of a view that was not dissolved
 
-_Model = TypeVar("_Model", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 Bridge = Literal["pad", "resize", "none"]
 Stem = Literal["imagenet", "cifar"]
 Operator = Literal["ddpm", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
@@ -267,7 +267,7 @@ class ExperimentConfig(Frozen):
         return digest([self.identity(), *data_identity])
 
 
-def validated(model: type[_Model], values: dict[str, Any]) -> _Model:
+def validated(model: type[Model], values: dict[str, Any]) -> Model:
     """Build ``model`` from plain values; the first thing wrong becomes one ``UsageError``."""
     try:
         return model.model_validate(values)

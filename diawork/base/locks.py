@@ -25,7 +25,8 @@ def locked(folder: Path, *, wait: bool = False, say: Callable[[str], Any] = prin
     A lock is left behind when its process is gone, or, on another machine, when its heartbeat has
     stopped for three minutes; then it is taken over, and said so.
     """
-    lock, mine = folder / "lock.json", {"pid": os.getpid(), "host": socket.gethostname()}
+    lock = folder / "lock.json"
+    mine = {"pid": os.getpid(), "host": socket.gethostname()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         told = False

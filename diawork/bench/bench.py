@@ -10,7 +10,7 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
@@ -35,7 +35,7 @@ from diawork.base.config import (
 from diawork.base.seeding import generator
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.method.ddpm import build_ddpm
-from diawork.method.dissolve import Dissolver
+from diawork.method.dissolve import Dissolve, Dissolver
 from diawork.method.encoder import Encoder, build_encoder
 from diawork.method.scoring import extract_features
 from diawork.method.training import train_step
@@ -183,7 +183,7 @@ def bench(cfg: BenchConfig | None = None, *, compute: Compute | None = None, say
     say("ceilings: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in ceiling.items()))
     top = ceiling.get("conv_bf16", ceiling["conv_fp32"])
     rows = []
-    for pair in _stages(cfg, compute, top):
+    for pair in Stages(cfg, compute, top):
         rows.append(pair.row())
         share = rows[-1]["share_of_ceiling"]
         compiled = f"   (compiled in {pair.compile_s:.0f} s)" if pair.compile_s else ""
@@ -205,67 +205,83 @@ def machine_name(device: torch.device) -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}{arithmetic}"
 
 
-def _stages(cfg: BenchConfig, compute: Compute, top: float) -> Any:
-    plain = Compute(compute.device)
-    ddpm = plain.prepare(cfg.ddpm()).eval()
-    x = plain.to(torch.rand(cfg.batch, 1, cfg.size, cfg.size, generator=generator(0, "bench")))
-    dissolver = cfg.dissolver(compute)
-    bank = FromMemory((x.cpu() * 255).byte())
-    shape = (1, ddpm.channels, cfg.model_size, cfg.model_size)
-    one = torch.zeros(shape, device=compute.device), torch.zeros(1, dtype=torch.long, device=compute.device)
-    flops = 2 * count_macs(ddpm.model, *one) * cfg.batch
-    index, flip = torch.arange(cfg.batch), torch.zeros(cfg.batch, dtype=torch.bool)
-    face: dict[str, Any] = {"image": index, "flip": flip, "generator": generator(0)}
-    timing: dict[str, Any] = {"pairs": cfg.pairs, "device": compute.device}
-    slow = lambda: released_dissolve(ddpm, x)  # noqa: E731
-    stage = "dissolving for one step"
-    yield time_pairs(Pair(stage, flops=flops, ceiling=top), slow, lambda: dissolver(x, **face), **timing)
-    start = time.perf_counter()
-    dissolver.expect(cfg.expected_images, cfg.batch)  # as a long training or a bank would
-    if dissolver.compiled:
-        pair = Pair(f"{stage}, compiled", flops=flops, ceiling=top, compile_s=time.perf_counter() - start)
-        yield time_pairs(pair, slow, lambda: dissolver(x, **face), **timing)
-    yield time_pairs(Pair(f"{stage}, from the bank"), slow, lambda: bank(x, **face), **timing)
-    for stem in cfg.stems:
-        for name, source, extra in (("live", dissolver, flops), ("from the bank", bank, 0.0)):
-            pair = Pair(f"training step, {stem} stem, {name}", ceiling=top)
-            yield _step_pair(pair, cfg, compute, stem, (ddpm, source, x, extra), timing)
-    for samples in (cfg.score_samples, cfg.fast_samples):
-        yield _score_pair(cfg, compute, samples, top, timing)
+class Stages:
+    """The stages in their order, each as a pair timed in turn; iterating does the work."""
 
+    def __init__(self, cfg: BenchConfig, compute: Compute, ceiling: float) -> None:
+        self.cfg, self.compute, self.ceiling = cfg, compute, ceiling
+        self.plain = Compute(compute.device)  # fp32 and eager, as the released scheme
+        self.ddpm = self.plain.prepare(cfg.ddpm()).eval()
+        self.dissolver = cfg.dissolver(compute)
+        self.x = self.plain.to(torch.rand(cfg.batch, 1, cfg.size, cfg.size, generator=generator(0, "bench")))
+        self.bank = FromMemory((self.x.cpu() * 255).byte())
 
-def _encoder_macs(cfg: EncoderConfig, size: int) -> int:
-    """Return the multiply-accumulates of one view, counted on ordinary convolutions."""
-    return count_macs(plain_encoder(cfg, Compute()).eval(), torch.zeros(1, cfg.channels, size, size))
+    def __iter__(self) -> Iterator[Pair]:
+        yield from self._dissolving()
+        for stem in self.cfg.stems:
+            yield self._step(stem, "live", self.dissolver, self._dissolving_flops())
+            yield self._step(stem, "from the bank", self.bank, 0.0)
+        for samples in (self.cfg.score_samples, self.cfg.fast_samples):
+            yield self._features(samples)
 
+    def _timed(
+        self, stage: str, baseline: Callable[[], Any], ours: Callable[[], Any], *, flops: float = 0.0,
+        compile_s: float | None = None,
+    ) -> Pair:  # fmt: skip
+        pair = Pair(stage, flops=flops, ceiling=self.ceiling, compile_s=compile_s)
+        return time_pairs(pair, baseline, ours, pairs=self.cfg.pairs, device=self.compute.device)
 
-def _step_pair(pair: Pair, cfg: BenchConfig, compute: Compute, stem: Stem, parts: tuple, timing: dict) -> Pair:
-    ddpm, source, x, extra = parts
-    encoder_cfg = EncoderConfig(stem=stem)
-    slow, fast = plain_encoder(encoder_cfg, compute), compute.prepare(build_encoder(encoder_cfg))
-    slow_optimizer, fast_optimizer = sgd(slow), sgd(fast)
-    builder = BranchBuilder(ViewsConfig(), source)
-    pair.flops = extra + 6 * _encoder_macs(encoder_cfg, cfg.size) * 3 * K * cfg.batch
-    return time_pairs(
-        pair,
-        lambda: released_step(slow.train(), ddpm, x, slow_optimizer),
-        lambda: our_step(fast, builder, x, fast_optimizer, compute),
-        **timing,
-    )
+    def _dissolving_flops(self) -> float:
+        size = self.cfg.model_size
+        image = torch.zeros(1, self.ddpm.channels, size, size, device=self.compute.device)
+        t = torch.zeros(1, dtype=torch.long, device=self.compute.device)
+        return 2 * count_macs(self.ddpm.model, image, t) * self.cfg.batch
 
+    def _encoder_flops(self, encoder: EncoderConfig, views: int) -> float:
+        """Return the arithmetic of embedding so many views, counted on ordinary convolutions."""
+        view = torch.zeros(1, encoder.channels, self.cfg.size, self.cfg.size)
+        return 2 * count_macs(plain_encoder(encoder, Compute()).eval(), view) * views
 
-def _score_pair(cfg: BenchConfig, compute: Compute, samples: int, top: float, timing: dict) -> Pair:
-    encoder_cfg = EncoderConfig(stem=cfg.stems[0])
-    slow, fast = plain_encoder(encoder_cfg, compute).eval(), compute.prepare(build_encoder(encoder_cfg)).eval()
-    x = torch.rand(cfg.score_images, 1, cfg.size, cfg.size, generator=generator(0, "bench", "score"))
-    views = ViewsConfig()
-    pair = Pair(f"features of {cfg.score_images} images, {cfg.stems[0]} stem, {samples} samples", ceiling=top)
-    pair.flops = 2 * _encoder_macs(encoder_cfg, cfg.size) * cfg.score_images * samples * K
-    released = ScoreConfig(samples=cfg.score_samples)
-    slow_compute = Compute(compute.device)
-    return time_pairs(
-        pair,
-        lambda: extract_features(slow, x, views=views, score=released, compute=slow_compute, batch=cfg.batch * K),
-        lambda: extract_features(fast, x, views=views, score=ScoreConfig(samples=samples), compute=compute),
-        **timing,
-    )
+    def _dissolving(self) -> Iterator[Pair]:
+        cfg, stage, flops = self.cfg, "dissolving for one step", self._dissolving_flops()
+        rows: dict[str, Any] = {
+            "image": torch.arange(cfg.batch),
+            "flip": torch.zeros(cfg.batch, dtype=torch.bool),
+            "generator": generator(0),
+        }
+        released = partial(released_dissolve, self.ddpm, self.x)
+        live, banked = partial(self.dissolver, self.x, **rows), partial(self.bank, self.x, **rows)
+        yield self._timed(stage, released, live, flops=flops)
+        start = time.perf_counter()
+        self.dissolver.expect(cfg.expected_images, cfg.batch)  # as a long training or a bank would
+        if self.dissolver.compiled:
+            spent = time.perf_counter() - start
+            yield self._timed(f"{stage}, compiled", released, live, flops=flops, compile_s=spent)
+        yield self._timed(f"{stage}, from the bank", released, banked)
+
+    def _step(self, stem: Stem, name: str, slot: Dissolve, dissolving_flops: float) -> Pair:
+        """Time a training step with the views of ``slot``; backward costs twice what forward does."""
+        cfg = EncoderConfig(stem=stem)
+        slow, fast = plain_encoder(cfg, self.compute).train(), self.compute.prepare(build_encoder(cfg))
+        slow_optimizer, fast_optimizer = sgd(slow), sgd(fast)
+        builder = BranchBuilder(ViewsConfig(), slot)
+        return self._timed(
+            f"training step, {stem} stem, {name}",
+            lambda: released_step(slow, self.ddpm, self.x, slow_optimizer),
+            lambda: our_step(fast, builder, self.x, fast_optimizer, self.compute),
+            flops=dissolving_flops + 3 * self._encoder_flops(cfg, 3 * K * self.cfg.batch),
+        )
+
+    def _features(self, samples: int) -> Pair:
+        cfg, stem = self.cfg, self.cfg.stems[0]
+        encoder = EncoderConfig(stem=stem)
+        slow, fast = plain_encoder(encoder, self.compute), self.compute.prepare(build_encoder(encoder))
+        x = torch.rand(cfg.score_images, 1, cfg.size, cfg.size, generator=generator(0, "bench", "score"))
+        released, ours = ScoreConfig(samples=cfg.score_samples), ScoreConfig(samples=samples)
+        views = ViewsConfig()
+        return self._timed(
+            f"features of {cfg.score_images} images, {stem} stem, {samples} samples",
+            lambda: extract_features(slow, x, views=views, score=released, compute=self.plain, batch=cfg.batch * K),
+            lambda: extract_features(fast, x, views=views, score=ours, compute=self.compute),
+            flops=self._encoder_flops(encoder, cfg.score_images * samples * K),
+        )

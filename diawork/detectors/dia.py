@@ -16,11 +16,12 @@ from diawork.base.checkpoints import (
     load_checkpoint,
     load_weights,
     matching,
+    named,
     refuse_differences,
     save_checkpoint,
 )
 from diawork.base.compute import Compute
-from diawork.base.config import DRAWS, ExperimentConfig, K, validated
+from diawork.base.config import DRAWS, ExperimentConfig, K
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
@@ -168,8 +169,7 @@ class DIA(Detector):
 
     def save(self, folder: Path | str) -> None:
         """Save encoder, bank and config (safetensors + JSON)."""
-        tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
-        tensors |= {f"bank.{k}": v for k, v in self._fitted().tensors().items()}
+        tensors = named(encoder=self.encoder.state_dict(), bank=self._fitted().tensors())
         tensors |= {"healthy": torch.from_numpy(self.healthy)}
         save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history) | {"draws": DRAWS})
 
@@ -178,10 +178,7 @@ class DIA(Detector):
         """Load what ``save`` wrote, ready to score; the dissolver is not needed for that."""
         checkpoint = load_checkpoint(Path(folder) / WEIGHTS)
         refuse_differences(checkpoint.path, {"kind": checkpoint.spec.get("kind")}, {"kind": cls.name})
-        try:
-            cfg = validated(ExperimentConfig, checkpoint.spec.get("config") or {})
-        except UsageError as error:
-            raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
+        cfg = checkpoint.config(ExperimentConfig, checkpoint.spec.get("config"))
         draws = checkpoint.state.get("draws", 1)
         if draws != DRAWS:
             raise CheckpointError(

@@ -19,11 +19,12 @@ from diawork.base.checkpoints import (
     Keeper,
     load_checkpoint,
     load_weights,
+    named,
     refuse_differences,
     save_checkpoint,
 )
 from diawork.base.compute import Compute
-from diawork.base.config import ExperimentConfig, validated
+from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import ImageSet
@@ -180,8 +181,7 @@ class Learned(Detector):
 
     def save(self, folder: Path | str) -> None:
         """Save the tensors (safetensors + JSON)."""
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()} if self.net is not None else {}
-        tensors |= {f"kept.{k}": v for k, v in self.kept.items()}
+        tensors = named(net={} if self.net is None else self.net.state_dict(), kept=self.kept)
         save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.progress))
 
     @classmethod
@@ -189,10 +189,7 @@ class Learned(Detector):
         """Load what ``save`` wrote, ready to score."""
         checkpoint = load_checkpoint(Path(folder) / WEIGHTS)
         refuse_differences(checkpoint.path, {"kind": checkpoint.spec.get("kind")}, {"kind": cls.name})
-        try:
-            cfg = validated(ExperimentConfig, checkpoint.spec.get("config") or {})
-        except UsageError as error:
-            raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
+        cfg = checkpoint.config(ExperimentConfig, checkpoint.spec.get("config"))
         detector = cls(cfg, compute=compute)
         detector.shape, detector.spec = list(checkpoint.spec.get("shape", ())), checkpoint.spec
         detector._prepare()

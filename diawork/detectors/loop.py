@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diawork.base.checkpoints import Checkpoint, Keeper, Tensors, load_optimizer, load_weights, optimizer_state
+from diawork.base.checkpoints import Checkpoint, Keeper, Tensors, load_optimizer, load_weights, named, optimizer_state
 from diawork.base.errors import NumericError, UsageError
 from diawork.base.seeding import generator
 from diawork.base.stopping import graceful_stop
@@ -82,9 +82,8 @@ class Loop:
             epoch, skipped = epoch + 1, 0
 
     def _snapshot(self) -> tuple[Tensors, dict[str, Any]]:
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        for name, optimizer in self.optimizers.items():
-            tensors |= {f"{name}.{k}": v for k, v in optimizer_state(optimizer).items()}
+        optimizers = {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()}
+        tensors = named(net=self.net.state_dict(), **optimizers)
         return tensors, {"steps": self.done.steps, "seconds": time.perf_counter() - self.started}
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:

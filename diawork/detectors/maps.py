@@ -192,5 +192,6 @@ def _score(detector: Any, x: Tensor) -> Scores:
     device = next(detector.encoder.parameters()).device
     wide = in_channels(x, detector.cfg.encoder.channels)
     embedding = detector.encoder(all_shifts(wide, detector.cfg.views.shift).to(device))
-    z, logits = (part.float().cpu().unflatten(0, (K, len(x))) for part in (embedding.z, embedding.shift_logits))
+    z = embedding.z.float().cpu().unflatten(0, (K, len(x)))
+    logits = embedding.shift_logits.float().cpu().unflatten(0, (K, len(x)))
     return score(Features(z, logits), detector.bank, parts=detector.cfg.score.parts)

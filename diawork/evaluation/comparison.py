@@ -206,7 +206,8 @@ def _paired(a: np.ndarray, b: np.ndarray, covariance: np.ndarray) -> _Parts:
 def _independent(a: np.ndarray, b: np.ndarray, covariance: np.ndarray) -> _Parts:
     r = len(a)
     shared = _between(covariance[:r, :r]) + _between(covariance[r:, r:]) - 2 * float(covariance[:r, r:].mean())
-    return _Parts(max(0.0, shared), tuple((float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in (a, b)))
+    seeds = tuple((float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in (a, b))
+    return _Parts(max(0.0, shared), seeds)
 
 
 def _satterthwaite(parts: _Parts) -> tuple[float, float]:

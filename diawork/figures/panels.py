@@ -41,7 +41,7 @@ class Pairs:
 def _mosaic(tiles: np.ndarray, columns: int, gap: int = _GAP) -> np.ndarray:
     """Return (H, W, 3): tiles (n, …) in rows of ``columns``, white between them."""
     images = [im.channels_last(tile) for tile in tiles]
-    colour = np.stack([np.repeat(x[..., None], 3, 2) if x.ndim == 2 else x for x in images]).clip(0, 1)
+    colour = np.stack([image if image.ndim == 3 else np.stack([image] * 3, 2) for image in images]).clip(0, 1)
     n, height, width, _ = colour.shape
     rows = -(-n // columns)
     canvas = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.float32)

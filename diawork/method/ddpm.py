@@ -21,13 +21,14 @@ from diawork.base.checkpoints import (
     load_checkpoint,
     load_optimizer,
     load_weights,
+    named,
     optimizer_state,
     refuse_differences,
     save_checkpoint,
 )
 from diawork.base.compute import Compute
-from diawork.base.config import DiffusionConfig, validated
-from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
+from diawork.base.config import DiffusionConfig
+from diawork.base.errors import DataError, NumericError
 from diawork.base.seeding import generator, isolated_rng
 from diawork.base.stopping import graceful_stop
 from diawork.data.images import ImageSet, batches
@@ -216,10 +217,8 @@ class _Trainer:
 
     def snapshot(self) -> tuple[Tensors, dict]:
         """Return all tensors and plain values that a resumed training needs."""
-        tensors = {f"raw.{k}": v for k, v in self.ddpm.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
-        return tensors, {"losses": self.losses}
+        models = {"raw": self.ddpm.state_dict(), "ema": self.ema.state_dict()}
+        return named(**models, optimizer=optimizer_state(self.optimizer)), {"losses": self.losses}
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from a checkpoint, where there is one."""
@@ -240,10 +239,9 @@ class _Trainer:
 
 def save_ddpm(folder: Path | str, ddpm: DDPM) -> None:
     """Save both sets of weights with the config and the data's identity (safetensors + JSON)."""
-    tensors = {f"{which}.{k}": v for which in ("raw", "ema") for k, v in ddpm.weights(which).state_dict().items()}
-    spec = _spec(ddpm.config)
+    tensors = named(raw=ddpm.raw.state_dict(), ema=ddpm.ema.state_dict())
     state = {"config": ddpm.config.model_dump(mode="json"), "data": ddpm.data, "losses": ddpm.losses}
-    save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=spec, state=state)
+    save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=_spec(ddpm.config), state=state)
 
 
 def _spec(cfg: DiffusionConfig) -> dict[str, Any]:
@@ -265,23 +263,14 @@ def load_ddpm(folder: Path | str, expect: DiffusionConfig | None = None, *, data
             path=path,
             hint="Choose another output folder, or load it on purpose with diawork.load_ddpm(folder).",
         )
-    cfg = _config(checkpoint)
+    cfg = checkpoint.config(DiffusionConfig, checkpoint.value("config", dict))
+    refuse_differences(path, checkpoint.spec, _spec(cfg))
     models = {which: build_ddpm(cfg) for which in ("raw", "ema")}
     for which, model in models.items():
         load_weights(model, checkpoint.tensors, path=path, prefix=f"{which}.")
         model.eval().requires_grad_(False)
     checkpoint.refuse_others("raw.", "ema.")
     return DDPM(models["raw"], models["ema"], cfg, origin, checkpoint.value("losses", list), Path(folder))
-
-
-def _config(checkpoint: Checkpoint) -> DiffusionConfig:
-    """Return the config a checkpoint was made with, which must be that of its spec."""
-    try:
-        cfg = validated(DiffusionConfig, checkpoint.value("config", dict))
-    except UsageError as error:
-        raise CheckpointError(f"its config is not one of ours ({error}).", path=checkpoint.path) from None
-    refuse_differences(checkpoint.path, checkpoint.spec, _spec(cfg))
-    return cfg
 
 
 @torch.no_grad()

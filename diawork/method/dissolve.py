@@ -87,9 +87,10 @@ def check_t(t: int | Tensor, timesteps: int, batch: int) -> Tensor:
     elif isinstance(t, bool) or not isinstance(t, int):
         raise UsageError(f"t={t!r} is a {type(t).__name__}; the step is an integer or one integer an image.")
     steps = torch.as_tensor(t, dtype=torch.int64).expand(batch).cpu()
-    if batch and not (int(steps.min()) >= 0 and int(steps.max()) < timesteps):
-        outside = int(steps.max()) if int(steps.max()) >= timesteps else int(steps.min())
-        raise UsageError(f"t={outside} outside [0, {timesteps}): this ddpm was trained with timesteps={timesteps}.")
+    outside = steps[(steps < 0) | (steps >= timesteps)]
+    if len(outside):
+        what = f"t={int(outside[0])} outside [0, {timesteps}): this ddpm was trained with timesteps={timesteps}."
+        raise UsageError(what)
     return steps
 
 

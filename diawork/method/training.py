@@ -20,6 +20,7 @@ from diawork.base.checkpoints import (
     load_optimizer,
     load_weights,
     matching,
+    named,
     optimizer_state,
 )
 from diawork.base.compute import Compute
@@ -107,7 +108,8 @@ def fit(
     """
     if len(images) < 2:
         raise UsageError(f"contrastive training needs at least 2 images, there is {len(images)}.")
-    compute, keeper = compute or Compute(), keeper or Keeper(None, spec={})
+    compute = compute or Compute()
+    keeper = keeper or Keeper(None, spec={})
     compute.prepare(encoder)
     loop = _Loop(encoder, train, loss, seed, compute)
     loop.restore(keeper.restore())
@@ -182,9 +184,8 @@ class _Loop:
 
     def snapshot(self) -> tuple[Tensors, dict[str, Any]]:
         """Return all tensors and plain values that a resumed training needs."""
-        tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
-        tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
+        encoder, optimizer = self.encoder.state_dict(), optimizer_state(self.optimizer)
+        tensors = named(encoder=encoder, optimizer=optimizer, best=self.best or {})
         self.history.seconds = time.perf_counter() - self.started
         state = {name: getattr(self.history, name) for name in ("steps", "epochs", "seconds")}
         return tensors, state | {"epochs_done": self.epochs}

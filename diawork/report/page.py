@@ -110,7 +110,8 @@ def _environment(frame: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
     """Return what the runs were made with, and the names in which they differ."""
     versions = pd.DataFrame(list(frame["versions"]) if len(frame) else [])
     values = {name: versions[name].dropna().unique() for name in versions}
-    return {name: " / ".join(known) for name, known in values.items()}, [n for n, v in values.items() if len(v) > 1]
+    mixed = [name for name, known in values.items() if len(known) > 1]
+    return {name: " / ".join(known) for name, known in values.items()}, mixed
 
 
 def _losses(rows: list[tuple[dict[str, Any], pd.DataFrame]]) -> bytes | None:

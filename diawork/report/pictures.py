@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,8 @@ def _steps_shown(ts: Sequence[int]) -> Sequence[int]:
     """Return which of many steps a strip shows: those of the paper's figure, else a few spread over all."""
     if len(ts) <= MANY_STEPS:
         return range(len(ts))
-    return [i for i, t in enumerate(ts) if t in figures.FIGURE_STEPS] or range(0, len(ts), -(-len(ts) // MANY_STEPS))
+    of_the_paper = [i for i, t in enumerate(ts) if t in figures.FIGURE_STEPS]
+    return of_the_paper or range(0, len(ts), math.ceil(len(ts) / MANY_STEPS))
 
 
 def _errors(label: str, arrays: Arrays) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
     scale = 100 if table.get("unit") == "percent" else 1
     for row in table["rows"]:
         for i, column in enumerate(table["columns"]):
-            value, sd = row["value"][i], (row.get("sd") or [None] * len(row["value"]))[i]
+            value, sd = row["value"][i], row["sd"][i] if row.get("sd") else None
             at = {"method": row["method"], "column": column}
             own = [c["remark"] for c in table.get("cell_remarks", ()) if {k: c[k] for k in at} == at]
             dataset, metric = (table["dataset"], column) if "dataset" in table else (column, table["metric"])

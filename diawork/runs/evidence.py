@@ -90,7 +90,8 @@ def dissolving_strip(dissolver: Dissolver, images: ImageSet, ts: Sequence[int], 
     """Return (2n, 1 + T, H, W): n healthy and n anomalous images, first as they are, then dissolved at ``ts``."""
     x = images.take(strip_rows(images, n)).images
     stack = dissolver.stack(x, ts)
-    return np.concatenate([x[None].numpy(), stack.float().numpy()])[:, :, 0].swapaxes(0, 1).clip(0, 1)
+    steps = np.concatenate([x[None].numpy(), stack.float().numpy()])
+    return steps[:, :, 0].swapaxes(0, 1).clip(0, 1)
 
 
 def worst_errors(

@@ -41,7 +41,8 @@ def shared_ddpm(
     source = diffusion_data(cfg, splits, data_root)
     own = source.identity == splits.identity
     bridge = (cfg.dissolve.bridge if own else None) or source.manifest.bridge
-    train, settings = source.train, cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
+    train = source.train
+    settings = cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
     identity = digest([settings.identity(), bridge, train.identity])
     folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"
     with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):

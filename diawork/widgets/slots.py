@@ -111,7 +111,8 @@ class Stacks:
     def __init__(self, sets: Mapping[str, Any], slots: Mapping[str, Occupant], ts: Sequence[int]) -> None:
         if not sets or not slots or not len(ts):
             raise UsageError("an explorer needs a data set, an occupant of the slot and at least one step.")
-        self.sets, self.slots, self.ts = dict(sets), dict(slots), [int(step) for step in ts]
+        self.sets, self.slots = dict(sets), dict(slots)
+        self.ts = [int(step) for step in ts]
         self._opened: dict[str, Images] = {}
         self.on_progress: Callable[[float], None] | None = None
         self.stack = lru_cache(KEPT)(self._stack)
