@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from diawork.base.checkpoints import Keeper
-from diawork.base.errors import DataError
 from diawork.base.seeding import generator
 from diawork.detectors.learned import Learned
 from diawork.detectors.loop import Loop, descend
-from diawork.method.encoder import build_encoder
+from diawork.method.encoder import build_encoder, in_channels
 from diawork.method.loss import nt_xent
 from diawork.method.scoring import FeatureBank, Features, score
 from diawork.method.training import build_optimizer, epoch_batches, learning_rate
@@ -34,7 +33,8 @@ class SimCLR(Learned):
         self.net = self.compute.prepare(self.net)
 
     def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
-        x, cfg, optimizer = self._channels(x), self.cfg.train, build_optimizer(self.net, self.cfg.train)
+        x, cfg = in_channels(x, self.cfg.encoder.channels), self.cfg.train
+        optimizer = build_optimizer(self.net, cfg)
         loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), cfg.batch_size, self.cfg.seed)
         per_epoch = len(epoch_batches(len(x), cfg, seed=self.cfg.seed, epoch=0))
 
@@ -75,11 +75,6 @@ class SimCLR(Learned):
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:
         bank = FeatureBank(self.kept["axes"], self.kept["weight_similarity"], torch.ones(1))
-        return score(self._embedded(self._channels(x.cpu())), bank, parts="similarity").total, None
-
-    def _channels(self, x: Tensor) -> Tensor:
-        wanted = self.cfg.encoder.channels
-        if x.shape[1] not in (1, wanted):
-            hint = "Set encoder.channels=3."
-            raise DataError(f"the images have {x.shape[1]} channels, the encoder {wanted}.", hint=hint)
-        return x.expand(-1, wanted, -1, -1)
+        return score(
+            self._embedded(in_channels(x.cpu(), self.cfg.encoder.channels)), bank, parts="similarity"
+        ).total, None
