@@ -75,6 +75,5 @@ class SimCLR(Learned):
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:
         bank = FeatureBank(self.kept["axes"], self.kept["weight_similarity"], torch.ones(1))
-        return score(
-            self._embedded(in_channels(x.cpu(), self.cfg.encoder.channels)), bank, parts="similarity"
-        ).total, None
+        features = self._embedded(in_channels(x.cpu(), self.cfg.encoder.channels))
+        return score(features, bank, parts="similarity").total, None

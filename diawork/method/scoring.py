@@ -19,7 +19,7 @@ from diawork.base.config import K, ScoreConfig, ViewsConfig
 from diawork.base.errors import NumericError, UsageError
 from diawork.base.seeding import KeyedDraws, image_keys
 from diawork.base.stopping import raise_if_stopping
-from diawork.method.encoder import Encoder
+from diawork.method.encoder import Encoder, evaluating
 from diawork.method.views import SHIFTS, augment, draw_augmentation
 
 UNDEFINED = 1e-3  # a mean shift logit nearer to zero than this, or negative, has no usable inverse
@@ -64,8 +64,7 @@ def extract_features(
     ``what`` names the images on the progress bar.
     """
     compute = compute or Compute()
-    was_training = encoder.training
-    compute.prepare(encoder).eval()
+    compute.prepare(encoder)
     cfg = views.model_copy(update={"crop_scale": score.crop_scale})
     sums: list[Any] = [0.0, 0.0]  # over the even and the odd samples
     keys = image_keys(x)
@@ -78,7 +77,6 @@ def extract_features(
             drawn = draw_augmentation(len(x), cfg, KeyedDraws(keys, seed, "score", sample, k))
             per_shift.append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute, batch))
         sums[sample % 2] = sums[sample % 2] + torch.stack(per_shift)
-    encoder.train(was_training)
     dim, counts = encoder.cfg.projection_dim, (-(-score.samples // 2), score.samples // 2)
     halves = [(n, _parted(total / n, dim)) for n, total in zip(counts, sums, strict=True) if n]
     mean = _parted((sums[0] + sums[1]) / score.samples, dim)
@@ -92,11 +90,11 @@ def _parted(values: Tensor, dim: int) -> Features:
 def _embed(encoder: Encoder, x: Tensor, compute: Compute, batch: int) -> Tensor:
     """Return (N, D + classes): projection and shift logits, batch by batch."""
     parts = []
-    for rows in x.split(batch):
-        raise_if_stopping()
-        with compute.autocast():
+    with evaluating(encoder), compute.autocast():
+        for rows in x.split(batch):
+            raise_if_stopping()
             embedding = encoder(compute.to(rows))
-        parts.append(torch.cat([embedding.z.float(), embedding.shift_logits.float()], 1).cpu())
+            parts.append(torch.cat([embedding.z.float(), embedding.shift_logits.float()], 1).cpu())
     return torch.cat(parts)
 
 
