@@ -9,6 +9,7 @@ from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, DataError, Interrupted, NumericError
 from diawork.base.stopping import _asked
 from diawork.method.ddpm import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
+from diawork.runs.presets import preset
 from tests.conftest import make_images
 
 TINY = DiffusionConfig(
@@ -34,6 +35,12 @@ def test_settings_are_the_published_ones():
     ddpm = build_ddpm(TINY)
     assert (ddpm.objective, ddpm.num_timesteps) == ("pred_noise", 1000)
     assert torch.allclose(ddpm.loss_weight, torch.ones(1000))
+
+
+def test_the_unet_is_the_librarys_of_today():
+    unet = build_ddpm(preset("paper").diffusion).model
+    assert sum(p.numel() for p in unet.parameters()) == 35_711_491  # as README says; released 36.25 M
+    assert {type(m).__name__ for m in unet.modules()} >= {"RMSNorm"}
 
 
 def test_loss_is_zero_for_a_perfect_prediction():

@@ -12,18 +12,20 @@ from diawork.base.compute import Compute
 from diawork.base.errors import CheckpointError, DataError
 from diawork.base.seeding import image_keys
 from diawork.data.images import ImageSet
+from diawork.data.manifests import load_manifest
 from diawork.data.readers import read_image
 from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.maps import AnomalyMaps
 from diawork.detectors.registry import CONTROLS, entry_of
 from diawork.method.dissolve import AddNoise, GaussianBlur
 from diawork.report.page import write_html
-from diawork.report.tables import collect, compare
+from diawork.report.tables import collect, compare, groups
 from diawork.runs.experiment import run_experiment
-from diawork.runs.methods import method_config
+from diawork.runs.methods import fills_slot, method_config, resolve
 from diawork.runs.presets import preset
 from diawork.runs.run import Run
 from diawork.sweeps.cell import CellFolder
+from diawork.sweeps.sweep import Sweep
 from tests.conftest import make_images
 from tests.test_report import make_run, numbers
 
@@ -171,3 +173,51 @@ def test_a_cell_of_older_draws_is_pending_and_says_why(tmp_path):
     cell.note("done")
     status = cell.status()
     assert status["state"] == "pending" and f"scored {run.name} under draws 1" in status["error"]
+
+
+# --- diffusion models ------------------------------------------------------------------------------
+
+
+def test_a_ddpm_of_the_runs_own_seed_is_the_work_of_that_seed():
+    own = [SMOKE.override({"seed": seed, "diffusion.per_seed": True}) for seed in (0, 1)]
+    named = [SMOKE.override({"seed": seed, "diffusion.seed": seed}) for seed in (0, 1)]
+    facts = load_manifest("phantom")
+    assert [resolve(cfg, facts) for cfg in own] == [resolve(cfg, facts) for cfg in named]
+    assert resolve(method_config(own[1], "csi"), facts) == resolve(
+        method_config(SMOKE, "csi").override({"seed": 1}), facts
+    )
+
+
+@pytest.mark.parametrize(("name", "ddpms"), [("recipe", 5), ("ratio", 6)])
+def test_recipe_and_ratio_pretrain_a_ddpm_a_seed_that_cells_of_the_seed_share(name, ddpms):
+    configs = [cell.config for cell in Sweep.load(name, "cpu").cells]
+    dissolving = [resolve(cfg, load_manifest(cfg.dataset)) for cfg in configs if fills_slot(cfg)]
+    assert all(cfg.diffusion.seed == cfg.seed for cfg in dissolving)
+    assert len({json.dumps(cfg.diffusion.identity()) for cfg in dissolving}) == ddpms < len(dissolving) + 1
+
+
+def ddpm_runs(root, seeds):
+    """Runs of DIA by (seed, seed of their DDPM)."""
+    for seed, model in seeds:
+        make_run(root, "DIA", seed, draws=2, settings={"diffusion.seed": model}, diffusion_images=9)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([(0, 0), (1, 0), (2, 0)], "One diffusion model (seed 0) serves all seeds"),
+        ([(0, 0), (1, 1), (2, 2)], "Each of the 3 seeds has a diffusion model of its own"),
+        ([(1, 1)], ""),
+    ],
+)
+def test_the_page_names_the_diffusion_models(tmp_path, seeds, said):
+    frame = collect(ddpm_runs(tmp_path / "runs", seeds))
+    assert [name["label"] for name, _ in groups(frame)] == ["DIA"]  # one row, whatever the models
+    page = write_html(frame, tmp_path / "page.html", title="t", asked="a").read_text()
+    assert said in page and ("diffusion model" in page.split("Environment")[0]) == bool(said)
+
+
+def test_runs_with_a_ddpm_of_their_seed_are_not_averaged_with_others(tmp_path):
+    frame = collect(ddpm_runs(tmp_path, [(0, 0), (1, 0), (2, 2)]))
+    assert [name["label"] for name, _ in groups(frame)] == ["DIA (diffusion.seed 0)", "DIA (diffusion.seed 2)"]

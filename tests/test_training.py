@@ -68,12 +68,20 @@ def test_lars_leaves_a_zero_tensor_unscaled():
     assert torch.allclose(bias, -torch.ones_like(bias))
 
 
-@pytest.mark.parametrize(("mode", "n", "expected"), [("full", 1, 5), ("samples", 7, 2), ("batches", 3, 3)])
+@pytest.mark.parametrize(
+    ("mode", "n", "expected"),
+    [("full", 1, [4] * 5), ("samples", 7, [4, 3]), ("samples", 18, [4] * 5), ("batches", 3, [4] * 3)],
+)
 def test_epoch_sizes(mode, n, expected):
     cfg = TrainConfig(batch_size=4, epoch_size=mode, epoch_n=n)
     order = epoch_batches(18, cfg, seed=0, epoch=0)
-    assert len(order) == expected and all(len(b) == 4 for b in order)
+    assert [len(b) for b in order] == expected
     assert [b.tolist() for b in order] != [b.tolist() for b in epoch_batches(18, cfg, seed=0, epoch=1)]
+
+
+def test_the_papers_epoch_holds_200_different_images():
+    seen = torch.cat(epoch_batches(1214, preset("paper").train, seed=0, epoch=0))
+    assert len(seen) == 200 == len(seen.unique())
 
 
 def test_every_image_is_seen_in_a_full_epoch():

@@ -77,6 +77,15 @@ def test_second_view_shares_its_flip_with_the_dissolved_branch():
     assert torch.allclose(second / 2, third, atol=1e-5)
 
 
+def test_a_dissolved_image_has_flips_of_its_own_one_a_shift():
+    cfg = STILL.model_copy(update={"hflip": True, "dissolve_per": "shift"})
+    x = torch.rand(16, 1, 8, 8)
+    views = BranchBuilder(cfg, Halve())(x, index=torch.arange(16), seed=0, step=3)
+    unshifted = [torch.rot90(views.images[(views.branch == 2) & (views.shift == k)], -k, (2, 3)) for k in range(4)]
+    mirrored = [(2 * rows - x).abs().amax((1, 2, 3)) > 1e-3 for rows in unshifted]
+    assert len({tuple(m.tolist()) for m in mirrored}) == 4
+
+
 def test_views_depend_on_seed_and_step_alone():
     builder = BranchBuilder(ViewsConfig(), GaussianBlur(3))
     x, index = torch.rand(2, 1, 8, 8), torch.arange(2)

@@ -62,7 +62,8 @@ class DiffusionConfig(Frozen):
     ema_decay: Probability = 0.995
     ema_every: Count = 10  # steps
     hflip: bool = True  # the only augmentation
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # its own: all seeds of a detector share one DDPM
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of weights, draws and subset; all seeds of a run share one DDPM,
+    per_seed: bool = later(False)  # unless every seed of a run has a DDPM of that seed
     data_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the healthy images (data-ratio table)
     dataset: Annotated[str, Field(min_length=1, max_length=200)] | None = None  # whose images; None: the run's own
 
@@ -142,7 +143,7 @@ class ViewsConfig(Frozen):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1 * 255 / 360  # turns; 3 channels only
     grey_probability: Probability = 0.2  # 3 channels only
     hflip: bool = True
-    third_source: Literal["image", "second_view", "fresh_flip"] = "image"  # what the third branch dissolves
+    third_source: Literal["image", "second_view"] = "image"  # what the third branch dissolves; "image": own flips
     dissolve_per: Literal["image", "shift"] = "image"  # one pass an image (Fig. 2) or one a shift (released)
     dissolve_branches: Literal["third", "all"] = "third"  # "all" is the released blur control
 
@@ -177,7 +178,7 @@ class TrainConfig(Frozen):
     epochs: Count = 10
     batch_size: Annotated[int, Field(ge=2)] = 32  # images; 3BK views enter the loss
     epoch_size: Literal["full", "samples", "batches"] = "full"
-    epoch_n: Count = 200  # with "samples" and "batches"
+    epoch_n: Count = 200  # images with "samples" (the last batch may be smaller), batches with "batches"
     optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
     peak_lr: Positive = 0.1
     start_lr: Positive = 0.01  # at the first step of the warm-up

@@ -60,10 +60,11 @@ def learning_rate(epoch: float, cfg: TrainConfig) -> float:
 def epoch_batches(n: int, cfg: TrainConfig, *, seed: int, epoch: int) -> list[Tensor]:
     """Return the batches of one epoch as index tensors; every image once, or a random part of them."""
     order = list(batches(n, cfg.batch_size, generator(seed, "train", epoch, "order")))
-    if cfg.epoch_size == "full":
-        return order
-    wanted = cfg.epoch_n if cfg.epoch_size == "batches" else -(-cfg.epoch_n // cfg.batch_size)
-    return order[:wanted]
+    if cfg.epoch_size == "batches":
+        return order[: cfg.epoch_n]
+    if cfg.epoch_size == "samples" and cfg.epoch_n < n:
+        return list(torch.cat(order)[: cfg.epoch_n].split(cfg.batch_size))
+    return order
 
 
 def train_step(encoder: Encoder, views: Views, loss: LossConfig, *, compute: Compute) -> LossParts:

@@ -13,7 +13,7 @@ from diawork.data.manifests import load_manifest
 from diawork.report.findings import SPLITS, focus_of, headline, reading, rivals_of
 from diawork.report.pictures import Runs, draw_pictures
 from diawork.report.published import beside_paper
-from diawork.report.tables import compare_all
+from diawork.report.tables import DDPM_SEED, compare_all
 
 
 def section(table: pd.DataFrame, runs: Runs, pictures: str) -> dict[str, Any]:
@@ -37,11 +37,29 @@ def section(table: pd.DataFrame, runs: Runs, pictures: str) -> dict[str, Any]:
         "notes": list(dict.fromkeys(note for group in runs.values() for notes in group["notes"] for note in notes)),
         "headline": headline(table, pd.DataFrame(tests)), "tiles": _tiles(table), "rows": table.to_dict("records"),
         "low": math.floor(10 * max(0.0, min(0.5, table["auroc_low"].min()))) / 10,
-        "draws": _draws(table), "tracked": bool(table["oracle_epoch"].notna().any()),
+        "models": _models(runs), "draws": _draws(table), "tracked": bool(table["oracle_epoch"].notna().any()),
         "pairs": [test | {"reading": reading(test)} for test in tests], "failures": failures + missing,
         "paper": paper.to_dict("records"), "ran": int(paper["auroc"].notna().sum()),
         "paper_remarks": _remarks(paper),
     }  # fmt: skip
+
+
+def _models(runs: Runs) -> str:
+    """Say how many diffusion models, and of which seeds, stand behind the runs that needed any."""
+    needed = [group[["diffusion_images" in facts for facts in group["facts"]]] for group in runs.values()]
+    pairs = {
+        (int(seed), int(one.get(DDPM_SEED, 0)))
+        for group in needed
+        for seed, one in zip(group["seed"], group["settings"], strict=True)
+    }
+    seeds = sorted({model for _, model in pairs})
+    if len({seed for seed, _ in pairs}) < 2:
+        return ""
+    if len(seeds) == 1:
+        return f"One diffusion model (seed {seeds[0]}) serves all seeds, so ± says nothing of its pretraining."
+    if all(seed == model for seed, model in pairs):
+        return f"Each of the {len(seeds)} seeds has a diffusion model of its own, so ± speaks of its pretraining, too."
+    return f"Diffusion models of the seeds {', '.join(map(str, seeds))} serve several seeds of the runs each."
 
 
 def _draws(table: pd.DataFrame) -> str:

@@ -33,6 +33,7 @@ PRINTED = {
     "auroc": "AUROC", "auprc": "AUPRC", "fpr95": "FPR at 95 % TPR", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
     "label": "detector", "published": "published AUROC", "baseline_s": "released scheme, s", "ours_s": "ours, s",
 }  # fmt: skip
+DDPM_SEED = "diffusion.seed"
 Z95 = 1.959964  # half of a normal 95 % interval, in standard deviations
 _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretrained_weights")
 _NAME = ("dataset", "section", "detector", "variant", "label")
@@ -133,8 +134,10 @@ def _named(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _told_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Name the runs of one detector by the settings in which they differ."""
+    """Name the runs of one detector by the settings in which they differ, a DDPM of each run's own seed apart."""
     settings = list(runs["settings"])
+    if all(one.get(DDPM_SEED) == seed for one, seed in zip(settings, runs["seed"], strict=True)):
+        settings = [{key: value for key, value in one.items() if key != DDPM_SEED} for one in settings]
     keys = sorted({key for one in settings for key in one})
     differing = [key for key in keys if len({_spelt(one.get(key)) for one in settings}) > 1]
     variants = [", ".join(f"{key} {one.get(key)}" for key in differing) for one in settings]

@@ -51,6 +51,8 @@ def resolve(cfg: ExperimentConfig, facts: Any) -> ExperimentConfig:
         dissolve = dissolve.model_copy(update={"match": "none"})  # it is its own measure
     if diffusion.dataset in (cfg.dataset, facts.name):
         diffusion = diffusion.model_copy(update={"dataset": None})
+    if diffusion.per_seed:
+        diffusion = diffusion.model_copy(update={"seed": cfg.seed, "per_seed": False})
     return cfg.model_copy(update={"dissolve": dissolve, "diffusion": diffusion})
 
 
