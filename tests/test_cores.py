@@ -96,7 +96,7 @@ def test_once_torch_is_loaded_it_is_too_late_and_said(machine, fresh, monkeypatc
     assert chosen() == {} and "import diawork first" in cores.describe_waiting()
 
 
-@pytest.mark.parametrize("module", ["diawork.cli.main", "diawork.sweeps.worker", "diawork"])
+@pytest.mark.parametrize("module", ["diawork.cli.main", "diawork.sweeps.workers", "diawork"])
 def test_every_entrance_sets_it_before_torch_is_loaded(module):
     """The command, a worker, and a notebook's first import."""
     bare = {name: value for name, value in os.environ.items() if name not in NAMES} | {"PYTHONPATH": str(REPOSITORY)}
