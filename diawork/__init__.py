@@ -14,6 +14,10 @@ Six lines from nothing to numbers::
 from importlib import import_module
 from typing import Any
 
+from diawork.runs.cores import share_cores
+
+share_cores()  # the one thing that an import does: OpenMP would not hear of it later
+
 _ROOMS = {  # what a notebook types; the rest is imported from its room
     "base.compute": ("Compute",),
     "base.config": ("ExperimentConfig",),

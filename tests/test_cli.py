@@ -82,6 +82,7 @@ def test_a_bug_of_ours_leaves_its_traceback_in_a_file(call, monkeypatch, tmp_pat
 def test_doctor_and_data(call):
     code, out, _ = call("doctor")
     assert code == 0 and out.count("OK") >= 6 and "Python" in out and "kernel" in out
+    assert "by the affinity mask" in out and "threads:" in out
     assert "breastmnist" in call("data", "list")[1]
     assert "healthy" in call("data", "show", "phantom")[1]
 

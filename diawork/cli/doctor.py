@@ -8,8 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from diawork.base.compute import Compute
 from diawork.data.sources import data_roots
+from diawork.runs.cores import describe_waiting, find_cores
 from diawork.runs.run import runs_root, versions
 
 _BARE = {"python", f"python{sys.version_info[0]}", "python" + ".".join(map(str, sys.version_info[:2]))}
@@ -42,20 +45,26 @@ class Report(list[Check]):
 
 
 def doctor(*, data_root: Path | str | None = None, out: Path | str | None = None) -> Report:
-    """Check Python, torch, device, kernel, data folder and output folder."""
+    """Check Python, torch, device, cores, kernel, data folder and output folder."""
     known = versions()
     packages = f"{known['torch']}, torchvision {known['torchvision']}, diawork {known['diawork']}"
     newer = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
-    python, torch = Check("Python", known["python"], newer), Check("torch", packages)
-    return Report([python, torch, _device(), _kernel(), _data(data_root), _output(runs_root(out))])
+    software = [Check("Python", known["python"], newer), Check("torch", packages)]
+    return Report([*software, _device(), _cores(), _kernel(), _data(data_root), _output(runs_root(out))])
 
 
 def _device() -> Check:
     compute = Compute.auto()
     cuda = compute.device.type == "cuda"
-    where = "GPU" if cuda else f"{os.cpu_count()} CPU cores"
+    where = "GPU" if cuda else f"{find_cores().usable} CPU cores"
     note = "" if cuda else "; the presets smoke, demo and cpu are made for it"
     return Check("device", f"{compute.device} ({where}), {compute.precision}{note}")
+
+
+def _cores() -> Check:
+    threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    why = f"OMP_NUM_THREADS={asked}" if asked else "one a core"
+    return Check("cores", f"{find_cores()}; threads: {threads} ({why}); {describe_waiting()}")
 
 
 def _kernel() -> Check:

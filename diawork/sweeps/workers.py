@@ -15,6 +15,7 @@ from pathlib import Path
 from diawork.base.errors import BusyError, DiaworkError, Interrupted
 from diawork.base.files import remove_orphans
 from diawork.base.locks import locked
+from diawork.runs.cores import find_cores
 from diawork.runs.notebooks import KernelDied, NotebookError, run_notebook
 from diawork.runs.run import CELL
 from diawork.sweeps.cell import CellFolder
@@ -35,8 +36,7 @@ def start_worker(cell: Path, env: dict[str, str] | None = None) -> subprocess.Po
 
 def slot_environment(slot: int, slots: int, gpus: list[str]) -> dict[str, str]:
     """Return a slot's share of the machine: its part of the cores and, where there are GPUs, one of them in turn."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // slots)
+    share = max(1, find_cores().usable // slots)
     asked = {name: os.environ.get(name, "") for name in THREADS}
     threads = {name: str(min(share, int(n)) if n.isdigit() else share) for name, n in asked.items()}
     return threads | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
