@@ -223,7 +223,9 @@ def test_other_data_other_detectors_and_other_choices_are_refused(finished, scor
         scored.still()
     control = tmp_path / "control"
     shutil.copytree(run.folder, control)
+    result = run.result()
     Run(control).write_scores(run.scores().filter(regex="^[a-z]+$").assign(split="test").to_dict("records"))
+    Run(control).finish(result)
     with pytest.raises(DataError, match="has no parts to show"):
         ScoreExplorer(control, splits).still()
 
