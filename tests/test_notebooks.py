@@ -21,6 +21,7 @@ NOTEBOOKS = list_notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
 LAST_CELL = {
     "01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:", "06": "run:", "07": "drawn:",
+    "10": "diawork sweep",
 }  # fmt: skip
 
 
@@ -62,7 +63,8 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_runs_headless(path, runs):
-    given = {"preset": "smoke", "out": str(runs), "seeds": 2}
+    knobs = {"dia": {"loss.temperature": [0.2, 0.5]}}
+    given = {"preset": "smoke", "out": str(runs), "seeds": [0] if path.stem.startswith("10") else 2, "knobs": knobs}
     parameters = {name: value for name, value in given.items() if name in notebook_parameters(path)}
     out = run_notebook(path, runs / f"{path.stem}.ipynb", parameters=parameters, progress=False)
     executed = code_cells(out)

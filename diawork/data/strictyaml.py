@@ -126,6 +126,11 @@ def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
 # --- documents with a schema ---------------------------------------------------------------------------
 
 
+def yaml_text(values: Any) -> str:
+    """Return plain values as the YAML that ``parse_yaml`` reads."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 @dataclass(frozen=True)
 class Source:
     """A document's name, its plain values, and the line of every place (a tuple of keys) in it."""
