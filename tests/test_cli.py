@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import sys
-from types import SimpleNamespace
+import venv
 
 import numpy as np
 import pytest
@@ -87,12 +88,51 @@ def test_doctor_and_data(call):
     assert "healthy" in call("data", "show", "phantom")[1]
 
 
-@pytest.mark.parametrize(("argv0", "code"), [("python", 0), (sys.executable, 0), ("/nowhere/python", 5)])
-def test_doctor_knows_which_interpreter_a_kernel_runs(call, monkeypatch, argv0, code):
-    spec = SimpleNamespace(argv=[argv0])
-    monkeypatch.setattr("jupyter_client.kernelspec.KernelSpecManager.get_kernel_spec", lambda *_: spec)
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """Put a python3 kernel that starts the given interpreter in front of ours, as a cluster's modules do."""
+
+    def put(interpreter):
+        folder = tmp_path / "modules" / "kernels" / "python3"
+        folder.mkdir(parents=True, exist_ok=True)
+        argv = [str(interpreter), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "theirs", "language": "python"}))
+        monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "modules"))
+
+    return put
+
+
+@pytest.mark.parametrize(("interpreter", "code"), [("python", 0), (sys.executable, 0), ("/nowhere/python", 5)])
+def test_doctor_knows_which_interpreter_a_kernel_runs(call, foreign, interpreter, code):
+    foreign(interpreter)
     got, out, _ = call("doctor")
-    assert got == code and ("ipykernel install" in out) == bool(code)
+    assert got == code and ("headless runs use this interpreter" in out) == bool(code)
+
+
+def test_doctor_knows_its_environment_by_any_path(call, foreign, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(sys.prefix)
+    foreign(sys.executable)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "link"))
+    assert call("doctor")[0] == 0
+
+
+def test_doctor_tells_an_environment_from_the_python_it_links_to(call, foreign, tmp_path):
+    venv.create(tmp_path / "other", symlinks=True)
+    foreign(tmp_path / "other" / "bin" / "python")
+    code, out, _ = call("doctor")
+    assert code == 5 and f"of {tmp_path / 'other'}, not of {sys.prefix}" in out
+
+
+def test_the_doctors_fix_works_where_jupyter_path_wins(call, foreign, tmp_path, monkeypatch):
+    own = tmp_path / "env" / "share" / "jupyter" / "kernels" / "python3"
+    own.mkdir(parents=True)
+    (own / "kernel.json").write_text(json.dumps({"argv": ["python"], "display_name": "own", "language": "python"}))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    foreign("/nowhere/python")
+    code, out, _ = call("doctor")
+    fix = re.search(r"JUPYTER_PATH=(\S+):\$JUPYTER_PATH jupyter lab", out)
+    monkeypatch.setenv("JUPYTER_PATH", f"{fix[1]}:{os.environ['JUPYTER_PATH']}")
+    assert (code, call("doctor")[0]) == (5, 0)
 
 
 def test_print_config_is_the_validated_config(call):
@@ -128,9 +168,10 @@ def test_a_hostile_name_of_a_sweep_begins_no_line_of_its_own(call, tmp_path):
 
 
 def test_overrides_are_json_or_text():
-    assert parse_overrides(("a=1e-4", "b=[1,2]", "c=naive", "d=true")) == {
+    assert parse_overrides(("a=1e-4", "b=[1,2]", "c=naive", "d=true", "e=False")) == {
         "a": 1e-4,
         "b": [1, 2],
         "c": "naive",
         "d": True,
+        "e": False,
     }

@@ -313,3 +313,15 @@ def test_limits_name_what_the_numbers_do_not_cover():
 @pytest.mark.parametrize(("n", "words"), [(1, "a"), (2, "a and b"), (3, "a, b and c"), (5, "a, b, c and 2 more")])
 def test_lists_read_as_english(n, words):
     assert wording.listed(list("abcde")[:n]) == words
+
+
+def test_no_comparison_is_made_where_every_image_says_the_same():
+    perfect, constant = np.tile([0.0, 1, 2, 3], (2, 1)), np.zeros((2, 4))
+    with pytest.raises(DataError, match="every image says the same"):
+        compare_detectors(perfect, constant, np.array([0, 0, 1, 1]), paired_seeds=False)
+    assert compare_detectors(perfect, perfect, np.array([0, 0, 1, 1]), paired_seeds=True).p == 1
+
+
+def test_an_interval_is_given_in_words_or_said_not_to_be():
+    assert wording.interval(-0.01, 0.03, lead="95 % interval ", sign=True) == "95 % interval −0.010 to +0.030"
+    assert wording.interval(np.nan, np.nan, lead="95 % interval ") == "no interval"

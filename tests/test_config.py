@@ -1,9 +1,11 @@
 """Config: validation, overrides, digests, presets."""
 
+import numpy as np
 import pytest
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError
+from diawork.base.files import as_json, read_value
 from diawork.runs.presets import PRESETS, preset
 
 
@@ -38,11 +40,78 @@ def test_digest_depends_on_content_alone():
         ({"dissolve.match": "blur"}, "'none' or 'ddpm'"),
         ({"dissolve.match": "ddpm", "dissolve.range_mode": "released"}, "leaves that range"),
         ({"seed": "a"}, "integer"),
+        ({"diffusion.dim": 2}, "greater than or equal to 4"),
+        ({"diffusion.dim": 5}, "multiple of 2"),
+        ({"diffusion.dim_mults": []}, "at least 1 item"),
+        ({"diffusion.timesteps": 20, "diffusion.beta_schedule": "linear"}, "above 20 for the linear schedule"),
+        ({"diffusion.betas": [0.9, 1]}, "less than 1"),
+        ({"views.crop_ratio": [0, 1]}, "0.01 ≤ low"),
+        ({"score.crop_scale": [0.5, 2]}, "of the area"),
+        ({"dissolve.sigma": 1e-300}, "dissolve.sigma: .*0.01"),
+        ({"dissolve.match": "ddpm", "dissolve.operator": "identity"}, "has none"),
     ],
 )
 def test_refuses_in_one_sentence(change, message):
     with pytest.raises(UsageError, match=message):
         ExperimentConfig().override(change)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.epochs", True),
+        ("seed", True),
+        ("encoder.channels", True),
+        ("loss.temperature", "0.1"),
+        ("train.epochs", "3"),
+        ("views.hflip", "no"),
+        ("views.hflip", 1),
+        ("dissolve.t_range", [True, 130]),
+        ("train.epochs", 1.5),
+        ("train.peak_lr", float("inf")),
+        ("train.peak_lr", 10**400),
+    ],
+)
+def test_nothing_is_turned_into_another_type(key, value):
+    with pytest.raises(UsageError, match=key):
+        ExperimentConfig().override({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("loss.temperature", 1, 1.0),
+        ("train.peak_lr", 1e-4, 1e-4),
+        ("diffusion.steps", 1e4, 10_000),
+        ("seed", np.int64(3), 3),
+        ("dissolve.t_range", [30, 1e2], [30, 100]),
+        ("diffusion.dim_mults", (1, 2), [1, 2]),
+    ],
+)
+def test_numbers_and_lists_as_people_write_them(key, value, kept):
+    assert ExperimentConfig().override({key: value}).flat()[key] == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("True", True), ("null", None), ("1e-4", 1e-4), ('{"a": [1, false]}', {"a": [1, False]}),
+     ("(30, 130)", (30, 130)), ("{'a': 1}", {"a": 1})],
+)  # fmt: skip
+def test_text_is_read_as_json_or_python(text, value):
+    assert read_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["no", "{", "[" * 100_000, "1" * 5_000, "f()"])
+def test_text_that_is_neither_is_said_so(text):
+    with pytest.raises(ValueError, match="neither JSON nor a Python literal"):
+        read_value(text)
+
+
+@pytest.mark.parametrize("value", [1e400, [float("nan")], {"a": {1, 2}}, b"x", "\udcff", 1j])
+def test_what_no_json_file_can_hold_is_known(value):
+    assert as_json({"a": (1, 0.5, None, "ü")}) == {"a": [1, 0.5, None, "ü"]}
+    with pytest.raises(ValueError):
+        as_json({"a": value})
 
 
 def test_configs_are_frozen():

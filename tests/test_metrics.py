@@ -89,9 +89,21 @@ def test_interval_is_repeatable_and_narrows_with_the_level():
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
-def test_perfect_separation_and_single_images_have_an_interval():
-    assert metrics.bootstrap_ci([0, 1, 2, 3], [0, 0, 1, 1]) == (1.0, 1.0)
-    assert metrics.bootstrap_ci([0, 1], [0, 1], "fpr95") == (0.0, 0.0)
+@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize("anomalous", [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1]])  # one of a class, or a perfect order
+def test_no_interval_is_given_where_the_images_cannot_give_one(anomalous, name):
+    assert np.isnan(metrics.bootstrap_ci([0, 1, 2, 3], anomalous, name)).all()
+
+
+def test_constant_scores_are_chance_for_certain():
+    assert metrics.bootstrap_ci([1, 1, 1, 1], [0, 0, 1, 1]) == (0.5, 0.5)
+
+
+def test_no_comparison_is_made_where_the_images_cannot_make_one():
+    with pytest.raises(DataError, match="1 anomalous and 3 normal images: a comparison needs two of each"):
+        metrics.paired_test([0, 1, 2, 3], [3, 1, 2, 0], [0, 0, 0, 1])
+    with pytest.raises(DataError, match="every image says the same"):
+        metrics.paired_test([0, 1, 2, 3], [1, 1, 1, 1], [0, 0, 1, 1])
 
 
 def test_large_sets_are_bounded_in_time_and_fall_back_to_percentiles():

@@ -1,7 +1,9 @@
 """Notebooks: their form as committed, and that each runs headless on the phantom."""
 
 import ast
+import json
 import statistics
+import sys
 
 import nbformat
 import pytest
@@ -62,12 +64,15 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_runs_headless(path, runs):
+def test_runs_headless(path, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIAWORK_HOME", str(runs))
     knobs = {"dia": {"loss.temperature": [0.2, 0.5]}}
-    given = {"preset": "smoke", "out": str(runs), "seeds": [0] if path.stem.startswith("10") else 2, "knobs": knobs}
-    parameters = {name: value for name, value in given.items() if name in notebook_parameters(path)}
+    wanted = {"preset": "smoke", "seeds": [0] if path.stem.startswith("10") else 2, "knobs": knobs}
+    parameters = {name: value for name, value in wanted.items() if name in notebook_parameters(path)}
     out = run_notebook(path, runs / f"{path.stem}.ipynb", parameters=parameters, progress=False)
     executed = code_cells(out)
+    assert [o.text for cell in executed for o in cell.outputs if o.get("name") == "stderr"] == []
+    assert not list(tmp_path.iterdir()), "it wrote elsewhere than to $DIAWORK_HOME"
     assert LAST_CELL[path.stem[:2]] in executed[-1].outputs[0].text
     assert out.stat().st_size < 5 * 2**20
     assert "widgets" not in nbformat.read(out, as_version=4).metadata
@@ -124,11 +129,43 @@ def test_strings_are_read_as_the_declared_type():
     assert typed == {"preset": "cpu", "seed": 7, "overrides": {"loss.temperature": 0.1}}
 
 
+@pytest.mark.parametrize("text", ['{"views.hflip": true, "a": [1, 2]}', "{'views.hflip': True, 'a': (1, 2)}"])
+def test_json_and_python_are_both_read(text):
+    typed = typed_parameters(find_notebook("03"), {"overrides": text})
+    assert typed == {"overrides": {"views.hflip": True, "a": [1, 2]}}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A notebook that says who ran it."""
+    kernel = {"name": "python3", "display_name": "", "language": "python"}
+    nb = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    parameters = nbformat.v4.new_code_cell("x: float = 1.0", metadata={"tags": ["parameters"]})
+    nb.cells = [parameters, nbformat.v4.new_code_cell("import sys; print(sys.prefix, x)")]
+    nbformat.write(nb, tmp_path / "tiny.ipynb")
+    return tmp_path / "tiny.ipynb"
+
+
+def test_this_interpreter_runs_whatever_kernels_lie_about(tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "modules" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    theirs = {"argv": ["/nowhere/python"], "display_name": "theirs", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(theirs))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "modules"))
+    out = run_notebook(tiny, tmp_path / "out.ipynb", parameters={"x": "2"}, progress=False)
+    assert code_cells(out)[-1].outputs[0].text == f"{sys.prefix} 2\n"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"sede": 1}, "'sede' is not a parameter of 03_train_dia.ipynb. Did you mean 'seed'"),
         ({"seed": "many"}, "seed='many' is not a int"),
+        ({"seed": "true"}, "is a bool; wanted int"),
+        ({"overrides": "{'loss.temperature': 1e400}"}, "cannot be stored: a notebook stores finite numbers"),
+        ({"overrides": '{"loss.temperature": NaN}'}, "cannot be stored"),
+        ({"overrides": {"dissolve.t_range": {30, 130}}}, "cannot be stored"),
+        ({"dataset": "\udcff"}, "cannot be stored"),
         ({"seed": 1.5}, "is a float; wanted int"),
         ({"seed": True}, "is a bool; wanted int"),
         ({"overrides": "[1]"}, "is a list; wanted dict"),

@@ -94,6 +94,15 @@ def test_a_difference_is_paired():
     assert 0 < better.low < better.difference < better.high
 
 
+def test_no_interval_is_given_where_the_images_cannot_give_one():
+    maps, masks = case(n=6)
+    perfect = pixel_summary(masks.astype(float), masks, n=20)
+    masks[np.flatnonzero(masks.any((1, 2)))[1:]] = False
+    single = pixel_summary(maps, masks, n=20)
+    assert np.isnan([row[f"aupro_{end}"] for row in (perfect, single) for end in ("low", "high")]).all()
+    assert np.isnan(pixel_differences(maps, -maps, masks, n=20)["pixel_auroc"][1:]).all()
+
+
 def test_bad_input_is_refused():
     maps, masks = case()
     with pytest.raises(DataError, match="do not fit masks"):

@@ -33,6 +33,10 @@ def numbers(scores, anomalous):
     return row | {"f1": 0.5, "accuracy": 0.6, "sensitivity": 0.4, "specificity": 0.95}
 
 
+NO_ENDS = {f"{m}_{end}": None for m in ("auroc", "auprc", "fpr95") for end in ("low", "high")}  # as a file says it
+ONE_ANOMALY = {"auroc": 1.0, "auprc": 1.0, "fpr95": 0.0, "n_normal": 20, "n_anomalous": 1} | NO_ENDS
+
+
 def make_run(
     root,
     detector="DIA",
@@ -195,7 +199,7 @@ def test_a_metric_that_joined_later_is_a_gap_in_an_older_run(quick, tmp_path):
     assert gaps.isna().all() and table.loc["CSI", ["auroc", "fpr95"]].notna().all()
     assert table.loc["DIA"][gaps.index].notna().all()
     page = write_html(tmp_path, tmp_path / "r.html", title="t", asked="a").read_text("utf-8")
-    assert "<td>–<small>– to –</small></td>" in page and "2 of 2 runs finished" in page
+    assert "<td>–<small>no interval</small></td>" in page and "2 of 2 runs finished" in page
 
 
 @pytest.mark.parametrize("value", [0.5, 3, None, "high", {"a": 1}, [1, 2]])
@@ -211,6 +215,13 @@ def test_without_its_auroc_and_counts_a_run_gives_no_number(tmp_path, name):
     make_run(tmp_path, summary=lambda *arrays: {k: v for k, v in numbers(*arrays).items() if k != name})
     frame = collect(tmp_path)
     assert frame.empty and name in frame.attrs["unreadable"][0][1]
+
+
+def test_a_page_says_where_no_interval_can_be_given(quick, tmp_path):
+    make_run(tmp_path, summary=lambda *_: ONE_ANOMALY)
+    page = Page(write_html(tmp_path, tmp_path / "r.html", title="t", asked="a").read_text("utf-8")).text
+    assert "DIA has the highest AUROC, 1.000 (no interval)" in page and "nan" not in page
+    assert "No interval can be given for the AUROC of DIA: a class has a single image." in page
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

@@ -28,6 +28,14 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_counts():
+    """Take SIGINT as a terminal sends it, also where these tests were started with it ignored (nohup, ``&``)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def command(toy, out, log=None):
     """Do `diawork run` on the toy phantom; every step done leaves a byte in ``log``."""
     changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
@@ -113,6 +121,21 @@ def test_a_signal_ignored_from_outside_stays_ignored():
             os.kill(os.getpid(), signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_where_ctrl_c_is_ignored_the_other_signals_stop():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.raises(Interrupted), stop_at_once():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("verb", ["run", "demo", "sweep", "notebook", "bench"])
+def test_the_help_says_what_stops_it(verb, capsys):
+    main([verb, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "SIGTERM or SIGUSR1" in said and "nohup" in said
 
 
 @pytest.mark.parametrize(("work", "kind"), [(pretrained, diffusion._Trainer), (trained, training._Loop)])

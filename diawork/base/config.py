@@ -12,7 +12,22 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.base.files import digest
-from diawork.base.knobs import Count, Frozen, Positive, Probability, Range, later
+from diawork.base.knobs import (
+    Area,
+    Aspect,
+    Channels,
+    Count,
+    Decay,
+    Factor,
+    Frozen,
+    Listed,
+    Positive,
+    Probability,
+    Seed,
+    Steps,
+    Whole,
+    later,
+)
 from diawork.base.rivals import (
     BackboneConfig,
     DeepKnnConfig,
@@ -27,6 +42,7 @@ from diawork.base.rivals import (
 
 K = 4  # shifts, fixed by the method
 DRAWS = 2  # the scheme by which scoring draws: 1 by an image's position in its split, 2 by its pixels
+LINEAR_STEPS = 20  # the linear schedule ends at β = 20/T
 NO_STEP = -1  # the dissolving step of a view that was not dissolved
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,45 +51,47 @@ Stem = Literal["imagenet", "cifar"]
 Operator = Literal["ddpm", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
 
 
-def _increasing(bounds: tuple, low: float, high: float, unit: str) -> tuple:
-    if not low <= bounds[0] <= bounds[1] <= high:
-        raise ValueError(f"must hold {low} ≤ low ≤ high ≤ {high} {unit}")
-    return bounds
+def bridgeable(bridge: str, size: int, height: int, width: int) -> bool:
+    """Say whether a bridge brings images of height × width px to a model of size × size px."""
+    padded = max(height, width) <= size and (size - height) % 2 == (size - width) % 2 == 0
+    return (height, width) == (size, size) or bridge == "resize" or (bridge == "pad" and padded)
 
 
 class DiffusionConfig(Frozen):
     """The DDPM and how it is pretrained (Eqs. 1-3; settings in the paper's §4)."""
 
-    dim: Count = 64  # channels of the first level
-    dim_mults: tuple[Count, ...] = (1, 2, 4, 8)  # channel factor of each level
-    channels: Literal[1, 3] = 1  # 3 repeats grey
-    image_size: Count = 32  # px seen by the UNet
-    timesteps: Count = 1000  # T
+    dim: Annotated[Whole, Field(ge=4, le=4096, multiple_of=2)] = 64  # channels of the first level; half are sines of t
+    dim_mults: Annotated[tuple[Factor, ...], Listed, Field(min_length=1)] = (1, 2, 4, 8)  # of each level
+    channels: Channels = 1  # 3 repeats grey
+    image_size: Annotated[Whole, Field(ge=1, le=4096)] = 32  # px seen by the UNet
+    timesteps: Annotated[Whole, Field(ge=1, le=10**6)] = 1000  # T
     objective: Literal["pred_noise"] = "pred_noise"  # Eq. 4 reads the predicted noise
     beta_schedule: Literal["cosine", "linear", "sigmoid"] = "cosine"
     loss: Literal["l1", "l2"] = "l1"
-    steps: Annotated[int, Field(ge=0)] = 25_000  # optimiser steps
+    steps: Annotated[Whole, Field(ge=0)] = 25_000  # optimiser steps
     batch_size: Count = 32  # images a micro-batch
     accumulate: Count = 1  # micro-batches a step
     lr: Positive = 8e-5
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    betas: tuple[Probability, Probability] = (0.9, 0.99)  # of Adam
+    betas: Annotated[tuple[Decay, Decay], Listed] = (0.9, 0.99)  # of Adam
     clip_norm: Positive = 1.0
     ema_decay: Probability = 0.995
     ema_every: Count = 10  # steps
     hflip: bool = True  # the only augmentation
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of weights, draws and subset; all seeds of a run share one DDPM,
+    seed: Seed = 0  # of weights, draws and subset; all seeds of a run share one DDPM,
     per_seed: bool = later(False)  # unless every seed of a run has a DDPM of that seed
     data_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the healthy images (data-ratio table)
     dataset: Annotated[str, Field(min_length=1, max_length=200)] | None = None  # whose images; None: the run's own
 
     @model_validator(mode="after")
-    def _size_fits_levels(self) -> DiffusionConfig:
-        factor = 2 ** (len(self.dim_mults) - 1)
-        if self.image_size % factor:
+    def _can_be_built(self) -> DiffusionConfig:
+        levels, size, timesteps = len(self.dim_mults), self.image_size, self.timesteps
+        if size % 2 ** (levels - 1):
             raise ValueError(
-                f"image_size={self.image_size} must be a multiple of {factor} for {len(self.dim_mults)} levels"
+                f"diffusion.image_size={size} must be a multiple of {2 ** (levels - 1)} for {levels} levels"
             )
+        if self.beta_schedule == "linear" and timesteps <= LINEAR_STEPS:  # β would reach 1 or more
+            raise ValueError(f"diffusion.timesteps={timesteps} must be above {LINEAR_STEPS} for the linear schedule")
         return self
 
     def architecture(self) -> dict[str, Any]:
@@ -94,15 +112,15 @@ class DissolveConfig(Frozen):
     """What fills the dissolver's slot, and how strongly (Eq. 4)."""
 
     operator: Operator = "ddpm"
-    t_range: tuple[int, int] | None = None  # lowest and highest step, both drawn; None: the manifest's
+    t_range: Steps | None = None  # lowest and highest step, both drawn; None: the manifest's
     t_per: Literal["image", "batch"] = "image"  # one draw an image, or one a batch (released)
     range_mode: Literal["normalized", "released"] = "normalized"  # value range through the model
     weights: Literal["ema", "raw"] = "ema"
     bridge: Bridge | None = None  # image px ↔ model px; None: the manifest's
     antialias: bool = False  # of the resize bridge
-    bank_steps: Annotated[int, Field(ge=0)] = 0  # steps of a bank of views made once; 0: dissolve live
-    kernel_size: Annotated[int, Field(ge=3)] = 7  # px, odd; the blurs
-    sigma: Positive | None = None  # px; None: the rule 0.3((k−1)/2−1)+0.8
+    bank_steps: Annotated[Whole, Field(ge=0)] = 0  # steps of a bank of views made once; 0: dissolve live
+    kernel_size: Annotated[Whole, Field(ge=3)] = 7  # px, odd; the blurs
+    sigma: Annotated[float, Field(ge=0.01)] | None = None  # px; None: the rule 0.3((k−1)/2−1)+0.8
     noise_sd: Positive = 0.1  # of [0, 1]; additive noise
     resize_to: Count = 14  # px; the resize-only control
     match: Literal["none", "ddpm"] = "none"  # an alternative's strength: as set, or changing images as the ddpm does
@@ -110,11 +128,6 @@ class DissolveConfig(Frozen):
     def filled(self, t_range: tuple[int, int] = (30, 130), bridge: Bridge = "pad") -> DissolveConfig:
         """Return the section with what it leaves open settled: by the manifest's facts, or by the paper's."""
         return self.model_copy(update={"t_range": self.t_range or t_range, "bridge": self.bridge or bridge})
-
-    @field_validator("t_range")
-    @classmethod
-    def _ordered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        return value if value is None else _increasing(value, 0, 10**6, "steps")
 
     @field_validator("kernel_size")
     @classmethod
@@ -126,7 +139,11 @@ class DissolveConfig(Frozen):
     @model_validator(mode="after")
     def _comparable(self) -> DissolveConfig:
         if self.match == "ddpm" and self.range_mode == "released":
-            raise ValueError("match='ddpm' compares images in [0, 1]; range_mode='released' leaves that range")
+            raise ValueError(
+                "dissolve.match='ddpm' compares images in [0, 1]; dissolve.range_mode='released' leaves that range"
+            )
+        if self.match == "ddpm" and self.operator == "identity":
+            raise ValueError("dissolve.match='ddpm' sets a strength, and dissolve.operator='identity' has none")
         return self
 
 
@@ -134,8 +151,8 @@ class ViewsConfig(Frozen):
     """Shifts, SimCLR augmentations and the order of the branches (§3-4 of the method)."""
 
     shift: Literal["rotation", "cutperm"] = "rotation"
-    crop_scale: Range = (0.08, 1.0)  # share of the area
-    crop_ratio: Range = (0.75, 4 / 3)  # width / height
+    crop_scale: Area = (0.08, 1.0)  # share of the area
+    crop_ratio: Aspect = (0.75, 4 / 3)  # width / height
     jitter_probability: Probability = 0.8
     brightness: Probability = 0.4  # factor 1 ± this
     contrast: Probability = 0.4
@@ -147,18 +164,13 @@ class ViewsConfig(Frozen):
     dissolve_per: Literal["image", "shift"] = "image"  # one pass an image (Fig. 2) or one a shift (released)
     dissolve_branches: Literal["third", "all"] = "third"  # "all" is the released blur control
 
-    @field_validator("crop_scale")
-    @classmethod
-    def _area(cls, value: Range) -> Range:
-        return _increasing(value, 0.01, 1.0, "of the area")
-
 
 class EncoderConfig(Frozen):
     """ResNet18 and its two heads."""
 
     stem: Stem = "imagenet"  # 7×7 stride 2 + max-pool, or 3×3 stride 1
-    channels: Literal[1, 3] = 1
-    projection_dim: Count = 128  # of z
+    channels: Channels = 1
+    projection_dim: Annotated[Whole, Field(ge=1, le=65_536)] = 128  # of z
 
 
 class LossConfig(Frozen):
@@ -176,7 +188,7 @@ class TrainConfig(Frozen):
     """Optimiser and length of the contrastive training."""
 
     epochs: Count = 10
-    batch_size: Annotated[int, Field(ge=2)] = 32  # images; 3BK views enter the loss
+    batch_size: Annotated[Whole, Field(ge=2)] = 32  # images; 3BK views enter the loss
     epoch_size: Literal["full", "samples", "batches"] = "full"
     epoch_n: Count = 200  # images with "samples" (the last batch may be smaller), batches with "batches"
     optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
@@ -195,7 +207,7 @@ class ScoreConfig(Frozen):
     """Feature bank and anomaly score (Eq. 10)."""
 
     samples: Count = 10  # T′ augmented copies an image
-    crop_scale: Range = (0.54, 0.54)  # fixed crop
+    crop_scale: Area = (0.54, 0.54)  # fixed crop
     parts: Literal["both", "similarity", "shift"] = "both"
     evaluate: Literal["test", "val"] = "test"  # last split scored; val: a search's run, which never scores test
 
@@ -205,7 +217,7 @@ class ExperimentConfig(Frozen):
 
     dataset: Annotated[str, Field(min_length=1, max_length=200)] = "phantom"
     detector: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")] = "dia"  # its name in the registry
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     dissolve: DissolveConfig = DissolveConfig()
@@ -274,6 +286,8 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error" and isinstance(first["input"], dict):  # of several keys, which it names
+            raise UsageError(f"{first['msg'].removeprefix('Value error, ')}.") from None
         field = ".".join(str(part) for part in first["loc"])
-        value = f" (given: {first['input']!r})" if first["loc"] else ""
+        value = f" (given: {first['input']!r:.80})"
         raise UsageError(f"{first['msg'].removeprefix('Value error, ')}{value}.", field=field) from None

@@ -1,10 +1,12 @@
 """Durable files: whole or not there, and hashed."""
 
+import ast
 import contextlib
 import functools
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import zipfile
@@ -72,6 +74,35 @@ def write_text(path: Path | str, text: str) -> str:
 def write_json(path: Path | str, value: Any) -> str:
     """Write JSON durably (sorted keys, no NaN); return its SHA-256."""
     return write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_value(text: str) -> Any:
+    """Return what ``text`` says as JSON or as a Python literal; ``ValueError`` where it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+    raise ValueError(f"{text!r:.80} is neither JSON nor a Python literal")
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as a JSON file gives it back; ``ValueError`` for what none can hold: inf, NaN, sets, torn text."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    return json.loads(text)
+
+
+def nulled(value: Any) -> Any:
+    """Return plain values with null in the place of NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: nulled(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [nulled(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def read_json(path: Path | str) -> Any:

@@ -1,15 +1,52 @@
-"""What every section of a config is made of: frozen values, their ranges, and knobs that joined later."""
+"""What every section of a config is made of: frozen values, their ranges, and knobs that joined later.
+
+Nothing is turned into another type on the way: ``true`` is no 1, ``"0.1"`` no number and ``no`` no false.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from numbers import Real
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Range = tuple[float, float]
+
+def _whole(value: Any) -> Any:
+    """Return a whole number written as 1e4, or made by numpy, as an int; everything else as it is."""
+    whole = isinstance(value, Real) and not isinstance(value, bool) and value == value // 1
+    return int(value) if whole else value
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _increasing(low: float, high: float, unit: str) -> AfterValidator:
+    """Return the rule low ≤ bounds[0] ≤ bounds[1] ≤ high."""
+
+    def rule(bounds: tuple) -> tuple:
+        if not low <= bounds[0] <= bounds[1] <= high:
+            raise ValueError(f"must hold {low} ≤ low ≤ high ≤ {high} {unit}")
+        return bounds
+
+    return AfterValidator(rule)
+
+
+Listed = Field(strict=False)  # a list will do for a tuple; its numbers stay strict
+Whole = Annotated[int, BeforeValidator(_whole)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_truth)]
+Count = Annotated[Whole, Field(ge=1)]
+Factor = Annotated[Whole, Field(ge=1, le=64)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Area = Annotated[tuple[float, float], Listed, _increasing(0.01, 1, "of the area")]
+Aspect = Annotated[tuple[float, float], Listed, _increasing(0.01, 100, "(width / height)")]
+Shares = Annotated[tuple[float, float], Listed, _increasing(0, 1, "of the side")]
+Steps = Annotated[tuple[Whole, Whole], Listed, _increasing(0, 10**6, "steps")]
 LATER: dict[str, Any] = {"later": True}  # the mark of a knob that joined after runs had been made
 
 
@@ -19,7 +56,7 @@ def later(default: Any, **limits: Any) -> Any:
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
 
     def identity(self) -> dict[str, Any]:
         """Return the plain values that tell one piece of work from another; no new knob orphans a finished run."""

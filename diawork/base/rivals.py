@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from diawork.base.knobs import Count, Frozen, Positive, Probability
+from diawork.base.knobs import Count, Frozen, Listed, Positive, Shares, Whole
 
-Strides = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=6)]
+Strides = Annotated[tuple[Count, ...], Listed, Field(min_length=1, max_length=6)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -48,7 +48,7 @@ class PadimConfig(Frozen):
 class _Distillation(Frozen):
     strides: Strides = (4, 8, 16)  # stages of the teacher, the finest first
     blocks: Strides = (3, 4, 6)  # residual blocks of each stage of the student, the deepest first
-    batch_size: Annotated[int, Field(ge=2)] = 16
+    batch_size: Annotated[Whole, Field(ge=2)] = 16
     cosine: Literal["flat", "position"] = "flat"  # of whole maps (released) or at every position (paper)
     combine: Literal["sum", "product"] = "sum"  # of the scales' maps
 
@@ -76,7 +76,7 @@ class Scrd4adConfig(_Distillation):
     scales: Literal["weighted", "official_noop"] = "weighted"  # Σ wᵢdᵢ, or inside a cosine, which ignores them
     noise: Literal["simplex", "gaussian", "cutpaste"] = "simplex"  # of the synthetic anomaly
     strength: Positive = 0.2  # λ
-    patch: tuple[Probability, Probability] = (10 / 256, 31 / 256)  # shortest and longest side, shares of the image's
+    patch: Shares = (10 / 256, 31 / 256)  # shortest and longest side, shares of the image's
     octaves: Count = 6  # of the simplex noise
     persistence: Positive = 0.6  # amplitude from octave to octave
     frequency: Positive = 32 / 256  # wavelength of the first octave, share of the side
@@ -88,7 +88,7 @@ class KdadConfig(Frozen):
     strides: Strides = (8, 16, 32)  # critical layers
     width: Count = 16  # channels of the cloner between them
     epochs: Count = 200
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[Whole, Field(ge=2)] = 128
     lr: Positive = 1e-3
     value_weight: Weight = 0.01  # λ, of the squared difference
 
@@ -100,7 +100,7 @@ class MeanShiftConfig(Frozen):
     frozen: Count = 8  # stride up to which the backbone stays as it is
     temperature: Positive = 0.25
     epochs: Count = 20
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[Whole, Field(ge=2)] = 64
     lr: Positive = 1e-5
     weight_decay: Weight = 5e-5
     angular_weight: Weight = 0.0  # of the angle to the centre
@@ -111,8 +111,14 @@ class SimsidConfig(Frozen):
     """SimSID (Xiang et al., TPAMI 2024); the switches are those of its Table II."""
 
     image_size: Count = 128  # px
-    patches: Annotated[int, Field(ge=2)] = 4  # a side
-    channels: Annotated[tuple[Count, ...], Field(min_length=2, max_length=6)] = (32, 64, 128, 256, 512)  # of each level
+    patches: Annotated[Whole, Field(ge=2)] = 4  # a side
+    channels: Annotated[tuple[Count, ...], Listed, Field(min_length=2, max_length=6)] = (
+        32,
+        64,
+        128,
+        256,
+        512,
+    )  # of each level
     items: Count = 100  # of each place's memory
     active: Count = 5  # items that a token is recalled from
     shrinkage: Literal["exact", "official", "none"] = "exact"  # k items, those above the k-th (released), or all
@@ -132,7 +138,7 @@ class SimsidConfig(Frozen):
     critic_weight: Positive = 0.005
     critic_steps: Count = 2  # of the critic for each of the generators
     epochs: Count = 200
-    batch_size: Annotated[int, Field(ge=2)] = 16
+    batch_size: Annotated[Whole, Field(ge=2)] = 16
     lr: Positive = 1e-4
     last_lr: Positive = 2e-5  # of the cosine
     weight_decay: Weight = 1e-5

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diawork import figures
 from diawork.base.files import PACKAGE, write_text
+from diawork.evaluation.wording import interval
 
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
 
@@ -21,6 +22,7 @@ def write_cost_html(costs: dict[str, Any], out: Path | str, *, title: str = "Wha
         loader=FileSystemLoader(PACKAGE / "report" / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
+    environment.filters["interval"] = interval
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     accuracy = costs.get("accuracy") or {}
     page = environment.get_template("cost.html.j2").render(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from diawork.data.sources import data_roots
 from diawork.runs.cores import describe_waiting, find_cores
 from diawork.runs.run import runs_root, versions
 
+_HEADLESS = "this is about JupyterLab alone, headless runs use this interpreter"
 _BARE = {"python", f"python{sys.version_info[0]}", "python" + ".".join(map(str, sys.version_info[:2]))}
 
 
@@ -68,18 +70,33 @@ def _cores() -> Check:
 
 
 def _kernel() -> Check:
+    """Say which Python JupyterLab starts for the notebooks; a headless run is always this interpreter's."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    fix = "run: python -m ipykernel install --sys-prefix --name python3"
+    install = "run: python -m ipykernel install --sys-prefix --name python3"
     try:
-        interpreter = KernelSpecManager().get_kernel_spec("python3").argv[0]
+        spec = KernelSpecManager().get_kernel_spec("python3")
     except NoSuchKernel:
-        return Check("kernel", "no 'python3' kernel", fix)
+        return Check("kernel", f"no 'python3' kernel; {_HEADLESS}", install)
+    interpreter, ours = spec.argv[0], Path(sys.prefix, "share", "jupyter")
     if interpreter in _BARE:  # the launcher puts its own interpreter in their place
         return Check("kernel", f"python3 runs this interpreter, {sys.executable}")
-    path = shutil.which(interpreter)
-    same = path is not None and Path(path).samefile(sys.executable)
-    return Check("kernel", f"python3 runs {interpreter}", "" if same else fix)
+    prefix = _prefix_of(interpreter)
+    if prefix and Path(prefix).resolve() == Path(sys.prefix).resolve():
+        return Check("kernel", f"python3 runs {interpreter}")
+    whose = f"of {prefix}, not of {sys.prefix}" if prefix else "which does not answer"
+    elsewhere = not Path(spec.resource_dir).is_relative_to(ours) and (ours / "kernels" / "python3").is_dir()
+    before = f"start it as JUPYTER_PATH={ours}{os.pathsep}$JUPYTER_PATH jupyter lab" if elsewhere else install
+    return Check("kernel", f"python3 in {spec.resource_dir} runs {interpreter} {whose}; {_HEADLESS}", before)
+
+
+def _prefix_of(interpreter: str) -> str:
+    """Return the prefix that an interpreter says it has, or nothing: links and base interpreters look alike."""
+    ask = [shutil.which(interpreter) or interpreter, "-c", "import sys; print(sys.prefix)"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return ""
 
 
 def _data(root: Path | str | None) -> Check:

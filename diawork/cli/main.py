@@ -16,7 +16,7 @@ from diawork.base.errors import DiaworkError, ResourceError
 from diawork.base.stopping import StopNow, stop_at_once
 from diawork.cli import options
 from diawork.cli.data import data
-from diawork.cli.options import pairs, parse_overrides, path_option, say
+from diawork.cli.options import STOPS, pairs, parse_overrides, path_option, say
 from diawork.cli.run import demo, report, run
 from diawork.cli.sweep import sweep
 
@@ -46,7 +46,7 @@ def doctor(data_root: Path | None, out: Path | None) -> None:
     click.get_current_context().exit(0 if checks.ok else 5)
 
 
-@cli.command()
+@cli.command(epilog=STOPS)
 @click.option("--quick", is_flag=True, help="Small sizes: does it run?")
 @click.option("--compile/--no-compile", "compiled", default=None, help="Compile trainings, too; or nothing.")
 @click.option("--accuracy", metavar="DATASET", help="Also train on the fast paths and the plain one, and compare.")
@@ -64,7 +64,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.base.compute import Compute
-    from diawork.base.files import write_json
+    from diawork.base.files import nulled, write_json
     from diawork.bench import fidelity
     from diawork.bench.costs import measure_all
     from diawork.bench.page import write_cost_html
@@ -74,11 +74,11 @@ def bench(
     costs = measure_all(quick=quick, compute=compute, say=click.echo)
     if accuracy:
         costs["accuracy"] = fidelity.accuracy(accuracy, preset_name, changes=changes, compute=compute, **where)
-    write_json(out.with_suffix(".json"), costs)
+    write_json(out.with_suffix(".json"), nulled(costs))
     say(f"written: {write_cost_html(costs, out)} and {out.with_suffix('.json')}")
 
 
-@cli.command()
+@cli.command(epilog=STOPS)
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="All numbered notebooks, one after another.")
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="e.g. preset=smoke")

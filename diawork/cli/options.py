@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,12 @@ from typing import Any
 import click
 
 from diawork.base.errors import UsageError, printable
+from diawork.base.files import read_value
+
+STOPS = (
+    "Ctrl-C, SIGTERM or SIGUSR1 stops it with everything saved, and the same command goes on; where Ctrl-C is ignored "
+    "(nohup, & in a script), `kill PID` does."
+)
 
 
 def path_option(*names: str, **more: Any) -> Callable:
@@ -39,9 +44,9 @@ def pairs(items: tuple[str, ...]) -> dict[str, str]:
 
 
 def parse_overrides(items: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``KEY=VALUE`` pairs; values are JSON where they can be read so, else text."""
+    """Read ``KEY=VALUE`` pairs; values are JSON or Python where they can be read so, else text."""
     values: dict[str, Any] = pairs(items)
     for key, text in pairs(items).items():
         with contextlib.suppress(ValueError):
-            values[key] = json.loads(text)
+            values[key] = read_value(text)
     return values

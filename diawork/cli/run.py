@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diawork.cli import options
-from diawork.cli.options import parse_overrides, path_option, say
+from diawork.cli.options import STOPS, parse_overrides, path_option, say
 
 if TYPE_CHECKING:
     from diawork.base.config import ExperimentConfig
     from diawork.runs.run import Run
 
 
-@click.command()
+@click.command(epilog=STOPS)
 @options.out
 @options.device
 @options.precision
@@ -31,7 +31,7 @@ def demo(show: bool, **where: Any) -> None:
         webbrowser.open(page.absolute().as_uri())
 
 
-@click.command()
+@click.command(epilog=STOPS)
 @click.option("--dataset", default="phantom", show_default=True, help="A name from `diawork data list`, or a manifest.")
 @click.option("--preset", "preset_name", default="cpu", show_default=True, help="smoke, demo, cpu, paper, repo2023, …")
 @click.option("--methods", default="dia,csi,controls", show_default=True, help="e.g. dia,csi,gaussian_blur,controls")
@@ -46,10 +46,12 @@ def demo(show: bool, **where: Any) -> None:
 @click.option("--print-config", is_flag=True, help="Print the validated config and stop.")
 def run(dataset: str, preset_name: str, overrides: tuple[str, ...], print_config: bool, **suite: Any) -> None:
     """Train and score methods on a data set for several seeds, and write the report."""
+    from diawork.runs.checks import planned
     from diawork.runs.presets import preset
 
     cfg = preset(preset_name, dataset=dataset).override(parse_overrides(overrides))
     if print_config:
+        planned(cfg, suite["methods"])
         say(json.dumps(cfg.model_dump(mode="json"), indent=1))
     else:
         run_methods(cfg, preset_name, **suite)
@@ -73,15 +75,12 @@ def run_methods(
     """Run methods (joined by commas) × seeds, tell each result as it comes, write the report and return its path."""
     from diawork.base.compute import Compute
     from diawork.data.manifests import load_manifest
-    from diawork.detectors.registry import CONTROLS
     from diawork.report.page import write_html
+    from diawork.runs.checks import planned
     from diawork.runs.experiment import run_suite
-    from diawork.runs.methods import method_config
     from diawork.runs.run import runs_root
 
-    named = [name.strip() for method in methods.split(",") for name in (CONTROLS if method == "controls" else [method])]
-    for name in named:
-        method_config(cfg, name)  # a misspelt method is refused before any work
+    named = planned(cfg, methods)
     root, dataset = runs_root(out), load_manifest(cfg.dataset).name
     compute = Compute.auto(device, precision)
     runs = run_suite(cfg, named, range(seeds), root=root, compute=compute, on_run=_tell, **where)
@@ -94,7 +93,10 @@ def run_methods(
 
 
 def _tell(run: Run) -> None:
+    from diawork.evaluation.wording import interval
+
     result, split = run.result(), run.primary_split
     metrics = result["metrics"][split]
-    area = f"{split} AUROC {metrics['auroc']:.3f} [{metrics['auroc_low']:.3f}, {metrics['auroc_high']:.3f}]"
+    ends = interval(metrics["auroc_low"], metrics["auroc_high"])
+    area = f"{split} AUROC {metrics['auroc']:.3f} ({ends})"
     say(f"{result['detector']:<28} seed {result['seed']}  {area}")

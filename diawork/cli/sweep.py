@@ -10,12 +10,12 @@ import click
 
 from diawork.base.errors import UsageError
 from diawork.cli import options
-from diawork.cli.options import parse_overrides, say
+from diawork.cli.options import STOPS, parse_overrides, say
 
 say = partial(say, keep="")  # a line each: no name in it begins another
 
 
-@click.command()
+@click.command(epilog=STOPS)
 @click.argument("file", required=False)
 @click.option("--table", "--figure", "name", help="A sweep that comes with the package: t1, t2, heuristics, f4, …")
 @click.option("--size", help="A size that the sweep names: smoke, cpu, paper [default: cpu].")

@@ -143,6 +143,18 @@ class Manifest(StrictModel):
         except UsageError as error:
             raise wrong(error.what.rstrip("."), "phantom") from None
 
+    def with_lesions(self, *, size: float | None = None, contrast: float | None = None) -> Self:
+        """Return the manifest with lesions of another size (px) or contrast; only a phantom has any to dial."""
+        wanted = {"lesion_size": size, "lesion_contrast": contrast}
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        if not wanted:
+            return self
+        if self.phantom is None:
+            raise UsageError(f"data.{min(wanted)} dials a phantom's lesions; {self.name!r} has real images.")
+        facts = self.phantom.model_copy(update=wanted)
+        facts.spec(self.image.size)  # refuses what cannot be drawn
+        return self.model_copy(update={"phantom": facts})
+
     def path_in(self, root: Path | str) -> Path:
         """Return where the file lies in ``root``, links followed; refuse a link that leads out of it."""
         try:

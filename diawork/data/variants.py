@@ -6,33 +6,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diawork.base.config import DataConfig, ExperimentConfig
-from diawork.base.errors import DataError, UsageError
+from diawork.base.config import ExperimentConfig
+from diawork.base.errors import DataError
 from diawork.base.seeding import generator
 from diawork.data.images import Splits, load
-from diawork.data.manifests import Manifest, load_manifest
+from diawork.data.manifests import load_manifest
 
 
 def open_data(cfg: ExperimentConfig, root: Path | str | None = None) -> Splits:
     """Open the data set of a config with the changes of its section ``data``."""
-    manifest, notes = _with_lesions(load_manifest(cfg.dataset), cfg.data)
-    splits = load(manifest, root)
-    splits = replace(splits, notes=[*splits.notes, *notes])
+    manifest = load_manifest(cfg.dataset)
+    dialled = manifest.with_lesions(size=cfg.data.lesion_size, contrast=cfg.data.lesion_contrast)
+    splits = load(dialled, root)
+    if dialled.phantom and dialled is not manifest:
+        splits = replace(splits, notes=[*splits.notes, f"Lesions dialled on purpose: {dialled.phantom.describe()}."])
     return contaminated(splits, cfg.data.contamination) if cfg.data.contamination else splits
-
-
-def _with_lesions(manifest: Manifest, data: DataConfig) -> tuple[Manifest, list[str]]:
-    """Return the manifest with lesions of the wanted size (px) and contrast, and a note; only a phantom has any."""
-    dials = ("lesion_size", "lesion_contrast")
-    wanted = {name: getattr(data, name) for name in dials if getattr(data, name) is not None}
-    if not wanted:
-        return manifest, []
-    if manifest.phantom is None:
-        raise UsageError(f"data.{min(wanted)} dials a phantom's lesions; {manifest.name!r} has real images.")
-    facts = manifest.phantom.model_copy(update=wanted)
-    facts.spec(manifest.image.size)  # refuses what cannot be drawn
-    note = f"Lesions dialled on purpose: {facts.describe()}."
-    return manifest.model_copy(update={"phantom": facts}), [note]
 
 
 def contaminated(splits: Splits, share: float) -> Splits:

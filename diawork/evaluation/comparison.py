@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import chi2, t
 
 from diawork.base.errors import DataError, UsageError
-from diawork.evaluation.metrics import by_class, holm, placements
+from diawork.evaluation.metrics import UNANIMOUS, by_class, holm, placements
 
 MARGIN = 0.01  # of AUROC: detectors that differ by less are equal for every purpose named here
 LEVEL = 0.95
@@ -131,7 +131,10 @@ def compare_detectors(
     else:
         parts = _independent(areas_a, areas_b, covariance)
     variance, df = _satterthwaite(parts)
-    test = _tested(float(areas_a.mean() - areas_b.mean()), math.sqrt(variance), df, level)
+    difference = float(areas_a.mean() - areas_b.mean())
+    if variance == 0 and difference != 0:
+        raise DataError(UNANIMOUS)
+    test = _tested(difference, math.sqrt(variance), df, level)
     return Comparison(
         **test._asdict(), se=math.sqrt(variance), df=df, covers=IMAGES if one_seed else CROSSED, n_normal=counts[1],
         n_anomalous=counts[0], seeds_a=seeds[0], seeds_b=seeds[1], margin=margin, level=level,

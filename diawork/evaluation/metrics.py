@@ -17,6 +17,7 @@ from diawork.base.errors import DataError, NumericError, UsageError, did_you_mea
 BCA_MAX_IMAGES = 5_000  # above, the jackknife of BCa costs minutes and moves the interval by nothing visible
 _BATCH_VALUES = 2_000_000  # resampled scores in memory at once
 _TPR = 0.95
+UNANIMOUS = "every image says the same of the difference, so neither an interval nor a p value can be given."
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -127,7 +128,8 @@ def bootstrap_ci(
 ) -> tuple[float, float]:
     """Confidence interval by the bootstrap within each class: BCa, or percentile above ``BCA_MAX_IMAGES``.
 
-    Where BCa is undefined (constant scores, perfect separation) the percentiles are returned.
+    Where BCa is undefined the percentiles are returned, and (NaN, NaN) where these images can give no interval:
+    one of a class, or classes so far apart that every resample says the same.
     """
     if metric not in METRICS:
         raise UsageError(f"{metric!r} is not a metric.", hint=did_you_mean(metric, METRICS))
@@ -135,15 +137,17 @@ def bootstrap_ci(
         raise UsageError(f"level={level} must lie in (0, 1) and n={n} be at least 2.")
     samples = by_class(scores, anomalous)
     size = sum(map(len, samples))
-    # one image of a class cannot be resampled otherwise than as itself, which scipy refuses
-    data = tuple(np.repeat(s, 2) if len(s) == 1 else s for s in samples)
+    if min(map(len, samples)) < 2:
+        return np.nan, np.nan
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore")  # degenerate data: handled below
         result = bootstrap(
-            data, METRICS[metric], n_resamples=n, confidence_level=level, vectorized=True,
+            samples, METRICS[metric], n_resamples=n, confidence_level=level, vectorized=True,
             batch=max(1, _BATCH_VALUES // size), method="BCa" if size <= BCA_MAX_IMAGES else "percentile",
             rng=np.random.default_rng(seed),
         )  # fmt: skip
+    if np.ptp(result.bootstrap_distribution) == 0 and np.ptp(np.concatenate(samples)) > 0:
+        return np.nan, np.nan
     interval = np.array(result.confidence_interval)
     if np.isnan(interval).any():
         interval = np.quantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
@@ -151,13 +155,21 @@ def bootstrap_ci(
 
 
 def paired_test(a: np.ndarray, b: np.ndarray, anomalous: np.ndarray, *, level: float = 0.95) -> PairedTest:
-    """Compare the AUROC of two detectors on the same images (DeLong, DeLong and Clarke-Pearson, 1988)."""
+    """Compare the AUROC of two detectors on the same images (DeLong, DeLong and Clarke-Pearson, 1988).
+
+    ``DataError`` where these images cannot tell a difference from chance: one of a class, or all of them agree on it.
+    """
     pairs = [by_class(scores, anomalous) for scores in (a, b)]
     difference = float(_auroc(*pairs[0]) - _auroc(*pairs[1]))
+    counts = tuple(map(len, pairs[0]))
+    if min(counts) < 2:
+        raise DataError(f"{counts[0]} anomalous and {counts[1]} normal images: a comparison needs two of each.")
     by_image = [np.subtract(one, two) for one, two in zip(placements(*pairs[0]), placements(*pairs[1]), strict=True)]
-    sd = float(np.sqrt(sum(np.var(d, ddof=1) / len(d) for d in by_image if len(d) > 1)))
+    sd = float(np.sqrt(sum(np.var(d, ddof=1) / len(d) for d in by_image)))
+    if sd == 0 and difference != 0:
+        raise DataError(UNANIMOUS)
     half = float(norm.ppf((1 + level) / 2)) * sd
-    p = 2 * float(norm.sf(abs(difference) / sd)) if sd > 0 else float(difference == 0)
+    p = 2 * float(norm.sf(abs(difference) / sd)) if sd > 0 else 1.0
     return PairedTest(difference, difference - half, difference + half, p)
 
 
@@ -189,7 +201,10 @@ def threshold_at_specificity(normal_scores: np.ndarray, specificity: float = 0.9
 def summary(
     scores: np.ndarray, anomalous: np.ndarray, *, threshold: float | None = None, seed: int = 0
 ) -> dict[str, float | int]:
-    """Return AUROC, AUPRC and FPR@95TPR with 95 % intervals; with ``threshold`` also what it achieves."""
+    """Return AUROC, AUPRC and FPR@95TPR with 95 % intervals; with ``threshold`` also what it achieves.
+
+    The ends of an interval that cannot be given are NaN.
+    """
     abnormal, normal = by_class(scores, anomalous)
     row: dict[str, float | int] = {}
     for name, statistic in METRICS.items():

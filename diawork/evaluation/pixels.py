@@ -145,30 +145,40 @@ def pixel_summary(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, float | int]:
-    """Return pixel AUROC and AUPRO with percentile intervals over resampled images, and the counts."""
+    """Return pixel AUROC and AUPRO with percentile intervals over resampled images, and the counts.
+
+    The ends are NaN where one image alone has a lesion, or every resample says the same.
+    """
     _check_limit(limit)
     maps, masks = _checked(maps, masks)
     values = _curves(maps, masks, _draws(masks, n, seed), limit)
     row: dict[str, float | int] = {}
     for name, drawn in zip(("pixel_auroc", "aupro"), values, strict=True):
-        row |= {name: float(drawn[0])} | _ends(name, drawn[1:], level)
+        same = np.ptp(drawn[1:]) < 1e-9 and np.ptp(maps) > 0  # but for rounding
+        low, high = (np.nan, np.nan) if same else _interval(drawn[1:], masks, level)
+        row |= {name: float(drawn[0]), f"{name}_low": low, f"{name}_high": high}
     anomalous = masks.any((1, 2))
     return row | {"n_images": len(maps), "n_anomalous": int(anomalous.sum()), "n_regions": int(regions(masks).max())}
 
 
-def _ends(name: str, resampled: np.ndarray, level: float) -> dict[str, float]:
+def _interval(resampled: np.ndarray, masks: np.ndarray, level: float) -> tuple[float, float]:
+    if masks.any((1, 2)).sum() < 2:
+        return np.nan, np.nan
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return float(low), float(high)
 
 
 def pixel_differences(
     a: np.ndarray, b: np.ndarray, masks: np.ndarray, *, limit: float = FPR_LIMIT, n: int = 1000, seed: int = 0
 ) -> dict[str, PixelDifference]:
-    """Return pixel AUROC and AUPRO of maps a minus those of b, with 95 % intervals: both on the same resamples."""
+    """Return pixel AUROC and AUPRO of maps a minus those of b, with 95 % intervals: both on the same resamples.
+
+    The ends are NaN where one image alone has a lesion.
+    """
     _check_limit(limit)
     (a, masks), (b, _) = _checked(a, masks), _checked(b, masks)
     draws = _draws(masks, n, seed)
     differences = _curves(a, masks, draws, limit) - _curves(b, masks, draws, limit)
-    ends = np.quantile(differences[:, 1:], [0.025, 0.975], axis=1).T
+    ends = [_interval(resampled, masks, 0.95) for resampled in differences[:, 1:]]
     pairs = zip(("pixel_auroc", "aupro"), differences[:, 0], ends, strict=True)
     return {name: PixelDifference(float(value), *map(float, end)) for name, value, end in pairs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from diawork.base.errors import UsageError
@@ -13,6 +14,14 @@ _KNOWN = {"ahead": "ahead of {}", "equal": "equal within {margin:g} to {}", "beh
 def signed(value: float, digits: int = 3) -> str:
     """Return a difference with its sign: +0.012 or −0.012."""
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def interval(low: float, high: float, *, lead: str = "", sign: bool = False) -> str:
+    """Return "0.850 to 0.920" after ``lead``, or "no interval" where none can be given (NaN)."""
+    if math.isnan(low) or math.isnan(high):
+        return "no interval"
+    ends = [signed(end) if sign else f"{end:.3f}" for end in (low, high)]
+    return f"{lead}{' to '.join(ends)}"
 
 
 def listed(names: list[str], most: int = 3) -> str:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from diawork.base import seeding
 from diawork.base.compute import Compute
-from diawork.base.config import NO_STEP, DissolveConfig
+from diawork.base.config import NO_STEP, DissolveConfig, bridgeable
 from diawork.base.errors import UsageError
 from diawork.method.unet import frozen_unet
 
@@ -47,17 +47,17 @@ def to_model(x: Tensor, size: int, bridge: str, *, antialias: bool = False, chan
     if channels and channels != x.shape[1]:
         x = x.expand(-1, channels, -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
     height, width = x.shape[-2:]
+    if not bridgeable(bridge, size, height, width):
+        raise UsageError(
+            f"bridge={bridge!r} cannot bring {height}×{width} px to the model's {size}×{size} px.",
+            hint="Use bridge='resize', or a model of the images' size.",
+        )
     if (height, width) == (size, size):
         return x
-    if bridge == "pad" and max(height, width) <= size and (size - height) % 2 == (size - width) % 2 == 0:
+    if bridge == "pad":
         vertical, horizontal = (size - height) // 2, (size - width) // 2
         return F.pad(x, (horizontal, horizontal, vertical, vertical))
-    if bridge == "resize":
-        return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
-    raise UsageError(
-        f"bridge={bridge!r} cannot bring {height}×{width} px to the model's {size}×{size} px.",
-        hint="Use bridge='resize', or a model of the images' size.",
-    )
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
 
 
 def from_model(y: Tensor, like: Tensor, bridge: str, *, antialias: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from diawork.evaluation.wording import signed
+from diawork.evaluation.wording import interval, signed
 
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
 SPLITS = {"test": "test", "val": "validation"}  # in words
@@ -38,7 +38,7 @@ def rivals_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def _measured(row: pd.Series) -> str:
     spread = f" ± {row['auroc_sd']:.3f} over {row['seeds']} seeds" if row["seeds"] > 1 else ""
-    return f"{row['auroc']:.3f}{spread} (95 % interval {row['auroc_low']:.3f} to {row['auroc_high']:.3f})"
+    return f"{row['auroc']:.3f}{spread} ({interval(row['auroc_low'], row['auroc_high'], lead='95 % interval ')})"
 
 
 def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
@@ -69,7 +69,7 @@ def _comparisons(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
 def _comparison(test: pd.Series, control: bool) -> str:
     a, b = test["a"], test["b"]
     named = f"the best label-free control, {b}" if control else b
-    gap = f"{signed(test['difference'])} (95 % interval {signed(test['low'])} to {signed(test['high'])})"
+    gap = f"{signed(test['difference'])} ({interval(test['low'], test['high'], lead='95 % interval ', sign=True)})"
     verdict = reading(test)
     if verdict == UNDECIDED:
         verdict = "The interval holds 0, so these images do not tell the two apart"
@@ -94,6 +94,10 @@ def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
 def _cautions(focus: pd.Series) -> list[str]:
     said = []
     half = (focus["auroc_high"] - focus["auroc_low"]) / 2
+    if pd.isna(half):
+        single = min(focus["n_normal"], focus["n_anomalous"]) < 2
+        why = "a class has a single image" if single else "every resample of these images says the same"
+        said.append(f"No interval can be given for the AUROC of {focus['label']}: {why}.")
     if focus["auroc_high"] < 0.5:
         said.append(f"{focus['label']} is below chance: it scores anomalous images lower than healthy ones.")
     if focus["auroc_low"] == focus["auroc_high"] == 0.5:

@@ -22,7 +22,7 @@ from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
 from diawork.evaluation.metrics import holm
-from diawork.evaluation.wording import signed
+from diawork.evaluation.wording import interval, signed
 from diawork.report.sections import section
 from diawork.report.tables import collect, groups, summary_table
 from diawork.runs.run import Run
@@ -57,7 +57,7 @@ def _render(context: dict[str, Any]) -> str:
     )
     environment.filters |= {
         "number": _decimal, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": _pvalue,
-        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "interval": interval, "base64": lambda data: base64.b64encode(data).decode("ascii"),
     }  # fmt: skip
     return environment.get_template("report.html.j2").render(context)
 

@@ -36,7 +36,7 @@ def section(table: pd.DataFrame, runs: Runs, pictures: str) -> dict[str, Any]:
         "title": title + name.removeprefix(dataset), "split": SPLITS[split], "facts": facts,
         "notes": list(dict.fromkeys(note for group in runs.values() for notes in group["notes"] for note in notes)),
         "headline": headline(table, pd.DataFrame(tests)), "tiles": _tiles(table), "rows": table.to_dict("records"),
-        "low": math.floor(10 * max(0.0, min(0.5, table["auroc_low"].min()))) / 10,
+        "low": math.floor(10 * max(0.0, min(0.5, table[["auroc", "auroc_low"]].min(axis=None)))) / 10,
         "models": _models(runs), "draws": _draws(table), "tracked": bool(table["oracle_epoch"].notna().any()),
         "pairs": [test | {"reading": reading(test)} for test in tests], "failures": failures + missing,
         "paper": paper.to_dict("records"), "ran": int(paper["auroc"].notna().sum()),

@@ -96,7 +96,8 @@ def _row(run: Run) -> dict[str, Any]:
         raise DataError(f"result.json or config.json is incomplete ({type(error).__name__}: {error}).") from None
     known += [row.get(f"{split}.{name}", 0.0) for name in NOISE]
     known += [row.get(f"{split}.{name}{end}", 0.0) for name in METRICS for end in ("", "_low", "_high")]
-    if not np.isfinite(known).all():
+    measured = [row.get(f"{split}.{name}", 0.0) for name in METRICS]
+    if np.isinf(known).any() or np.isnan(measured).any():  # ends that are NaN: no interval can be given
         raise DataError("result.json holds numbers that are not finite.")
     return row
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from diawork.base.errors import Interrupted
 from diawork.data.images import ImageSet, Splits
 from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.detectors.face import Detector, MapMethods
@@ -29,19 +31,33 @@ def evidence(
 ) -> dict[str, np.ndarray]:
     """Return the arrays a report shows for a detector; ``rows`` are those of ``scores.csv`` for ``images``.
 
-    A run whose slot the DDPM fills adds its strip and, where the images have masks, the anomaly maps;
-    so does a detector that makes maps of its own.
+    A run whose slot the DDPM fills adds its strip and, where the images have masks, the anomaly maps; so does a
+    detector that makes maps of its own. What cannot be drawn is left out with a warning: a picture costs no result.
     """
     healthy = splits.train.normal()
-    order = images.index.argsort()  # as the scores are read
-    arrays = {"statistics": image_statistics(images.images)[order], "statistics_names": np.array(STATISTICS)}
+    arrays = _drawn("statistics", lambda: _statistics(images))
     if rows and "nearest_0" in rows[0]:
-        arrays |= worst_errors(images, healthy, rows)
+        arrays |= _drawn("worst errors", lambda: worst_errors(images, healthy, rows))
     if dissolver is not None:
-        arrays |= _strip(dissolver, images)
+        arrays |= _drawn("dissolving strip", lambda: _strip(dissolver, images))
     if images.masks is not None and (dissolver is not None or detector.has_map):
-        arrays |= mapped(images, healthy, detector.map_methods(dissolver, splits.train))
+        arrays |= _drawn("anomaly maps", lambda: mapped(images, healthy, detector.map_methods(dissolver, splits.train)))
     return arrays
+
+
+def _drawn(what: str, draw: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    try:
+        return draw()
+    except Interrupted:
+        raise
+    except Exception as error:
+        warnings.warn(f"this run has no {what} ({type(error).__name__}: {error})", stacklevel=2)
+        return {}
+
+
+def _statistics(images: ImageSet) -> dict[str, np.ndarray]:
+    order = images.index.argsort()  # as the scores are read
+    return {"statistics": image_statistics(images.images)[order], "statistics_names": np.array(STATISTICS)}
 
 
 def _strip(dissolver: Dissolver, images: ImageSet) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from diawork.detectors.registry import entry_of
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.dissolve import Dissolver
 from diawork.method.matching import matched
+from diawork.runs.checks import refuse_misfits
 from diawork.runs.evidence import evidence
 from diawork.runs.methods import fills_slot, label_of, method_config, needs_ddpm, resolve
 from diawork.runs.parents import diffusion_data, run_dissolver, shared_bank, shared_ddpm
@@ -60,6 +61,7 @@ def run_experiment(
     """
     compute = compute or Compute.auto()
     splits = open_data(cfg, data_root)
+    refuse_misfits(cfg, splits)
     cfg, evaluated = resolve(cfg, splits), _evaluated(splits, cfg)
     data = _checked_data(splits, runs_root(root), acknowledge_leak)
     if needs_ddpm(cfg) and cfg.diffusion.dataset:
@@ -151,8 +153,6 @@ def _evaluated(splits: Splits, cfg: ExperimentConfig) -> list[ImageSet]:
     """Return what a run scores: val, where there is one, and test, unless the config stops at val."""
     if cfg.score.evaluate == "test":
         return [images for images in (splits.val, splits.test) if len(images)]
-    if not len(splits.val):
-        raise UsageError(f"{splits.val.name} has no validation images to score.", hint="Use score.evaluate='test'.")
     return [splits.val]
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import papermill
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from diawork.base.errors import DiaworkError, Interrupted, UsageError, did_you_mean
-from diawork.base.files import shipped
+from diawork.base.files import as_json, read_value, shipped
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list,
@@ -29,6 +30,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 LIVE_FACE = "application/vnd.jupyter.widget-view+json"
+KERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 LONGEST_SOCKET = 90  # characters of a socket's folder; systems allow about 100
 INTERRUPT_EVERY, KILL_AFTER = 3.0, 60.0  # seconds, once a stop was asked for
 
@@ -101,24 +103,26 @@ def typed_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 def _typed(name: str, value: Any, declared: str) -> Any:
     kind = declared.split("[")[0].strip()
-    wanted = _TYPES.get(kind)
-    if wanted is None:
-        return value
-    if isinstance(value, str) and kind != "str":
+    if isinstance(value, str) and kind in _TYPES and kind != "str":
         try:
-            value = float(value) if kind == "float" else ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise UsageError(f"{name}={value!r} is not a {kind}.") from None
+            value = read_value(value)
+        except ValueError:
+            raise UsageError(f"{name}={value!r:.80} is not a {kind}, in JSON or in Python.") from None
     require_type(name, value, declared)
-    return value
+    return as_json(value)
 
 
 def require_type(name: str, value: Any, declared: str) -> None:
-    """Refuse a value that is not of the type which the notebook declares for ``name``."""
+    """Refuse a value that is not of the type which the notebook declares for ``name``, or that no notebook can hold."""
     kind = declared.split("[")[0].strip()
     wanted = _TYPES.get(kind, object)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
-        raise UsageError(f"{name}={value!r} is a {type(value).__name__}; wanted {kind}.")
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
+        raise UsageError(f"{name}={value!r:.80} is a {type(value).__name__}; wanted {kind}.")
+    try:
+        as_json(value)
+    except ValueError:
+        what = "a notebook stores finite numbers, UTF-8 text, and lists and dicts of them"
+        raise UsageError(f"{name}={value!r:.80} cannot be stored: {what}.") from None
 
 
 def run_notebook(
@@ -160,9 +164,10 @@ def run_notebook(
 
 
 class _Kernels:
-    """Starts a kernel for papermill, knows its process, and gives its sockets a folder of their own.
+    """Starts this interpreter as papermill's kernel, knows its process, and gives its sockets a folder of their own.
 
-    By default the sockets of two kernels that start in one folder have the same names.
+    A kernelspec is not looked up: one named python3 may lie anywhere and start another Python. By default the
+    sockets of two kernels that start in one folder have the same names.
     """
 
     def __init__(self, folder: str) -> None:
@@ -176,6 +181,10 @@ class _Kernels:
         kernels = self
 
         class Manager(AsyncKernelManager):
+            @property
+            def kernel_spec(self) -> KernelSpec:
+                return KernelSpec(argv=KERNEL, display_name="Python 3", language="python")
+
             def __init__(self, *args: Any, **kw: Any) -> None:
                 super().__init__(*args, **kw)
                 kernels._started = self
@@ -222,7 +231,8 @@ def _stopping(kernels: _Kernels) -> Iterator[None]:
 
     main = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, s) for s in ("SIGTERM", "SIGUSR1", "SIGINT") if main and hasattr(signal, s)]
-    before = {number: signal.signal(number, press) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
+    before = {number: signal.signal(number, press) for number in heard}
     try:
         yield
     except Exception:

@@ -14,6 +14,7 @@ from diawork.data.images import Splits, load
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
+from diawork.runs.checks import refuse_misfits
 from diawork.runs.methods import resolve
 from diawork.runs.run import runs_root, slug
 
@@ -35,8 +36,10 @@ def shared_ddpm(
 ) -> DDPM:
     """Return the DDPM of this config on this data: found by digest, continued, or pretrained.
 
-    Where another process is pretraining the same one, it is waited for.
+    Where another process is pretraining the same one, it is waited for. A config that could not run afterwards is
+    refused first.
     """
+    refuse_misfits(cfg, splits)
     cfg = resolve(cfg, splits)
     source = diffusion_data(cfg, splits, data_root)
     own = source.identity == splits.identity
@@ -67,8 +70,9 @@ def shared_bank(
     if ddpm.folder is None:
         raise UsageError("a bank is of a saved model; this one has no folder.", hint="Save it with diawork.save_ddpm.")
     origin = {"ddpm": sha256_file(ddpm.folder / "ddpm.safetensors"), "images": splits.train.identity}
-    folder, x = runs_root(root) / "banks", splits.train.normal().images
-    with locked(folder / f"making-{digest([origin, dissolver.cfg.identity()])}", wait=True):
+    folder = runs_root(root) / "banks" / digest([origin, dissolver.cfg.identity()])
+    x = splits.train.normal().images
+    with locked(folder, wait=True):
         return DissolvedBank(
             dissolver, x, folder, steps=dissolver.cfg.bank_steps, origin=origin, progress=progress
         )  # fmt: skip

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -26,6 +27,7 @@ from diawork.base.errors import CheckpointError, DataError, DiaworkError, Interr
 from diawork.base.files import (
     PACKAGE,
     digest,
+    nulled,
     read_arrays,
     read_json,
     remove_orphans,
@@ -126,10 +128,18 @@ class Run:
         return read_json(self.folder / "config.json")
 
     def result(self) -> dict[str, Any]:
-        """Return the content of ``result.json``; ``CheckpointError`` where the run is not finished."""
+        """Return the content of ``result.json``; ``CheckpointError`` where the run is not finished.
+
+        The ends of an interval that cannot be given, null in the file, are NaN.
+        """
         result = read_json(self.folder / "result.json")
         if not isinstance(result, dict) or result.get("schema") != SCHEMA:
             raise CheckpointError(f"not a result of schema {SCHEMA}.", path=self.folder / "result.json")
+        scored = result.get("metrics")
+        for metrics in scored.values() if isinstance(scored, dict) else ():
+            if isinstance(metrics, dict):
+                ends = [name for name in metrics if name.endswith(("_low", "_high"))]
+                metrics |= {name: math.nan for name in ends if metrics[name] is None}
         return result
 
     @property
@@ -265,4 +275,4 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Commit the result; from here on the run is done."""
-        write_json(self.folder / "result.json", {"schema": SCHEMA, **result})
+        write_json(self.folder / "result.json", nulled({"schema": SCHEMA, **result}))

@@ -14,7 +14,8 @@ from diawork.base.errors import CheckpointError, UsageError, did_you_mean
 from diawork.base.files import digest, read_json, shipped, write_json
 from diawork.data.manifests import load_manifest
 from diawork.data.strictyaml import Source
-from diawork.runs.methods import METHODS, label_of, method_config, resolve
+from diawork.runs.checks import runnable
+from diawork.runs.methods import METHODS, label_of, resolve
 from diawork.runs.notebooks import defaults, find_notebook, notebook_parameters, require_type
 from diawork.runs.presets import PRESETS, preset
 from diawork.sweeps.file import MOST_POINTS, Heading, Size, SweepFile, placed_settings, read_sweep_file
@@ -202,7 +203,7 @@ class Plan:
             return None
         try:
             cfg = preset(values["preset"], dataset=values["dataset"], seed=values.get("seed", 0)).override(overrides)
-            return method_config(cfg, values["method"]) if "method" in values else cfg
+            return runnable(cfg, values["method"]) if "method" in values else cfg
         except UsageError as error:
             at_fault = [item for item in overrides.items() if item[0] in f"{error.field} {error.what}"]
             last = (at_fault or list((parameters | overrides).items()))[-1:]
