@@ -34,7 +34,8 @@ if not run.done and fault != "nothing":
             time.sleep(pause)
             with open(out + "/work.log", "a") as log:
                 log.write(run.folder.name + "\\n")
-            run.finish({"seed": seed, "draws": None, "metrics": {"test": {"auroc": 0.5 + temperature / 10 + seed / 1000}}})"""
+            auroc = 0.5 + temperature / 10 + seed / 1000
+            run.finish({"seed": seed, "draws": None, "metrics": {"test": {"auroc": auroc}}})"""
 TITLE = {"seed": 0, "temperature": 0.5}
 
 
