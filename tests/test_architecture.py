@@ -21,6 +21,8 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "PIL": {"data.readers"},
     "yaml": {"data.strictyaml"},
     "pooch": {"data.sources"},
+    "pydicom": {"data.readers.medical"},
+    "nibabel": {"data.readers.medical"},
     "sklearn": {"evaluation", "detectors"},
     "papermill": {"runs.notebooks"},
     "nbclient": {"runs.notebooks"},

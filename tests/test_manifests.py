@@ -253,12 +253,14 @@ def assert_legal(text, manifest):
     top = [key.value for key, _ in yaml.compose(text, yaml.BaseLoader).value]
     assert len(top) == len(set(top)) and set(top) <= set(Manifest.model_fields)
     names = set(manifest.classes.values())
-    assert set(manifest.roles) == names and set(manifest.roles.values()) <= {"normal", "anomalous"}
-    assert "normal" in manifest.roles.values() and {"train", "test"} <= set(manifest.counts) <= {"train", "val", "test"}
+    assert set(manifest.roles) == names and set(manifest.roles.values()) <= {"normal", "anomalous", "unused"}
+    assert "normal" in manifest.roles.values() and set(manifest.counts) <= {"train", "val", "test"}
+    assert {"train", "test"} <= set(manifest.counts) or manifest.kind in ("folder", "table", "splitlist")
     assert all(set(counts) == names and min(counts.values()) >= 0 for counts in manifest.counts.values())
     assert 0 <= manifest.t_range[0] <= manifest.t_range[1] and manifest.bridge in ("pad", "resize", "none")
     assert all(type(label) is int for label in manifest.classes) and manifest.image.channels in (1, 3)
-    assert manifest.kind == "phantom" or not set(manifest.file.split("/")) & {"", ".", ".."}
+    places = [place for place in (manifest.file, manifest.folder) if place is not None]
+    assert (places or manifest.kind == "phantom") and not {p for s in places for p in s.split("/")} & {"", ".", ".."}
     assert (manifest.title + manifest.licence + manifest.citation + "".join(names)).isprintable()
 
 

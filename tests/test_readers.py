@@ -81,7 +81,7 @@ def half_transparent():
 
 
 REFUSED = {
-    "no PNG, TIFF or npy file: it begins with 'hello'": lambda: b"hello",
+    "no PNG, JPEG, TIFF, npy, DICOM or NIfTI file: it begins with 'hello'": lambda: b"hello",
     "it begins with ''": lambda: b"",
     "this image is damaged": lambda: encoded(GREY)[:46],
     "partly transparent": half_transparent,

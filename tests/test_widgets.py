@@ -170,7 +170,10 @@ def test_a_text_file_named_png_is_one_sentence(live):
     live._own.upload.value = ({**file, "last_modified": datetime.now(UTC)},)
     shown = live._picture.value
     live._own.open.click()
-    assert said(live).startswith("x.png: this is no PNG, TIFF or npy file") and live._picture.value == shown
+    assert (
+        said(live).startswith("x.png: this is no PNG, JPEG, TIFF, npy, DICOM or NIfTI file")
+        and live._picture.value == shown
+    )
 
 
 def test_another_model_is_put_beside_or_refused(live):

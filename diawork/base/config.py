@@ -106,6 +106,9 @@ class DataConfig(Frozen):
     contamination: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of anomalous among the images called healthy
     lesion_size: Positive | None = None  # px, the phantom's; None: the manifest's
     lesion_contrast: Annotated[float, Field(ge=-1, le=1)] | None = None  # the phantom's; None: the manifest's
+    normal_class: Annotated[str, Field(max_length=300)] | None = later(None)  # it against the rest; None: the roles
+    drop_leaks: bool = later(False)  # leave out healthy training images that val or test shows, too
+    size: Annotated[int, Field(ge=8, le=4096)] | None = later(None)  # px, by the manifest's resize; None: its own
 
 
 class DissolveConfig(Frozen):

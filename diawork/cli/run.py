@@ -39,17 +39,21 @@ def demo(show: bool, **where: Any) -> None:
 @options.overrides
 @options.data_root
 @click.option("--acknowledge-leak", default="", metavar="DIGEST", help="Go on with the leaks that `data check` named.")
+@click.option("--drop-leaks", is_flag=True, help="Leave out training images that val or test shows, too.")
 @options.out
 @options.device
 @options.precision
 @path_option("--report", "page", help="Where the HTML report goes.")
 @click.option("--print-config", is_flag=True, help="Print the validated config and stop.")
-def run(dataset: str, preset_name: str, overrides: tuple[str, ...], print_config: bool, **suite: Any) -> None:
+def run(
+    dataset: str, preset_name: str, overrides: tuple[str, ...], drop_leaks: bool, print_config: bool, **suite: Any
+) -> None:  # fmt: skip
     """Train and score methods on a data set for several seeds, and write the report."""
     from diawork.runs.checks import planned
     from diawork.runs.presets import preset
 
-    cfg = preset(preset_name, dataset=dataset).override(parse_overrides(overrides))
+    changes = parse_overrides(overrides) | ({"data.drop_leaks": True} if drop_leaks else {})
+    cfg = preset(preset_name, dataset=dataset).override(changes)
     if print_config:
         planned(cfg, suite["methods"])
         say(json.dumps(cfg.model_dump(mode="json"), indent=1))

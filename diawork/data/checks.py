@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -77,7 +78,8 @@ class DataReport:
     def require(self) -> Self:
         """Raise ``DataError`` where a run must not start; return the report otherwise."""
         if self.errors:
-            hint = f"To go on knowingly: --acknowledge-leak {self.digest}." if self.digest else ""
+            out = f"To leave them out: --drop-leaks; to go on knowingly: --acknowledge-leak {self.digest}."
+            hint = out if self.digest else ""
             raise DataError(" ".join(self.errors), path=self.name, hint=hint)
         return self
 
@@ -132,9 +134,14 @@ def check_splits(splits: Splits, *, acknowledged: str = "", cache: Path | str | 
 
 def _checked(splits: Splits) -> DataReport:
     pairs = find_pairs(splits)
-    leaks = [pair[:7] for pair in pairs if pair.fitted]
+    leaks: list[Any] = [pair[:7] for pair in pairs if pair.fitted]
+    patients = splits.train.index[seen_again(splits) & ~splits.train.anomalous]
+    leaks += [["patient", int(index)] for index in patients]
     leak_digest = digest([splits.identity, leaks]) if leaks else ""
-    problems = (*_role_problems(splits), *_pair_problems(pairs), *_blank_problems(splits))
+    problems = (
+        *_role_problems(splits), *_label_problems(pairs), *_pair_problems(pairs), *_patient_problems(splits, patients),
+        *_blank_problems(splits),
+    )  # fmt: skip
     return DataReport(splits.manifest.name, splits.identity, tuple(pairs[:MOST_PAIRS]), problems, leak_digest)
 
 
@@ -143,6 +150,45 @@ def _role_problems(splits: Splits) -> Iterator[Problem]:
         yield Problem("error", what)
     if not len(splits.val):
         yield Problem("warning", "There is no val split: nothing to select on, no threshold.")
+
+
+def seen_again(splits: Splits) -> np.ndarray:
+    """Say of each training image (N,) whether its patient stands in val or test, too."""
+    others = [images.patients for images in (splits.val, splits.test) if images.patients is not None]
+    if splits.train.patients is None or not others:
+        return np.zeros(len(splits.train), bool)
+    return np.isin(splits.train.patients, np.setdiff1d(np.concatenate(others), [""]))
+
+
+def without_leaks(splits: Splits, *, cache: Path | str | None = None) -> Splits:
+    """Return the splits without the healthy training images that stand, or whose patients stand, in val or test."""
+    whole = splits
+    while (report := check_splits(splits, cache=cache)).digest:
+        train = splits.train
+        twins = [pair.first_index for pair in report.pairs if pair.fitted]
+        leaking = np.isin(train.index, twins) | (seen_again(splits) & ~train.anomalous)
+        splits = replace(splits, train=train.take(~leaking), identity="")
+    rows = np.setdiff1d(whole.train.index, splits.train.index)
+    if not len(rows):
+        return whole
+    names = rows if whole.train.files is None else whole.train.files[np.isin(whole.train.index, rows)]
+    some = ", ".join(map(str, names[:10])) + (", …" if len(rows) > 10 else "")
+    what = f"{len(rows)} of {len(whole.train.normal())} healthy training images, which val or test shows, too"
+    return replace(splits, notes=[*splits.notes, f"Left out with data.drop_leaks: {what} (train {some})."])
+
+
+def _label_problems(pairs: list[Pair]) -> Iterator[Problem]:
+    twice = [pair for pair in pairs if pair.kind == "exact" and pair.first_class != pair.second_class]
+    if twice:
+        count = f"{len(twice)} image{'s stand' if len(twice) > 1 else ' stands'} under two labels, first {twice[0]}"
+        yield Problem("error", f"{count}; name the wrong one under drop in the manifest.")
+
+
+def _patient_problems(splits: Splits, leaking: np.ndarray) -> Iterator[Problem]:
+    if len(leaking) and splits.train.patients is not None:
+        patients = np.unique(splits.train.patients[np.isin(splits.train.index, leaking)])
+        who = f"{len(patients)} patient{'s' if len(patients) > 1 else ''} of {len(leaking)} healthy training images"
+        yield Problem("error", f"{who} stand in val or test, too, first {patients[0]}.", leak=True)
 
 
 def _pair_problems(pairs: list[Pair]) -> Iterator[Problem]:
@@ -160,8 +206,8 @@ def _blank_problems(splits: Splits) -> Iterator[Problem]:
     for images in splits.all():
         if not len(images):
             continue
-        flat = images.images.flatten(1)
-        blank = images.index[(flat.amax(1) == flat.amin(1)).numpy()]
+        flat = (rows.flatten(1) for rows in images.batches())
+        blank = images.index[torch.cat([rows.amax(1) == rows.amin(1) for rows in flat]).numpy()]
         if len(blank):
             share = f"{len(blank)} of {len(images)} images ({len(blank) / len(images):.1%})"
             yield Problem("warning", f"{images.split}: {share} are constant, first {blank[0]}.")

@@ -15,20 +15,25 @@ from diawork.base.errors import DataError
 from diawork.base.files import digest
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.data.readers import Part, read_content
+from diawork.data.readers.store import StoredImages, StoredMasks
+
+Images = Tensor | StoredImages  # float32 (N, C, H, W) in [0, 1], in memory or made a batch at a time
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with what is known about each; checked when made."""
 
-    images: Tensor  # float32 (N, C, H, W) in [0, 1]
+    images: Images  # float32 (N, C, H, W) in [0, 1]
     class_names: np.ndarray  # str (N,)
     anomalous: np.ndarray  # bool (N,)
     index: np.ndarray  # int64 (N,) position in the source split
     split: str  # "train", "val" or "test"
     name: str  # of the data set
-    masks: Tensor | None = None  # bool (N, 1, H, W), lesions where known
+    masks: Tensor | StoredMasks | None = None  # bool (N, 1, H, W), lesions where known
     identity: str = field(default="")  # short SHA-256 of the content
+    files: np.ndarray | None = None  # str (N,) path of each image, where it is a file of its own
+    patients: np.ndarray | None = None  # str (N,), "" where not known
 
     def __post_init__(self) -> None:
         n, images = len(self.images), self.images
@@ -36,10 +41,11 @@ class ImageSet:
             self._refuse(f"images are {images.dtype} {tuple(images.shape)}, wanted float32 (N, C, H, W)")
         if self.masks is not None and self.masks.shape != (n, 1, *images.shape[2:]):
             self._refuse(f"masks are {tuple(self.masks.shape)}, wanted {(n, 1, *images.shape[2:])}")
-        for column in ("class_names", "anomalous", "index"):
-            if getattr(self, column).shape != (n,):
-                self._refuse(f"{column} is {getattr(self, column).shape}, wanted ({n},)")
-        if n and not (images.min() >= 0 and images.max() <= 1):  # false for NaN, too
+        for name in ("class_names", "anomalous", "index", "files", "patients"):
+            column = getattr(self, name)
+            if column is not None and column.shape != (n,):
+                self._refuse(f"{name} is {column.shape}, wanted ({n},)")
+        if isinstance(images, Tensor) and n and not (images.min() >= 0 and images.max() <= 1):  # false for NaN, too
             bad = (~((images >= 0) & (images <= 1)).flatten(1).all(1)).nonzero()
             self._refuse(f"{len(bad)} of {n} images hold NaN or values outside [0, 1], first image {int(bad[0])}")
         if not self.identity:
@@ -50,7 +56,9 @@ class ImageSet:
 
     def _content(self) -> str:
         whole = hashlib.sha256(repr((tuple(self.images.shape), self.class_names.tolist())).encode())
-        for values in (self.images.cpu().numpy(), self.anomalous, self.index):
+        images = self.images
+        pixels = images.digests if isinstance(images, StoredImages) else images.cpu().numpy()
+        for values in (pixels, self.anomalous, self.index):
             whole.update(np.ascontiguousarray(values).data)
         return whole.hexdigest()[:12]
 
@@ -61,10 +69,29 @@ class ImageSet:
         """Return the images at positions ``rows`` (whole numbers or a boolean mask (N,))."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64).reshape(-1)
-        at = torch.from_numpy(rows)
-        masks = None if self.masks is None else self.masks[at]
-        columns = {name: getattr(self, name)[rows] for name in ("class_names", "anomalous", "index")}
-        return replace(self, images=self.images[at], masks=masks, identity="", **columns)
+
+        def some(values: Any) -> Any:
+            if isinstance(values, StoredImages):
+                return values.take(rows)
+            return values if values is None else values[torch.from_numpy(rows) if isinstance(values, Tensor) else rows]
+
+        columns = ("images", "class_names", "anomalous", "index", "masks", "files", "patients")
+        return replace(self, identity="", **{name: some(getattr(self, name)) for name in columns})
+
+    def loaded(self) -> Self:
+        """Return the same images in memory."""
+        masks = self.masks if self.masks is None else self.masks[:]
+        return replace(self, images=self.images[:], masks=masks)
+
+    def batches(self, size: int = 256) -> Iterator[Tensor]:
+        """Yield the images in order, ``size`` at a time, or fewer where they are larger than 32 px."""
+        return iter(self.images.split(at_once(self.images, size)))
+
+    def digests(self) -> list[bytes]:
+        """Return what is equal for equal images of one data set, and for no others."""
+        if isinstance(self.images, StoredImages):
+            return [row.tobytes() for row in self.images.digests]
+        return [hashlib.sha256(pixels.tobytes()).digest() for pixels in self.images.numpy()]
 
     def normal(self) -> Self:
         """Return the healthy images."""
@@ -93,6 +120,11 @@ class Splits:
         return self.train, self.val, self.test
 
 
+def at_once(images: Images, most: int) -> int:
+    """Return how many images to hold at a time: ``most`` of 32 px, and fewer of larger ones, down to 16."""
+    return min(most, max(16, most * 32**2 // (images.shape[-1] * images.shape[-2])))
+
+
 def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None, *, download: bool = False) -> Splits:
     """Open a data set by its name, by the path of a manifest of your own, or by a manifest.
 
@@ -102,14 +134,18 @@ def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None
     content = read_content(manifest, root, download=download)
     sets = {split: _image_set(part, split, manifest) for split, part in content.parts.items()}
     _refuse_other_counts(sets, manifest, content.path or manifest.name)
-    notes = [*manifest.notes, *content.notes]
+    shortcuts = [f"Known shortcut: {text}" for text in manifest.shortcuts]
+    beliefs = [f"Not verified: {text}" for text in manifest.uncertain]
+    notes = [*manifest.notes, *shortcuts, *beliefs, *content.notes]
     if manifest.md5 not in (None, content.md5):
         other = f"{manifest.file} is not the published file (MD5 {content.md5}, published {manifest.md5})"
         notes.append(f"{other}; its counts per split and class are the published ones, so it is used.")
         warnings.warn(notes[-1], stacklevel=2)
+    if "test" not in sets:
+        hint = "Let the manifest's recipe make one, e.g. recipe: {test: 0.2, val: 0.1}."
+        raise DataError("there is no test split.", path=manifest.name, hint=hint)
     if "val" not in sets:
-        train = content.parts["train"]
-        sets["val"] = _image_set(Part(train.images[:0], train.class_names[:0]), "val", manifest)
+        sets["val"] = replace(sets["train"].take([]), split="val", identity="")
     splits = Splits(sets["train"], sets["val"], sets["test"], manifest, notes=notes, source=content.source)
     for what in missing_roles(splits):
         hint = "Check the manifest: training needs normal images, an evaluation needs both roles."
@@ -118,13 +154,22 @@ def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None
 
 
 def _image_set(part: Part, split: str, manifest: Manifest) -> ImageSet:
-    images = torch.from_numpy(np.ascontiguousarray(part.images))
-    masks = None if part.masks is None else torch.from_numpy(part.masks)
-    anomalous = np.array([manifest.roles[name] == "anomalous" for name in part.class_names], dtype=bool)
-    return ImageSet(images, part.class_names, anomalous, np.arange(len(images)), split, manifest.name, masks)
+    anomalies = [name for name, role in manifest.roles.items() if role == "anomalous"]
+    columns = (part.class_names, np.isin(part.class_names, anomalies), np.arange(len(part.images)))
+    images, masks = _tensor(part.images), None if part.masks is None else _tensor(part.masks)
+    made = ImageSet(images, *columns, split, manifest.name, masks)
+    return replace(made, files=part.files, patients=part.patients)
+
+
+def _tensor(values: Any) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
 
 
 def _refuse_other_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Path | str) -> None:
+    for split, size in manifest.images.items():
+        if len(sets[split]) != size:
+            what = f"{len(sets[split]):,} images in the file, {size:,} in the manifest."
+            raise DataError(what, path=path, field=split, hint="Another version needs a manifest of its own.")
     for split, wanted in manifest.counts.items():
         present = {name: int((sets[split].class_names == name).sum()) for name in wanted}
         if present != wanted:
@@ -176,6 +221,7 @@ def describe(splits: Splits) -> str:
         f"method   dissolving steps {manifest.t_range[0]}-{manifest.t_range[1]}, bridge {manifest.bridge}",
         f"licence  {manifest.licence}",
         f"cite     {manifest.citation}",
+        *([f"page     {manifest.source}"] if manifest.source else []),
         f"source   {splits.source}",
         *(f"note     {note}" for note in splits.notes),
     ]

@@ -2,18 +2,33 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from diawork.base.config import Bridge
 from diawork.base.errors import DataError, UsageError, did_you_mean
 from diawork.base.files import shipped
-from diawork.data.phantom import PhantomSpec
+from diawork.data.facts import (
+    Columns,
+    Count,
+    FileName,
+    ImageFacts,
+    Label,
+    Level,
+    Name,
+    PhantomFacts,
+    Recipe,
+    Role,
+    Split,
+    Step,
+    Text,
+    Url,
+    plain_pattern,
+    printable_text,
+    refuse_other_names,
+)
 from diawork.data.strictyaml import StrictModel, load_document, read_document, wrong
-
-Split = Literal["train", "val", "test"]
-SPLITS = get_args(Split)
 
 
 class Kind(NamedTuple):
@@ -23,60 +38,25 @@ class Kind(NamedTuple):
     may_have: tuple[str, ...] = ()
 
 
+_FILES = (
+    "root",
+    "aliases",
+    "frame",
+    "patient",
+    "recipe",
+    "intensity",
+    "drop",
+)  # of sets whose images are files of their own
 KINDS = {  # each is read by the room of its name in data.readers
-    "npz": Kind(needs=("file",), may_have=("url", "md5", "intensity")),
+    "npz": Kind(needs=("file",), may_have=("url", "md5", "intensity", "drop", "images", "multilabel")),
     "phantom": Kind(needs=("phantom",)),
+    "folder": Kind(needs=("folder", "layout"), may_have=_FILES),
+    "table": Kind(needs=("file",), may_have=("folder", "columns", *_FILES)),
+    "splitlist": Kind(needs=("file", "folder"), may_have=_FILES),
+    "cifar": Kind(needs=("folder",), may_have=("recipe",)),
 }
+UNCOUNTED = ("folder", "table", "splitlist")  # kinds whose manifest may leave the counts open
 _KEYS_OF_KINDS = sorted({key for kind in KINDS.values() for key in (*kind.needs, *kind.may_have)})
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable() or text != text.strip():
-        raise ValueError("must be printable text without control characters or spaces around it")
-    return text
-
-
-def _inside_root(path: str) -> str:
-    """Refuse what could lead out of the data root on any system; symlinks are checked on opening."""
-    if re.search(r'[\\:~$%*?"<>|]', path) or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ValueError("must be a plain path inside the data root (no '..', no absolute path, no ~, $ or \\)")
-    return path
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_printable)]
-FileName = Annotated[str, Field(max_length=200), AfterValidator(_printable), AfterValidator(_inside_root)]
-Url = Annotated[str, Field(max_length=500, pattern=r"^https://[^\s\\<>\"'`]+$"), AfterValidator(_printable)]
-Count = Annotated[int, Field(ge=0, le=10_000_000)]
-Label = Annotated[int, Field(ge=0, le=65_535)]
-Step = Annotated[int, Field(ge=0, le=1_000_000)]
-Role = Literal["normal", "anomalous"]
-
-
-class ImageFacts(StrictModel):
-    """Size (px, square) and channels of the stored images."""
-
-    size: Annotated[int, Field(ge=8, le=4096)]
-    channels: Literal[1, 3]
-
-
-class PhantomFacts(StrictModel):
-    """What the synthetic images show, and how fine their lesions are."""
-
-    kind: Literal["lung", "fundus", "oct"]
-    lesion: Literal["spot", "ring", "twist"]
-    lesion_size: float  # px
-    lesion_contrast: float  # of the grey range; for a twist, of half a turn
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
-
-    def describe(self) -> str:
-        """Return type, size and contrast of the lesions in words."""
-        unit = "half a turn" if self.lesion == "twist" else "the grey range"
-        return f"{self.lesion}, {self.lesion_size:g} px wide, contrast {self.lesion_contrast:g} of {unit}"
-
-    def spec(self, size: int) -> PhantomSpec:
-        """Return what to draw for images of ``size`` px."""
-        return PhantomSpec(size=size, **self.model_dump(exclude={"seed"}))
 
 
 class Manifest(StrictModel):
@@ -86,20 +66,37 @@ class Manifest(StrictModel):
     title: Text
     kind: str  # of KINDS
     licence: Text
-    citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
+    citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(printable_text)]
     classes: Annotated[dict[Label, Text], Field(min_length=1, max_length=1000)]  # stored label → class name
     roles: dict[Text, Role]
-    counts: dict[Split, dict[Text, Count]]  # images per split and class
+    counts: dict[Split, dict[Text, Count]] = {}  # images per split and class, as opened
+    images: dict[Split, Count] = {}  # npz: images per split, where the counts by class are not known
     image: ImageFacts
+    resize: Literal["squash", "crop", "pad"] = "squash"  # how other sizes become the wanted one, antialiased
     t_range: Annotated[tuple[Step, Step], Field(strict=False)]  # lowest and highest dissolving step
     bridge: Bridge  # image px ↔ model px
-    file: FileName | None = None  # npz: inside the data root
+    file: FileName | None = None  # npz, table: inside the data root
+    root: Text | None = None  # the data root of this set alone: absolute, or from the manifest's own folder
+    folder: FileName | None = None  # folder: the images'; table: where its paths begin, if not beside it
+    layout: Annotated[tuple[Level, ...], Field(strict=False, max_length=8)] | None = None  # what each folder level says
+    columns: Columns | None = None
+    aliases: dict[Text, Text] = {}  # folder or cell → the class or split that it means
+    frame: Annotated[int, Field(ge=0)] | Literal["middle"] | None = None  # of files that hold several pictures
+    patient: Annotated[Text, AfterValidator(plain_pattern)] | None = None  # pattern; its first group names the patient
+    recipe: Recipe | None = None
+    drop: Annotated[tuple[Text, ...], Field(strict=False, max_length=1000)] = ()  # left out, by file or "train/17"
     url: Annotated[tuple[Url, ...], Field(strict=False, max_length=10)] = ()  # npz: tried in order
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # npz: as published
     # npz: stored values shown as black and white; needed for anything but 8-bit images
     intensity: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    multilabel: bool = False  # npz: a row of findings an image; class 0 has none, class 1 has any
     phantom: PhantomFacts | None = None
     notes: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what a reader of results must know
+    modality: Text | None = None  # what made the pictures
+    source: Url | None = None  # the page of the set, where its terms stand and where a person gets it
+    uncertain: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what this manifest only believes
+    shortcuts: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what gives a class away
+    _home: Path | None = PrivateAttr(default=None)  # folder of the manifest's file, of a user's own
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -107,18 +104,27 @@ class Manifest(StrictModel):
         names = list(self.classes.values())
         if len(set(names)) < len(names):
             raise wrong("two labels have the same class name", "classes")
-        _refuse_other_names(self.roles, names, "roles")
+        refuse_other_names(self.roles, names, "roles")
         if "normal" not in self.roles.values():
             raise wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
         for split, counts in self.counts.items():
-            _refuse_other_names(counts, names, "counts", split)
-        for missing in {"train", "test"} - set(self.counts):
+            refuse_other_names(counts, names, "counts", split)
+        for missing in {"train", "test"} - set(self.counts) if self.counts or not self._may_be_uncounted else ():
             raise wrong(f"the split '{missing}' is missing", "counts")
         if self.t_range[0] > self.t_range[1]:
             raise wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
         if self.intensity and self.intensity[0] >= self.intensity[1]:
             raise wrong(f"{list(self.intensity)} must be [low, high] with low below high", "intensity")
         return self
+
+    @property
+    def _may_be_uncounted(self) -> bool:
+        return self.kind in UNCOUNTED or {"train", "test"} <= set(self.images)
+
+    @property
+    def sizes(self) -> dict[Split, int]:
+        """Images per split, as far as the manifest says."""
+        return {split: sum(counts.values()) for split, counts in self.counts.items()} or self.images
 
     def _fits_kind(self) -> None:
         if self.kind not in KINDS:
@@ -132,6 +138,13 @@ class Manifest(StrictModel):
                 raise wrong(f"has no meaning with kind: {self.kind}", key)
         if self.phantom:
             self._fits_phantom(self.phantom)
+        if self.kind == "cifar" and (self.image.size, self.image.channels) != (32, 3):
+            raise wrong("CIFAR has 32 px and 3 channels", "image")
+        if self.kind == "folder" and "class" not in (self.layout or ()):
+            raise wrong("no level of the folders says the class", "layout")
+        for split in ("val", "test") if self.recipe else ():
+            if isinstance(shares := getattr(self.recipe, split), dict):
+                refuse_other_names(shares, list(self.classes.values()), "recipe", split)
 
     def _fits_phantom(self, facts: PhantomFacts) -> None:
         if sorted(self.roles.values()) != ["anomalous", "normal"]:
@@ -155,27 +168,47 @@ class Manifest(StrictModel):
         facts.spec(self.image.size)  # refuses what cannot be drawn
         return self.model_copy(update={"phantom": facts})
 
-    def path_in(self, root: Path | str) -> Path:
-        """Return where the file lies in ``root``, links followed; refuse a link that leads out of it."""
+    def at_size(self, size: int | None) -> Self:
+        """Return the manifest with images of another size (px)."""
+        if size is None or size == self.image.size:
+            return self
+        return self.model_copy(update={"image": self.image.model_copy(update={"size": size})})
+
+    def against_the_rest(self, normal: str | None) -> Self:
+        """Return the manifest in which one class is healthy and every other one that is used anomalous."""
+        if normal is None:
+            return self
+        if self.roles.get(normal, "unused") == "unused":
+            hint = did_you_mean(normal, self.classes.values())
+            raise UsageError(f"{normal!r} is not a class of {self.name!r}.", field="data.normal_class", hint=hint)
+        used = [name for name, role in self.roles.items() if role != "unused"]
+        roles = self.roles | {name: "normal" if name == normal else "anomalous" for name in used}
+        return self.model_copy(update={"roles": roles})
+
+    @property
+    def place(self) -> str:
+        """Return the file or folder that holds the data, inside the data root."""
+        return str(self.file if self.file is not None else self.folder)
+
+    @property
+    def own_root(self) -> Path | None:
+        """Return the data root of this set alone: the one it names, or the folder of a user's own manifest."""
+        if self.root is None:
+            return self._home
+        return (self._home or Path()) / self.root
+
+    def path_in(self, root: Path | str, place: str = "") -> Path:
+        """Return where the data lie in ``root``, links followed; refuse a link that leads out of it."""
+        place = place or self.place
         try:
             base = Path(root).resolve()
-            path = (base / str(self.file)).resolve()
+            path = (base / place).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
-            raise DataError(f"the path {self.file!r} cannot be followed ({error}).", path=str(root)) from None
+            raise DataError(f"the path {place!r} cannot be followed ({error}).", path=str(root)) from None
         if not path.is_relative_to(base):
             hint = "Set DIAWORK_DATA to the folder that really holds the file, or copy it there."
-            raise DataError(f"{self.file!r} is a link to {str(path)!r}, outside the data root.", path=root, hint=hint)
+            raise DataError(f"{place!r} is a link to {str(path)!r}, outside the data root.", path=root, hint=hint)
         return path
-
-
-def _refuse_other_names(by_class: dict[str, Any], classes: list[str], *at: str) -> None:
-    """Refuse a mapping whose keys are not exactly the class names."""
-    for name in by_class:
-        if name not in classes:
-            raise wrong(f"{name!r} is not one of the classes {', '.join(map(repr, classes))}", *at, name)
-    for name in classes:
-        if name not in by_class:
-            raise wrong(f"the class {name!r} is missing", *at)
 
 
 def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
@@ -192,12 +225,14 @@ def list_manifests() -> list[str]:
 
 def load_manifest(name_or_path: str | Path) -> Manifest:
     """Return a shipped manifest by name, or a user's own by the path of its ``.yaml`` file."""
-    text = str(name_or_path)
+    text, own = str(name_or_path), False
     if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
-        path = Path(text)
+        path, own = Path(text), True
     elif text in list_manifests():
         path = shipped("data_manifests") / f"{text}.yaml"
     else:
         hint = f"{did_you_mean(text, list_manifests())} Your own set: the path of its manifest.yaml."
         raise UsageError(f"unknown data set {text!a}.", hint=hint)
-    return load_document(Manifest, path, "manifest", list_manifests())[0]
+    manifest = load_document(Manifest, path, "manifest", list_manifests())[0]
+    manifest._home = path.absolute().parent if own else None
+    return manifest

@@ -8,18 +8,26 @@ from diawork.base.errors import DataError, printable
 from diawork.data.manifests import Manifest
 
 
-def data_roots(root: Path | str | None = None) -> list[Path]:
-    """Return the folders searched for data files, first to last."""
+def cache_root() -> Path:
+    """Return the folder of what is made once and used by many runs: $DIAWORK_HOME, else ~/.cache/diawork."""
+    return Path(os.environ.get("DIAWORK_HOME") or os.path.expanduser("~/.cache/diawork"))
+
+
+def data_roots(root: Path | str | None = None, manifest: Manifest | None = None) -> list[Path]:
+    """Return the folders searched for data files, first to last; a user's own manifest adds the one it lies in."""
     if root is not None:
         return [Path(root)]
+    own = manifest.own_root if manifest else None
+    if manifest and manifest.root is not None and own is not None:
+        return [own]
     home = os.environ.get("DIAWORK_HOME")
-    named = [os.environ.get("DIAWORK_DATA"), os.path.join(home, "data") if home else None]
+    named = [own, os.environ.get("DIAWORK_DATA"), os.path.join(home, "data") if home else None]
     return [Path(folder) for folder in named if folder] + [Path(os.path.expanduser("~/.cache/diawork"))]
 
 
 def find_file(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Path:
     """Return the data file, downloading it where that was asked for."""
-    roots = data_roots(root)
+    roots = data_roots(root, manifest)
     for path in map(manifest.path_in, roots):
         try:
             if path.is_file():
@@ -30,12 +38,33 @@ def find_file(manifest: Manifest, root: Path | str | None = None, *, download: b
             raise DataError("not a file.", path=path)
     if download:
         return _download(manifest, roots[0])
+    raise _not_found(manifest, roots)
+
+
+def find_folder(manifest: Manifest, root: Path | str | None = None) -> Path:
+    """Return the folder of a set that is one."""
+    roots = data_roots(root, manifest)
+    for path in map(manifest.path_in, roots):
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise DataError("not a folder.", path=path)
+    raise _not_found(manifest, roots)
+
+
+def root_of(path: Path, manifest: Manifest) -> Path:
+    """Return the data root in which ``path``, the manifest's file, was found."""
+    return path.parents[len(Path(manifest.place).parts) - 1]
+
+
+def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
     how = "Please"
     if manifest.url:
         how = f"`diawork data download {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
-    what = f"{manifest.file} was not found; looked in {', '.join(map(printable, roots))}."
-    hint = f"{how} set DIAWORK_DATA to the folder that holds it."
-    raise DataError(what, path=manifest.name, hint=hint)
+    elif manifest.source:
+        how = f"Get it from {manifest.source} ({manifest.licence}) and"
+    what = f"{manifest.place} was not found; looked in {', '.join(map(printable, roots))}."
+    return DataError(what, path=manifest.name, hint=f"{how} set DIAWORK_DATA to the folder that holds it.")
 
 
 def _download(manifest: Manifest, folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """Duplicates within and across splits: exact ones by digest, near ones by correlation of shrunken images."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -63,8 +62,8 @@ def _exact_pairs(splits: Splits) -> Iterator[Pair]:
     """Yield, for every image seen before, its first twin in its split, and the first of each role in earlier ones."""
     seen: dict[bytes, dict[tuple, tuple[ImageSet, int]]] = defaultdict(dict)
     for images in splits.all():
-        for row, pixels in enumerate(images.images.numpy()):
-            firsts = seen[hashlib.sha256(pixels.tobytes()).digest()]
+        for row, content in enumerate(images.digests()):
+            firsts = seen[content]
             told = False
             for (split, _), (other, i) in firsts.items():
                 if split != images.split or not told:
@@ -85,9 +84,10 @@ def _near_pairs(splits: Splits) -> Iterator[Pair]:
 def _nearest_twins(reference: ImageSet, images: ImageSet, *, rows: int = 512) -> Iterator[Pair]:
     if not len(reference) or not len(images):
         return
-    windows = _normalised(_shrunk(reference.images)[:, 1:-1, 1:-1])
+    windows = _normalised(torch.cat([_shrunk(x)[:, 1:-1, 1:-1] for x in reference.batches()]))
+    small = torch.cat([_shrunk(x) for x in images.batches()])
     for start in range(0, len(images), rows):
-        similarity = _best_over_shifts(_shrunk(images.images[start : start + rows]), windows)
+        similarity = _best_over_shifts(small[start : start + rows], windows)
         nearest, position = similarity.max(1)
         median = similarity.median(1).values
         # sets of one anatomy are alike throughout: a twin is far closer than the set's usual image

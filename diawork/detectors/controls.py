@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch.nn.functional as F
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.base.files import read_arrays, write_bytes
@@ -75,7 +77,7 @@ class _Control(Detector):
         return Scores(self._score(features, images))
 
     def _features(self, images: ImageSet) -> np.ndarray:
-        return image_statistics(images.images)
+        return np.concatenate([image_statistics(rows) for rows in images.batches()])
 
     @abstractmethod
     def _learn(self, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -145,18 +147,24 @@ class StatsMahalanobis(_Control):
 
 
 class PixelKNN(_Control):
-    """Distance to the five nearest healthy images in the pixels themselves."""
+    """Distance to the five nearest healthy images in the pixels themselves, of at most 32 × 32."""
 
     name = "5-NN on pixels"
 
     def _features(self, images: ImageSet) -> np.ndarray:
-        return np.asarray(images.images, np.float32).reshape(len(images), -1)
+        return np.concatenate([_shrunk(rows) for rows in images.batches()])
 
     def _learn(self, features: np.ndarray) -> dict[str, np.ndarray]:
         return {"healthy": features}
 
     def _score(self, features: np.ndarray, images: ImageSet) -> np.ndarray:
         return _neighbour_distance(self.arrays["healthy"], features)
+
+
+def _shrunk(x: Tensor, most: int = 32) -> np.ndarray:
+    """Return (N, P) pixels of images (N, C, H, W), means of areas where they are larger than ``most`` px."""
+    small = F.interpolate(x, (most, most), mode="area") if max(x.shape[-2:]) > most else x
+    return small.flatten(1).numpy()
 
 
 class OracleStatistic(_Control):

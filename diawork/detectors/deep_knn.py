@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diawork.base.checkpoints import Keeper
+from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, nearest_distances
 
 
@@ -17,7 +18,7 @@ class DeepKnn(SeesThrough):
     keeps = ("healthy",)
     has_map = False
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         self.kept = {"healthy": torch.cat([pooled(maps).cpu() for maps in self._all(x, progress=progress)])}
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:

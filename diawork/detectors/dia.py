@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diawork.base.checkpoints import (
     Checkpoint,
@@ -23,7 +22,7 @@ from diawork.base.checkpoints import (
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig, K
 from diawork.base.errors import CheckpointError, UsageError
-from diawork.data.images import ImageSet
+from diawork.data.images import Images, ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.method.ddpm import DDPM
@@ -112,7 +111,7 @@ class DIA(Detector):
             keeper.clear()
         return self
 
-    def _asked(self, on_epoch: EpochHook, epoch: int, x: Tensor) -> float | None:
+    def _asked(self, on_epoch: EpochHook, epoch: int, x: Images) -> float | None:
         """Call the hook with a bank of one sample, so that it can score; afterwards there is none again."""
         try:
             self.bank = FeatureBank.fit(self._features(x, "the bank", samples=1))
@@ -120,7 +119,7 @@ class DIA(Detector):
         finally:
             self.bank = None
 
-    def _features(self, x: Tensor, what: str, *, samples: int | None = None, progress: bool = False) -> Any:
+    def _features(self, x: Images, what: str, *, samples: int | None = None, progress: bool = False) -> Any:
         cfg = self.cfg.score.model_copy(update={"samples": samples or self.cfg.score.samples})
         return extract_features(
             self.encoder, x, views=self.cfg.views, score=cfg, seed=self.cfg.seed, what=what,

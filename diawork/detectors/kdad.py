@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diawork.base.checkpoints import Keeper
 from diawork.base.seeding import isolated_rng
+from diawork.data.images import Images
 from diawork.detectors.backbones import resized
 from diawork.detectors.learned import SeesThrough, smoothed
 from diawork.detectors.loop import Loop, descend
@@ -60,7 +61,7 @@ class KDAD(SeesThrough):
             self.net = Cloner(self.backbone.strides, self.backbone.channels, self.own.width)
         self.net = self.compute.prepare(self.net)
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr)
         loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), self.own.batch_size, self.cfg.seed)
 

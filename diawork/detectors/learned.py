@@ -27,7 +27,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
 from diawork.base.stopping import raise_if_stopping
-from diawork.data.images import ImageSet
+from diawork.data.images import Images, ImageSet, at_once
 from diawork.detectors.backbones import Backbone
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
 from diawork.detectors.loop import Progress
@@ -69,7 +69,7 @@ class Learned(Detector):
         """Make the networks, now that the images' ``shape`` is known."""
 
     @abstractmethod
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         """Learn from healthy images x (N, C, H, W)."""
 
     @abstractmethod
@@ -132,7 +132,7 @@ class Learned(Detector):
                 f"images of {tuple(images.images.shape[1:])} do not fit the {tuple(self.shape)} of the training images."
             )
             raise DataError(what, hint="A shape is (channels, height, width).")
-        parts = [self._one_batch(rows) for rows in tqdm(images.images.split(BATCH), "scoring", disable=not progress)]
+        parts = [self._one_batch(rows) for rows in tqdm(images.batches(BATCH), "scoring", disable=not progress)]
         total = torch.cat([score for score, _ in parts]).numpy()
         if not np.isfinite(total).all():
             raise NumericError(f"{self.name} scores some images as not finite.", hint="Its training has diverged.")
@@ -231,9 +231,9 @@ class SeesThrough(Learned):
         with torch.no_grad(), self.compute.autocast():
             return [f.float() for f in self.backbone(self.compute.to(x))]
 
-    def _all(self, x: Tensor, *, progress: bool) -> Iterator[list[Tensor]]:
+    def _all(self, x: Images, *, progress: bool) -> Iterator[list[Tensor]]:
         """Yield the maps of all images, batch by batch."""
-        for rows in tqdm(x.split(BATCH), "features", disable=not progress):
+        for rows in tqdm(x.split(at_once(x, BATCH)), "features", disable=not progress):
             raise_if_stopping()
             yield self._features(rows)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from diawork.base.config import K
 from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.base.stopping import raise_if_stopping
-from diawork.data.images import ImageSet
+from diawork.data.images import Images, ImageSet, at_once
 from diawork.detectors.face import Detector, MapMethods
 from diawork.detectors.patches import PatchBank
 from diawork.method.dissolve import GaussianBlur, Occupant
@@ -78,7 +78,7 @@ class AnomalyMaps:
             raise UsageError(f"the map {method!r} needs {' and '.join(missing)}.", hint=f"Possible: {self.methods}.")
         x, make = _images(images), getattr(self, f"_{method}")
         parts = []
-        for rows in x.split(BATCH):
+        for rows in x.split(at_once(x, BATCH)):
             raise_if_stopping()
             parts.append(make(rows))
         return _finished(torch.cat(parts), smooth)
@@ -154,7 +154,15 @@ def blur_map(images: ImageSet | Tensor, *, sigma: float = 1.0, smooth: float = 0
 def mean_map(images: ImageSet | Tensor, healthy: ImageSet | Tensor, *, smooth: float = 0.0) -> np.ndarray:
     """Return the control |x − mean healthy image| of images (N, C, H, W)."""
     x = _images(images)
-    return _finished((x - _images(healthy).mean(0, keepdim=True)).abs().mean(1), smooth)
+    return _finished((x - _mean_image(_images(healthy))).abs().mean(1), smooth)
+
+
+def _mean_image(x: Images) -> Tensor:
+    """Return the mean (1, C, H, W) of images (N, C, H, W)."""
+    if isinstance(x, Tensor):
+        return x.mean(0, keepdim=True)
+    total = torch.stack([rows.sum(0, dtype=torch.float64) for rows in x.split(at_once(x, BATCH))]).sum(0, keepdim=True)
+    return (total / len(x)).float()
 
 
 def residuals(operator: Occupant, x: Tensor) -> Tensor:

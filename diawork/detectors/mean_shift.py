@@ -13,6 +13,7 @@ from torch import Tensor
 from diawork.base.checkpoints import Keeper
 from diawork.base.config import LossConfig, ViewsConfig
 from diawork.base.seeding import generator
+from diawork.data.images import Images
 from diawork.detectors.deep_knn import pooled
 from diawork.detectors.learned import SeesThrough, nearest_distances
 from diawork.detectors.loop import Loop, descend
@@ -36,7 +37,7 @@ class MeanShift(SeesThrough):
         for parameter in self.net.trainable_after(self.own.frozen):
             parameter.requires_grad_(True)
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         centre = F.normalize(self._embedded(x, progress=progress).mean(0), dim=0)
         own, trained = self.own, [p for p in self.net.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=own.lr, weight_decay=own.weight_decay, momentum=0.9)
@@ -59,7 +60,7 @@ class MeanShift(SeesThrough):
         loss = nt_xent(f - centre.to(f.device), image, torch.zeros_like(image), branch, cfg=cfg)
         return loss + self.own.angular_weight * (f - centre.to(f.device)).square().sum(1).mean()
 
-    def _embedded(self, x: Tensor, *, progress: bool) -> Tensor:
+    def _embedded(self, x: Images, *, progress: bool) -> Tensor:
         return torch.cat([self._direction(maps) for maps in self._all(x, progress=progress)])
 
     @staticmethod

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diawork.base.checkpoints import Keeper
 from diawork.base.seeding import generator
+from diawork.data.images import Images
 from diawork.detectors.learned import BATCH, SeesThrough, enlarged, side_by_side, smoothed
 
 
@@ -27,7 +28,7 @@ class PaDiM(SeesThrough):
         """Return the drawn channels at every position of the finest stage (P, B, d)."""
         return side_by_side(maps)[:, self.drawn.to(maps[0].device)].flatten(2).permute(2, 0, 1)
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         n, origin = len(x), self._embedded(self._features(x[:BATCH])).mean(1, keepdim=True)
         total = outer = torch.zeros((), device=origin.device)
         for maps in self._all(x, progress=progress):

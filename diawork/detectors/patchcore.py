@@ -9,6 +9,7 @@ from torch import Tensor
 from diawork.base.checkpoints import Keeper
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
+from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, enlarged, nearest_distances, side_by_side, smoothed
 
 
@@ -19,14 +20,14 @@ class PatchCore(SeesThrough):
     section = "patchcore"
     keeps = ("bank",)
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         patches, cfg, seed = self._drawn(x, progress=progress), self.own, self.cfg.seed
         axes = torch.randn(patches.shape[1], cfg.projection, generator=generator(seed, "patchcore", "projection"))
         flat = patches @ axes / cfg.projection**0.5 if cfg.projection < patches.shape[1] else patches
         first = int(torch.randint(len(patches), (1,), generator=generator(seed, "patchcore", "first")))
         self.kept = {"bank": patches[coreset(flat, max(1, round(cfg.coreset * len(patches))), first=first)]}
 
-    def _drawn(self, x: Tensor, *, progress: bool) -> Tensor:
+    def _drawn(self, x: Images, *, progress: bool) -> Tensor:
         """Return patches (M, C) of healthy images: all of them, or as many of each image as the limit allows."""
         kept: list[Tensor] = []
         for maps in self._all(x, progress=progress):

@@ -17,6 +17,7 @@ from torch import Tensor
 from diawork.base.config import K
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
+from diawork.data.images import Images, at_once
 from diawork.method.encoder import Encoder, evaluating, in_channels
 from diawork.method.views import SHIFTS
 
@@ -35,7 +36,7 @@ class PatchBank:
     axes: list[Tensor]  # K × (M, C), unit length
 
     @classmethod
-    def fit(cls, encoder: Encoder, healthy: Tensor, shift: str, *, size: int = BANK, seed: int = 0) -> PatchBank:
+    def fit(cls, encoder: Encoder, healthy: Images, shift: str, *, size: int = BANK, seed: int = 0) -> PatchBank:
         """Keep ``size`` patches a shift, drawn from healthy images (N, C, H, W) in evaluation mode."""
         rows = torch.linspace(0, len(healthy) - 1, min(len(healthy), MOST_IMAGES)).round().long()
         means, axes = [], []
@@ -81,14 +82,14 @@ def features(encoder: Encoder, x: Tensor, batch: int = 512) -> Tensor:
     backbone, device = encoder.backbone, next(encoder.parameters()).device
     parts = []
     with evaluating(encoder):
-        for rows in x.split(batch):
+        for rows in x.split(at_once(x, batch)):
             rows = in_channels(rows, encoder.cfg.channels).to(device)
             early = backbone.relu(backbone.bn1(backbone.conv1((rows - 0.5) / 0.5)))
             parts.append(backbone.layer1(backbone.maxpool(early)).float().cpu())
     return torch.cat(parts)
 
 
-def _offsets(encoder: Encoder, x: Tensor) -> Iterator[tuple[int, int]]:
+def _offsets(encoder: Encoder, x: Images) -> Iterator[tuple[int, int]]:
     """Return how to move an image so that positions fall half-way between those of the map as it is."""
     half = (1 if encoder.cfg.stem == "cifar" else 4) // 2
     steps = (0, half) if half else (0,)

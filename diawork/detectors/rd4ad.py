@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diawork.base.checkpoints import Keeper
 from diawork.base.errors import UsageError
 from diawork.base.seeding import isolated_rng
+from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, enlarged, smoothed
 from diawork.detectors.loop import Loop, descend
 
@@ -145,7 +146,7 @@ class RD4AD(SeesThrough):
         """Return how many steps the training takes, ``per_epoch`` of which see every image once."""
         return self.own.epochs * per_epoch
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr, betas=BETAS)
         loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), self.own.batch_size, self.cfg.seed)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diawork.base.checkpoints import Keeper
 from diawork.base.seeding import generator
+from diawork.data.images import Images, at_once
 from diawork.detectors.learned import Learned
 from diawork.detectors.loop import Loop, descend
 from diawork.method.encoder import build_encoder, in_channels
@@ -32,7 +33,7 @@ class SimCLR(Learned):
         self.net.shift = nn.Identity()  # there is nothing to classify
         self.net = self.compute.prepare(self.net)
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         x, cfg = in_channels(x, self.cfg.encoder.channels), self.cfg.train
         optimizer = build_optimizer(self.net, cfg)
         loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), cfg.batch_size, self.cfg.seed)
@@ -59,16 +60,18 @@ class SimCLR(Learned):
         return nt_xent(z, image, torch.zeros_like(image), branch, cfg=self.cfg.loss)
 
     @torch.no_grad()
-    def _embedded(self, x: Tensor) -> Features:
+    def _embedded(self, x: Images) -> Features:
         """Return mean features (1, N, D) over T′ augmented copies, each the same change to every image."""
         self.net.eval()
         views = self.cfg.views.model_copy(update={"crop_scale": self.cfg.score.crop_scale})
         total = torch.zeros(len(x), self.cfg.encoder.projection_dim)
         for sample in range(self.cfg.score.samples):
             drawn = draw_augmentation(1, views, generator(self.cfg.seed, "simclr", "score", sample))
-            copies = augment(x, drawn.take(torch.zeros(len(x), dtype=torch.long)))
-            with self.compute.autocast():
-                parts = [self.net(self.compute.to(rows)).z.float().cpu() for rows in copies.split(1024)]
+            parts = []
+            for rows in x.split(at_once(x, 1024)):
+                copies = augment(rows, drawn.take(torch.zeros(len(rows), dtype=torch.long)))
+                with self.compute.autocast():
+                    parts.append(self.net(self.compute.to(copies)).z.float().cpu())
             total = total + torch.cat(parts)
         z = (total / self.cfg.score.samples)[None]
         return Features(z, torch.ones(1, len(x), 1))

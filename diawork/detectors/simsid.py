@@ -20,6 +20,7 @@ from diawork.base.checkpoints import Keeper
 from diawork.base.errors import DataError
 from diawork.base.rivals import SimsidConfig
 from diawork.base.seeding import generator, isolated_rng
+from diawork.data.images import Images
 from diawork.detectors.backbones import resized
 from diawork.detectors.learned import BATCH, Learned, smoothed
 from diawork.detectors.loop import Loop, descend
@@ -132,7 +133,7 @@ class SimSID(Learned):
         with isolated_rng(self.cfg.seed, "simsid", "init"):
             self.net = self.compute.prepare(Networks(self.own, self.shape[0]))
 
-    def _learn(self, x: Tensor, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         own, net = self.own, self.net
         parts = {"generator": net.generating(), "critic": list(net.critic.parameters())}
         settings = {"lr": own.lr, "betas": BETAS, "weight_decay": own.weight_decay}

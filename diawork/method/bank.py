@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import digest, read_json, remove_orphans, sha256_file, write_array, write_json
 from diawork.base.stopping import raise_if_stopping
+from diawork.data.images import Images
 from diawork.method.dissolve import Dissolver
 
 SCALES = {"normalized": (0.0, 1.0), "released": (-1.0, 1.0)}  # what 0 and 255 mean
@@ -32,7 +33,7 @@ class DissolvedBank:
     """
 
     def __init__(
-        self, dissolver: Dissolver, x: Tensor, folder: Path | str, *, steps: int, origin: dict[str, Any],
+        self, dissolver: Dissolver, x: Images, folder: Path | str, *, steps: int, origin: dict[str, Any],
         progress: bool = True,
     ) -> None:  # fmt: skip
         low, high = dissolver.t_range
@@ -62,7 +63,7 @@ class DissolvedBank:
             raise CheckpointError("this bank of dissolved views is damaged.", path=self.path, hint="Remove it.")
         return True
 
-    def _make(self, dissolver: Dissolver, x: Tensor, progress: bool) -> None:
+    def _make(self, dissolver: Dissolver, x: Images, progress: bool) -> None:
         remove_orphans(self.path.parent)
         values = np.empty(self.shape, np.uint8)
         low, high = self.scale

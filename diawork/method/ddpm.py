@@ -31,7 +31,7 @@ from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError, NumericError
 from diawork.base.seeding import generator, isolated_rng
 from diawork.base.stopping import graceful_stop
-from diawork.data.images import ImageSet, batches
+from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
 
 WEIGHTS = "ddpm"
@@ -110,14 +110,14 @@ def pretrain_ddpm(
         ddpm = load_ddpm(folder, cfg, data=data)
         Keeper(folder, spec={}).clear()  # what a kill just after the last save left
         return ddpm
-    x = to_model(images.images, cfg.image_size, bridge, channels=cfg.channels) * 2 - 1
+    to_model(images.images[:1], cfg.image_size, bridge)  # refuses what it cannot bring to the model
     trainer = _Trainer(cfg, compute, data)
     keeper = Keeper(folder, spec=trainer.spec, every_seconds=save_every)
     trainer.restore(keeper.restore())
     keeper.require_space(trainer.snapshot()[0], trainer.optimizer)
     with graceful_stop(), tqdm(total=cfg.steps, initial=trainer.step, desc="DDPM", disable=not progress) as bar:
         while trainer.step < cfg.steps:
-            trainer.one_step(x)
+            trainer.one_step(images.images)
             bar.update()
             if trainer.step % 10 == 0:
                 bar.set_postfix(loss=f"{sum(trainer.losses[-50:]) / len(trainer.losses[-50:]):.4f}")
@@ -161,19 +161,20 @@ class _Trainer:
     def spec(self) -> dict[str, Any]:
         return {"kind": "ddpm training", "config": self.cfg.identity(), "data": self.data, "value_range": VALUE_RANGE}
 
-    def one_step(self, x: Tensor) -> None:
-        """Take one optimiser step over ``accumulate`` micro-batches of x (N, C, S, S)."""
+    def one_step(self, images: Images) -> None:
+        """Take one optimiser step over ``accumulate`` micro-batches of images (N, C, H, W) in [0, 1]."""
         cfg = self.cfg
         for group in self.optimizer.param_groups:
             group["lr"] = cfg.lr * self._lr_factor()
         total, seen = 0.0, []
         for part in range(cfg.accumulate):
             micro_step = self.step * cfg.accumulate + part
-            index = self._index(len(x), micro_step)
+            index = self._index(len(images), micro_step)
             seen += index.tolist()
-            if not torch.isfinite(x[index]).all():
+            x = to_model(images[index], cfg.image_size, self.data["bridge"], channels=cfg.channels) * 2 - 1
+            if not torch.isfinite(x).all():
                 raise self._not_finite("the images hold NaN or infinite values", seen)
-            loss = self._loss(x[index], micro_step) / cfg.accumulate
+            loss = self._loss(x, micro_step) / cfg.accumulate
             loss.backward()
             total += loss.item()
         norm = float(torch.nn.utils.clip_grad_norm_(self.ddpm.parameters(), cfg.clip_norm))
@@ -197,7 +198,7 @@ class _Trainer:
         )
 
     def _index(self, n: int, micro_step: int) -> Tensor:
-        """Return the positions of the images in a micro-batch."""
+        """Return the positions of the images in a micro-batch; the order is drawn once an epoch."""
         epoch, position = divmod(micro_step, -(-n // self.cfg.batch_size))
         if epoch != self._epoch:
             draws = generator(self.cfg.seed, "ddpm", epoch, "order")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 from diawork.base.config import EncoderConfig, K
 from diawork.base.errors import DataError
 from diawork.base.seeding import isolated_rng
+from diawork.data.readers.store import StoredImages
 
 
 class Embedding(NamedTuple):
@@ -95,9 +96,9 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
         encoder.train(was_training)
 
 
-def in_channels(x: Tensor, channels: int) -> Tensor:
-    """Return (N, channels, H, W) of (N, C, H, W): grey is repeated, colour never dropped in silence."""
+def in_channels(x: Any, channels: int) -> Any:
+    """Return (N, channels, H, W) of images (N, C, H, W): grey is repeated, colour never dropped in silence."""
     if x.shape[1] not in (1, channels):
         what = f"the images have {x.shape[1]} channels, the encoder {channels}."
         raise DataError(what, hint="Set encoder.channels=3.")
-    return x.expand(-1, channels, -1, -1)
+    return x.repeated(channels) if isinstance(x, StoredImages) else x.expand(-1, channels, -1, -1)

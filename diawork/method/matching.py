@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diawork.base.config import DissolveConfig
 from diawork.base.errors import UsageError
+from diawork.data.images import Images
 from diawork.method.dissolve import Dissolve, build_operator, preview
 
 MOST_IMAGES = 512  # evenly spaced; more would move the mean by nothing visible
@@ -28,7 +29,7 @@ def mean_squared_change(operator: Dissolve, x: Tensor) -> float:
     return float(torch.cat(errors).mean())
 
 
-def matched(cfg: DissolveConfig, dissolver: Dissolve, healthy: Tensor) -> dict[str, Any]:
+def matched(cfg: DissolveConfig, dissolver: Dissolve, healthy: Images) -> dict[str, Any]:
     """Return the settings of ``cfg.operator`` that match ``dissolver`` on healthy images, and what both change.
 
     Blur (its window following its sigma) and noise meet the target; a median's window and a size to

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +20,7 @@ from diawork.base.config import K, ScoreConfig, ViewsConfig
 from diawork.base.errors import NumericError, UsageError
 from diawork.base.seeding import KeyedDraws, image_keys
 from diawork.base.stopping import raise_if_stopping
+from diawork.data.images import Images, at_once
 from diawork.method.encoder import Encoder, evaluating
 from diawork.method.views import SHIFTS, augment, draw_augmentation
 
@@ -47,7 +49,7 @@ class Scores:
 @torch.no_grad()
 def extract_features(
     encoder: Encoder,
-    x: Tensor,
+    x: Images,
     *,
     views: ViewsConfig,
     score: ScoreConfig,
@@ -65,18 +67,21 @@ def extract_features(
     """
     compute = compute or Compute()
     compute.prepare(encoder)
+    size = at_once(x, batch)
     cfg = views.model_copy(update={"crop_scale": score.crop_scale})
     sums: list[Any] = [0.0, 0.0]  # over the even and the odd samples
-    keys = image_keys(x)
+    keys = np.concatenate([image_keys(rows) for rows in x.split(size)])
     for sample in tqdm(range(score.samples), desc=f"features of {what}", disable=not progress):
-        mirrored = KeyedDraws(keys, seed, "score", sample, "flip").rand(len(x)) < 0.5
-        mirrored &= views.hflip
-        rows = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        per_shift = []
-        for k in range(K):
-            drawn = draw_augmentation(len(x), cfg, KeyedDraws(keys, seed, "score", sample, k))
-            per_shift.append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute, batch))
-        sums[sample % 2] = sums[sample % 2] + torch.stack(per_shift)
+        per_shift: list[list[Tensor]] = [[] for _ in range(K)]
+        for start in range(0, len(x), size):
+            rows, own = x[start : start + size], keys[start : start + size]
+            mirrored = KeyedDraws(own, seed, "score", sample, "flip").rand(len(rows)) < 0.5
+            mirrored &= views.hflip
+            rows = torch.where(mirrored[:, None, None, None], rows.flip(-1), rows)
+            for k in range(K):
+                drawn = draw_augmentation(len(rows), cfg, KeyedDraws(own, seed, "score", sample, k))
+                per_shift[k].append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute))
+        sums[sample % 2] = sums[sample % 2] + torch.stack([torch.cat(parts) for parts in per_shift])
     dim, counts = encoder.cfg.projection_dim, (-(-score.samples // 2), score.samples // 2)
     halves = [(n, _parted(total / n, dim)) for n, total in zip(counts, sums, strict=True) if n]
     mean = _parted((sums[0] + sums[1]) / score.samples, dim)
@@ -87,15 +92,12 @@ def _parted(values: Tensor, dim: int) -> Features:
     return Features(values[..., :dim], values[..., dim:])
 
 
-def _embed(encoder: Encoder, x: Tensor, compute: Compute, batch: int) -> Tensor:
-    """Return (N, D + classes): projection and shift logits, batch by batch."""
-    parts = []
+def _embed(encoder: Encoder, x: Tensor, compute: Compute) -> Tensor:
+    """Return (N, D + classes): projection and shift logits."""
+    raise_if_stopping()
     with evaluating(encoder), compute.autocast():
-        for rows in x.split(batch):
-            raise_if_stopping()
-            embedding = encoder(compute.to(rows))
-            parts.append(torch.cat([embedding.z.float(), embedding.shift_logits.float()], 1).cpu())
-    return torch.cat(parts)
+        embedding = encoder(compute.to(x))
+    return torch.cat([embedding.z.float(), embedding.shift_logits.float()], 1).cpu()
 
 
 @dataclass(frozen=True)

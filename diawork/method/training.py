@@ -28,7 +28,7 @@ from diawork.base.config import LossConfig, TrainConfig
 from diawork.base.errors import Interrupted, NumericError, UsageError
 from diawork.base.seeding import generator
 from diawork.base.stopping import graceful_stop
-from diawork.data.images import batches
+from diawork.data.images import Images, batches
 from diawork.method.encoder import Encoder
 from diawork.method.loss import LossParts, dia_loss
 from diawork.method.views import BranchBuilder, Views
@@ -90,7 +90,7 @@ class History:
 
 def fit(
     encoder: Encoder,
-    images: Tensor,
+    images: Images,
     builder: BranchBuilder,
     *,
     train: TrainConfig,

@@ -57,7 +57,8 @@ def _drawn(what: str, draw: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
 
 def _statistics(images: ImageSet) -> dict[str, np.ndarray]:
     order = images.index.argsort()  # as the scores are read
-    return {"statistics": image_statistics(images.images)[order], "statistics_names": np.array(STATISTICS)}
+    statistics = np.concatenate([image_statistics(rows) for rows in images.batches()])
+    return {"statistics": statistics[order], "statistics_names": np.array(STATISTICS)}
 
 
 def _strip(dissolver: Dissolver, images: ImageSet) -> dict[str, np.ndarray]:
@@ -74,10 +75,10 @@ def mapped(images: ImageSet, healthy: ImageSet, methods: MapMethods) -> dict[str
     ``maps_table`` (M, 6) holds pixel AUROC and AUPRO, each with its interval; the last rows are the controls.
     """
     rows = np.linspace(0, len(images) - 1, min(MAPPED, len(images))).round().astype(int)
-    some = images.take(rows)
-    if some.masks is None or some.masks.all() or not some.masks.any():
+    some = images.take(rows).loaded()
+    masks = np.zeros(0, bool) if some.masks is None else some.masks[:, 0].numpy()
+    if masks.all() or not masks.any():
         return {}
-    masks = some.masks[:, 0].numpy()
     maps = {name: method(some) for name, method in methods.items()}
     maps |= {f"|x − blur(x)|{word}": blur_map(some, smooth=s) for word, s in ((", smoothed", SMOOTH), ("", 0.0))}
     maps["|x − mean healthy image|, smoothed"] = mean_map(some, healthy, smooth=SMOOTH)
@@ -104,10 +105,10 @@ def strip_rows(images: ImageSet, n: int = 2) -> np.ndarray:
 
 def dissolving_strip(dissolver: Dissolver, images: ImageSet, ts: Sequence[int], n: int = 2) -> np.ndarray:
     """Return (2n, 1 + T, H, W): n healthy and n anomalous images, first as they are, then dissolved at ``ts``."""
-    x = images.take(strip_rows(images, n)).images
+    x = images.take(strip_rows(images, n)).images[:]
     stack = dissolver.stack(x, ts)
     steps = np.concatenate([x[None].numpy(), stack.float().numpy()])
-    return steps[:, :, 0].swapaxes(0, 1).clip(0, 1)
+    return steps.mean(2).swapaxes(0, 1).clip(0, 1)
 
 
 def worst_errors(

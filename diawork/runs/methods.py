@@ -42,6 +42,8 @@ def resolve(cfg: ExperimentConfig, facts: Any) -> ExperimentConfig:
     """
     facts = facts if isinstance(facts, Manifest) else facts.manifest
     cfg = _used(cfg)
+    if "encoder" in entry_of(cfg.detector).uses:
+        cfg = cfg.model_copy(update={"encoder": _in_colour(cfg.encoder, facts)})
     if not has_slot(cfg):
         return cfg
     if not needs_ddpm(cfg):
@@ -53,7 +55,12 @@ def resolve(cfg: ExperimentConfig, facts: Any) -> ExperimentConfig:
         diffusion = diffusion.model_copy(update={"dataset": None})
     if diffusion.per_seed:
         diffusion = diffusion.model_copy(update={"seed": cfg.seed, "per_seed": False})
-    return cfg.model_copy(update={"dissolve": dissolve, "diffusion": diffusion})
+    return cfg.model_copy(update={"dissolve": dissolve, "diffusion": _in_colour(diffusion, facts)})
+
+
+def _in_colour(section: Any, facts: Manifest) -> Any:
+    """Return a section whose network sees colour where the images have it; one that repeats grey stays as it is."""
+    return section.model_copy(update={"channels": max(section.channels, facts.image.channels)})
 
 
 def _used(cfg: ExperimentConfig) -> ExperimentConfig:

@@ -6,10 +6,12 @@ chosen by measurement, and say so.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from diawork.base.config import ExperimentConfig
-from diawork.base.errors import pick
+from diawork.base.errors import UsageError, pick
+from diawork.data.manifests import load_manifest
 
 
 def smoke() -> dict[str, Any]:
@@ -168,9 +170,19 @@ def repo2024() -> dict[str, Any]:
     }
 
 
+MOST_PX = {"smoke": 32, "demo": 32, "cpu": 64}  # to which larger sets are brought; data.size=null keeps theirs
 PRESETS = {f.__name__: f for f in (smoke, demo, cpu, paper, repo2023, repo2024)}
 
 
 def preset(name: str, **top_level: Any) -> ExperimentConfig:
     """Return the config of a preset, e.g. ``preset("cpu", dataset="pneumoniamnist", seed=1)``."""
-    return ExperimentConfig().override(pick(PRESETS, name, "preset")() | top_level)
+    changes = pick(PRESETS, name, "preset")()
+    return ExperimentConfig().override(_bearable(name, top_level.get("dataset")) | changes | top_level)
+
+
+def _bearable(name: str, dataset: Any) -> dict[str, Any]:
+    """Return the size to which a preset for a CPU brings a set of large images."""
+    with contextlib.suppress(UsageError):  # an unknown set is refused where it is opened
+        if name in MOST_PX and dataset and load_manifest(dataset).image.size > MOST_PX[name]:
+            return {"data.size": MOST_PX[name]}
+    return {}

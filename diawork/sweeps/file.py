@@ -101,7 +101,7 @@ class Heading(StrictModel):
     published: TextOrTexts = []  # table keys of published.yaml, printed beside ours
     baseline: str = ""  # the label, or part of one, against which the others are tested
     x: str = ""  # the axis that a plot puts on x
-    needs: list[str] = []  # what this build does not have
+    needs: list[str] = []  # sets and methods that were not run: their published rows stand alone
     conclusion: str = ""  # what its author read from the numbers, shown on the page
 
 

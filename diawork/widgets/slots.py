@@ -102,7 +102,7 @@ def split_images(data: Any) -> Images:
     if isinstance(data, Mapping):
         return dict(data)
     splits = {name: getattr(data, name) for name in ("train", "val", "test")}
-    return {name: (images.images.numpy(), images.class_names) for name, images in splits.items() if len(images)}
+    return {name: (images.images, images.class_names) for name, images in splits.items() if len(images)}
 
 
 class Stacks:

@@ -14,7 +14,9 @@ import numpy as np
 
 from diawork.base.errors import DataError, did_you_mean, printable
 from diawork.data.manifests import Manifest
-from diawork.data.readers import Content, Part, pixels
+from diawork.data.readers import pixels
+from diawork.data.readers.store import StoredImages
+from diawork.data.readers.types import Content, Part
 from diawork.data.sources import find_file
 
 HEADER_BYTES = 65_536  # generous room for an array's header
@@ -32,18 +34,46 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
         members = _read_members(f, manifest)
     parts: dict[str, Part] = {}
     notes = []
-    for split in manifest.counts:
+    for split in manifest.sizes:
         with decoding(field=f"{split}_images"):
             stored = pixels.parse_npy(members[f"{split}_images"])
             _refuse_other_shapes(stored, manifest)
-            unit, cut = pixels.to_unit(stored, manifest.intensity)
+            images, cut = _images(stored, manifest)
         with decoding(field=f"{split}_labels"):
             names = _class_names(pixels.parse_npy(members[f"{split}_labels"]), len(stored), manifest)
         if cut:
             share = f"{cut:,} of {stored.size:,} values"
             notes.append(f"{split}: {share} lie outside the intensity window and were cut to it.")
-        parts[split] = Part(pixels.channels_first(unit), names)
+        rows = _kept(split, names, manifest)
+        images = images.take(rows) if isinstance(images, StoredImages) else images[rows]
+        parts[split] = Part(images, names[rows])
     return Content(parts, f"{manifest.file}, MD5 {md5}", tuple(notes), path, md5)
+
+
+def _images(stored: np.ndarray, manifest: Manifest) -> tuple[np.ndarray | StoredImages, int]:
+    """Return images (N, C, H, W), large 8-bit ones as the bytes they are, and how many values a window cut."""
+    if stored.dtype == np.uint8 and pixels.kept_as_bytes(manifest):
+        digests = [hashlib.sha256(image.tobytes()).digest() for image in stored]
+        return StoredImages(
+            pixels.channels_first(stored), np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+        ), 0
+    unit, cut = pixels.to_unit(stored, manifest.intensity)
+    return pixels.channels_first(unit), cut
+
+
+def _kept(split: str, names: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """Return the rows of a split without those of unused classes and those that the manifest drops."""
+    unused = [name for name, role in manifest.roles.items() if role == "unused"]
+    kept = ~np.isin(names, unused)
+    for name in manifest.drop:
+        where, _, row = name.partition("/")
+        if where not in manifest.sizes or not row.isdecimal():
+            raise DataError(f"{name!r} is no image of the set.", field="drop", hint="An image is called train/17.")
+        if where == split:
+            if int(row) >= len(names):
+                raise DataError(f"{name!r} is beyond the {len(names):,} images of {split}.", field="drop")
+            kept[int(row)] = False
+    return np.flatnonzero(kept)
 
 
 def _read_members(f: IO[bytes], manifest: Manifest) -> dict[str, bytes]:
@@ -58,7 +88,7 @@ def _read_members(f: IO[bytes], manifest: Manifest) -> dict[str, bytes]:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise ValueError("two members of the archive have the same name")
-        arrays = [f"{split}_{part}" for split in manifest.counts for part in ("images", "labels")]
+        arrays = [f"{split}_{part}" for split in manifest.sizes for part in ("images", "labels")]
         for missing in (name for name in arrays if name not in members):
             present = [printable(name) for name in list(members)[:20]]
             what = f"the array {missing!r} is missing; the file holds {', '.join(present) or 'none'}."
@@ -69,11 +99,11 @@ def _read_members(f: IO[bytes], manifest: Manifest) -> dict[str, bytes]:
 
 def _refuse_declared_sizes(declared: dict[str, int], manifest: Manifest) -> None:
     """Refuse sizes that the manifest's counts cannot explain, or that the memory cannot hold."""
-    decoded = {split: pixels.decoded_bytes(manifest, split) for split in manifest.counts}
-    for split, counts in manifest.counts.items():
+    decoded = {split: pixels.decoded_bytes(manifest, split) for split in manifest.sizes}
+    for split, n in manifest.sizes.items():
         for name in (f"{split}_images", f"{split}_labels"):
             if declared[name] > HEADER_BYTES + 2 * decoded[split]:  # 8 bytes a value
-                images = f"{sum(counts.values()):,} images of {manifest.image.size} px"
+                images = f"{n:,} images of {manifest.image.size} px"
                 hint = "Wrong file, or wrong counts in the manifest."
                 raise DataError(f"{name} declares {declared[name]:,} bytes, more than {images} can take.", hint=hint)
     pixels.refuse_beyond_memory(sum(declared.values()) + sum(decoded.values()))
@@ -90,6 +120,8 @@ def _refuse_other_shapes(stored: np.ndarray, manifest: Manifest) -> None:
 
 def _class_names(labels: np.ndarray, n: int, manifest: Manifest) -> np.ndarray:
     """Return the class name of each of the n images; a label that the manifest does not know is refused."""
+    if manifest.multilabel and labels.dtype.kind in "iu" and labels.ndim == 2 and len(labels) == n:
+        labels = (labels != 0).any(axis=1).astype(np.uint8).reshape(n)
     if labels.dtype.kind not in "iu" or labels.shape not in ((n,), (n, 1)):
         what = f"is {labels.dtype} {labels.shape}, wanted whole numbers ({n},) or ({n}, 1)"
         raise DataError(f"{what}: one for each of the {n} images.")

@@ -8,8 +8,8 @@ import numpy as np
 from diawork.base.seeding import key
 from diawork.data.manifests import Manifest
 from diawork.data.phantom import make_phantom
-from diawork.data.readers import Content, Part
 from diawork.data.readers.pixels import decoded_bytes, decoding, refuse_beyond_memory, to_unit
+from diawork.data.readers.types import Content, Part
 
 
 def read(manifest: Manifest, _root: Path | str | None = None, *, download: bool = False) -> Content:

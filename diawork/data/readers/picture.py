@@ -1,4 +1,8 @@
-"""One image from a PNG, TIFF or npy file; its content decides which it is, not its name."""
+"""One image from a PNG, JPEG, TIFF, npy, DICOM or NIfTI file; its content decides which it is, not its name.
+
+The values of a file become light in one place: by 255 where they have 8 bits, by a window where they are finer,
+turned where white is the lowest, upright where the file says how it was held.
+"""
 
 import io
 import math
@@ -10,11 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import PREFIXES as TIFF
 
 from diawork.base.errors import DataError, UsageError, printable
-from diawork.data.readers.pixels import NPY, Window, channels_first, decoding, parse_npy, to_unit
+from diawork.data.readers import medical, png
+from diawork.data.readers.pixels import NPY, Stored, Window, channels_first, decoding, parse_npy, to_unit
 
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000
-PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+KINDS = "PNG, JPEG, TIFF, npy, DICOM or NIfTI"
+ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
+MIN_IS_WHITE = 0
 _GREY = {"1", "L", "I;16", "I;16B", "I;16L", "I", "F"}  # Pillow's modes
 
 
@@ -27,8 +35,13 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
-def read_image(source: Path | str | bytes, *, name: str = "", window: Window | None = None) -> Picture:
-    """Return the image in a file, or in the bytes of one; three equal channels are grey."""
+def read_image(
+    source: Path | str | bytes, *, name: str = "", window: Window | None = None, frame: medical.Frame = None
+) -> Picture:
+    """Return the image in a file, or in the bytes of one; three equal channels are grey.
+
+    ``frame`` chooses one of several pictures: its number, or "middle".
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         data, name = bytes(source), name or "image"
     else:
@@ -36,62 +49,119 @@ def read_image(source: Path | str | bytes, *, name: str = "", window: Window | N
     if window is not None and not (all(map(math.isfinite, window)) and window[0] < window[1]):
         raise UsageError(f"window={list(window)} must be [low, high] with low below high.")
     with decoding(name, "this npy file is damaged" if data.startswith(NPY) else "this image is damaged"):
-        stored = _decode(data)
-        images = channels_first(stored[None])
+        stored = _decode(data, frame)
+        images = channels_first(stored.values[None])
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 4:
-            raise DataError(f"has the shape {stored.shape}; wanted one image, (H, W) or (H, W, 3), 4 px or more.")
+            shape = stored.values.shape
+            raise DataError(f"has the shape {shape}; wanted one image, (H, W) or (H, W, 3), 4 px or more.")
         (image,), cut = to_unit(images, window)
+        image = 1 - image if stored.inverted else image
     if (image == image[:1]).all():
         image = image[:1]
-    share = f"{cut:,} of {stored.size:,} values of {name}"
+    share = f"{cut:,} of {stored.values.size:,} values of {name}"
     notes = [f"{share} lie outside the window and were cut to it."] if cut else []
     return Picture(np.ascontiguousarray(image), name, notes)
+
+
+def read_mask(path: Path, frame: medical.Frame = None) -> np.ndarray:
+    """Return float32 (1, H, W) of a mask's file: 1 where a value lies above half of the highest, else 0."""
+    with decoding(path, "this mask is damaged"):
+        values = channels_first(_decode(_read_bytes(path), frame).values[None])[0].max(0)
+        return (values > values.max() / 2)[None].astype(np.float32)
 
 
 def _read_bytes(path: Path) -> bytes:
     with decoding(path, "cannot be read"):
         size = path.stat().st_size
         if path.is_dir():
-            raise DataError("this is a folder; wanted one PNG, TIFF or npy file.")
+            raise DataError(f"this is a folder; wanted one {KINDS} file.")
         if size > MOST_BYTES:
             raise DataError(f"{size:,} bytes are too many for one image (at most {MOST_BYTES:,}).")
         return path.read_bytes()
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _decode(data: bytes, frame: medical.Frame) -> Stored:
     """Return an image (H, W) or (H, W, C) in the type of the file; bits become 0 and 255."""
+    if medical.is_dicom(data):
+        return medical.dicom_values(data, frame)
+    if medical.is_nifti(data):
+        return medical.nifti_values(data, frame)
+    if frame not in (None, 0):
+        raise DataError(f"has no picture {frame}: only DICOM and NIfTI files are read as several.")
     if data.startswith(NPY):
-        values = parse_npy(data)
-    elif data.startswith((PNG, *TIFF)):
-        values = _picture(data)
-    else:
-        start = printable(data[:12].decode("latin-1"))
-        raise DataError(f"this is no PNG, TIFF or npy file: it begins with {start!r}.")
-    return values.astype(np.uint8) * 255 if values.dtype == bool else values
+        return _whole_bytes(parse_npy(data))
+    if data.startswith(png.SIGNATURE):
+        header, compressed = png.checked(data)
+        if header.bits == 16 and header.colour in (2, 4, 6):
+            values = png.deep_colours(header, compressed)
+            return Stored(_upright(_without_alpha(values), _opened(data).getexif().get(ORIENTATION, 1)))
+        return _picture(data)
+    if data.startswith((JPEG, *TIFF)):
+        return _picture(data)
+    start = printable(data[:12].decode("latin-1"))
+    raise DataError(f"this is no {KINDS} file: it begins with {start!r}.")
 
 
-def _picture(data: bytes) -> np.ndarray:
+def _whole_bytes(values: np.ndarray, *, inverted: bool = False) -> Stored:
+    return Stored(values.astype(np.uint8) * 255 if values.dtype == bool else values, inverted)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Return the picture, not yet decoded, of a file whose size and number of pictures are as they should be."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=("PNG", "TIFF"))
+        picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
     except UnidentifiedImageError:
         raise ValueError("its header cannot be read") from None
-    with picture:
-        if picture.width * picture.height > MOST_PIXELS:
-            raise DataError(f"{picture.width}×{picture.height} px are too many (at most {MOST_PIXELS:,}).")
-        frames = getattr(picture, "n_frames", 1)
-        if frames > 1:
-            raise DataError(f"holds {frames} pictures; wanted a file with one.")
-        return _plain(picture)
+    if picture.width * picture.height > MOST_PIXELS:
+        raise DataError(f"{picture.width}×{picture.height} px are too many (at most {MOST_PIXELS:,}).")
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        raise DataError(f"holds {frames} pictures; wanted a file with one.")
+    return picture
+
+
+def _picture(data: bytes) -> Stored:
+    with _opened(data) as picture:
+        tags = getattr(picture, "tag_v2", {})
+        bits = max(np.atleast_1d(tags.get(BITS, 8)).tolist())
+        if bits > 8 and picture.mode not in _GREY:
+            what = f"its colours have {bits} bits each, of which 8 would be read."
+            raise DataError(what, hint="Save it as PNG with 16 bits a colour, as npy, or as grey.")
+        turned = tags.get(PHOTOMETRIC) == MIN_IS_WHITE and picture.mode not in ("1", "L", "P")  # Pillow turns these
+        values = _plain(picture)
+        orientation = 1 if tags else picture.getexif().get(ORIENTATION, 1)  # Pillow holds a TIFF upright
+        return _whole_bytes(_upright(values, orientation), inverted=turned)
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image (H, W, …) as it should be seen, by the orientation 1 to 8 of EXIF."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
+
+
+def _without_alpha(values: np.ndarray) -> np.ndarray:
+    """Return (H, W[, 3]) without an alpha channel (H, W, 2 or 4), which must be opaque."""
+    if values.shape[-1] in (2, 4):
+        if values[..., -1].min() < np.iinfo(values.dtype).max:
+            raise DataError("this image is partly transparent.", hint="Save it without an alpha channel.")
+        values = values[..., :-1]
+    return values[..., 0] if values.shape[-1] == 1 else values
 
 
 def _plain(picture: Image.Image) -> np.ndarray:
     """Return the values of a grey or RGB picture; a palette is looked up, an opaque alpha channel left out."""
+    key = picture.info.get("transparency")
     if picture.mode in ("P", "PA"):
-        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+        picture = picture.convert("RGBA" if key is not None else "RGB")
+    elif key is not None:
+        values = np.asarray(picture)
+        if (values == np.asarray(key)).reshape(*values.shape[:2], -1).all(-1).any():
+            raise DataError("this image is partly transparent.", hint="Save it without a transparent colour.")
     if picture.mode in ("LA", "RGBA"):
-        if np.asarray(picture.getchannel("A")).min() < 255:
-            raise DataError("this image is partly transparent.", hint="Save it without an alpha channel.")
-        picture = picture.convert(picture.mode.removesuffix("A"))
+        return _without_alpha(np.asarray(picture))
     if picture.mode not in _GREY | {"RGB"}:
         raise DataError(f"its colours are {picture.mode}.", hint="Save it as grey or RGB.")
     return np.asarray(picture)

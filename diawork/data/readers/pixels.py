@@ -5,6 +5,7 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,10 +13,18 @@ from diawork.base.errors import DataError, DiaworkError, printable
 from diawork.data.manifests import Manifest, Split
 
 GIB = 2**30
+MOST_FLOAT_PX = 64  # a side; larger images of an archive are kept as bytes
 NPY = b"\x93NUMPY"  # how an npy file begins
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Window = tuple[float, float]  # the stored values of black and white
+
+
+class Stored(NamedTuple):
+    """The values (H, W) or (H, W, C) of a file as they are, and whether the lowest of them is white."""
+
+    values: np.ndarray
+    inverted: bool = False
 
 
 @contextlib.contextmanager
@@ -70,9 +79,16 @@ def channels_first(images: np.ndarray) -> np.ndarray:
     return np.moveaxis(images, -1, 1) if images.ndim == 4 and images.shape[-1] in (1, 3) else images
 
 
+def kept_as_bytes(manifest: Manifest) -> bool:
+    """Say whether the images of an archive are large, and stay bytes until a batch is made of them."""
+    return manifest.image.size > MOST_FLOAT_PX and manifest.intensity is None
+
+
 def decoded_bytes(manifest: Manifest, split: Split) -> int:
-    """Return the bytes of a split as float32 images."""
-    return 4 * sum(manifest.counts[split].values()) * manifest.image.size**2 * manifest.image.channels
+    """Return the bytes of a split as it is kept: float32 images, or the bytes of larger ones."""
+    return (
+        (1 if kept_as_bytes(manifest) else 4) * manifest.sizes[split] * manifest.image.size**2 * manifest.image.channels
+    )
 
 
 def memory_limit() -> int:

@@ -1,0 +1,248 @@
+"""Images decoded once into a file: whole numbers on disk, float32 in [0, 1] made a batch at a time.
+
+A store is known by what its images were decoded from (path, size and time of every file) and how; the
+digest of each image's content is taken as it is decoded, so that an open store is never read through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diawork.base.errors import CheckpointError, DataError, DiaworkError, ResourceError
+from diawork.base.files import digest, read_json, write_json
+from diawork.base.locks import locked
+from diawork.base.stopping import stop_at_once
+
+FULL = {"uint8": 255, "uint16": 65_535}  # the stored value of white
+CHUNK = 64  # images decoded between two looks at the clock
+SAVE_SECONDS = 5.0
+HELD_BYTES = 64 * 2**20  # of the file, kept mapped between two reads
+DIGEST_BYTES = 32
+
+Decode = Callable[[str], np.ndarray]  # path → float32 (C, H, W) in [0, 1]
+
+
+class FileFacts(NamedTuple):
+    """A file by what tells it from another without opening it; ``path`` goes from the data root."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class StoredImages:
+    """Rows of a store as one float32 tensor (N, C, H, W) in [0, 1] would look, of which only what is indexed is made.
+
+    ``values`` (M, C, H, W) are whole numbers, ``rows`` (N,) the positions in it; a row of −1 is black.
+    """
+
+    dtype: torch.dtype = torch.float32
+    ndim = 4
+
+    def __init__(
+        self, values: np.ndarray, digests: np.ndarray, rows: np.ndarray | None = None, *, channels: int = 0
+    ) -> None:
+        self.values, self.all_digests = values, digests
+        self.rows = np.arange(len(values)) if rows is None else rows
+        self.channels = channels or values.shape[1]
+        self._held = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return torch.Size((len(self), self.channels, *self.values.shape[2:]))
+
+    @property
+    def digests(self) -> np.ndarray:
+        """The SHA-256 (N, 32) of each image's stored values."""
+        return self.all_digests[self.rows]
+
+    def take(self, rows: np.ndarray) -> StoredImages:
+        """Return the images at positions ``rows`` (n,) without reading any."""
+        return StoredImages(self.values, self.all_digests, self.rows[rows], channels=self.channels)
+
+    def repeated(self, channels: int) -> StoredImages:
+        """Return the same grey images with ``channels`` equal channels."""
+        return StoredImages(self.values, self.all_digests, self.rows, channels=channels)
+
+    def __getitem__(self, at: Any) -> Tensor:
+        """Return what is indexed as a tensor in memory: one image, or those of a slice, list, array or mask."""
+        if isinstance(at, tuple):
+            first, *rest = at
+            return self[first][tuple(rest) if _is_one(first) else (slice(None), *rest)]
+        if _is_one(at):
+            return self._read(self.rows[[int(at)]])[0]
+        key = at.numpy() if isinstance(at, Tensor) else at
+        return self._read(self.rows[np.asarray(key, np.int64) if isinstance(key, list) else key])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the images in order, ``size`` at a time."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def _read(self, rows: np.ndarray) -> Tensor:
+        stored = self.values[rows.clip(min=0)]
+        self._let_go(stored.nbytes)
+        unit = np.divide(stored, FULL[str(self.values.dtype)], dtype=np.float32)
+        unit[rows < 0] = 0
+        x = torch.from_numpy(unit)
+        return x if x.shape[1] == self.channels else x.expand(-1, self.channels, -1, -1)
+
+    def _let_go(self, read: int) -> None:
+        """Give the pages of the file back now and then: they are the system's to cache, not ours to hold."""
+        self._held += read
+        mapped = getattr(self.values, "_mmap", None)
+        if self._held > HELD_BYTES and mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+            self._held = 0
+
+
+def _is_one(at: Any) -> bool:
+    """Say whether an index names one image."""
+    return isinstance(at, int | np.integer) or (isinstance(at, Tensor | np.ndarray) and at.ndim == 0)
+
+
+class StoredMasks(StoredImages):
+    """The same for masks: bool (N, 1, H, W), True inside a lesion; a row of −1 shows none."""
+
+    dtype = torch.bool
+
+    def take(self, rows: np.ndarray) -> StoredMasks:
+        """Return the masks at positions ``rows`` (n,) without reading any."""
+        return StoredMasks(self.values, self.all_digests, self.rows[rows])
+
+    def _read(self, rows: np.ndarray) -> Tensor:
+        return super()._read(rows) > 0.5
+
+
+class Store(NamedTuple):
+    """An opened store: its images in the order of its files, and why some could not be decoded."""
+
+    images: StoredImages
+    bad: dict[str, str]  # path → reason
+
+
+def open_store(
+    folder: Path, files: Sequence[FileFacts], decode: Decode, *, shape: tuple[int, int, int], dtype: str,
+    spec: Mapping[str, Any],
+) -> Store:  # fmt: skip
+    """Return the store of these files, decoded now where it is not there yet, or where a first pass was interrupted.
+
+    ``spec`` says how they are decoded, ``shape`` (C, H, W) and ``dtype`` what is stored of each.
+    """
+    listing = hashlib.sha256("\n".join(f"{f.size} {f.mtime_ns} {f.path}" for f in files).encode()).hexdigest()
+    key = {"files": listing, "spec": digest(dict(spec)), "shape": [len(files), *shape], "dtype": dtype}
+    if (opened := _opened(folder, key)) is None:
+        with locked(folder, wait=True):
+            if (opened := _opened(folder, key)) is None:  # by another process, which was waited for
+                _first_pass(folder, key, [f.path for f in files], decode)
+                opened = _opened(folder, key)
+    if opened is None:
+        raise CheckpointError("this store of decoded images is damaged.", path=folder, hint="Remove it.")
+    return opened
+
+
+def _opened(folder: Path, key: dict[str, Any]) -> Store | None:
+    """Return the finished store in ``folder`` if it is the wanted one."""
+    record = folder / "store.json"
+    known = read_json(record) if record.exists() else {}
+    if not isinstance(known, dict) or known.get("key") != key:
+        return None
+    shape = tuple(key["shape"])
+    wanted = {"images.bin": math.prod(shape) * np.dtype(key["dtype"]).itemsize, "digests.bin": DIGEST_BYTES * shape[0]}
+    for name, size in wanted.items():
+        path = folder / f"{known['name']}-{name}"
+        if not path.exists() or path.stat().st_size != size:
+            raise CheckpointError("this store of decoded images is damaged.", path=path, hint=f"Remove {folder}.")
+    values = np.memmap(folder / f"{known['name']}-images.bin", key["dtype"], "r", shape=shape)
+    digests = np.fromfile(folder / f"{known['name']}-digests.bin", np.uint8).reshape(-1, DIGEST_BYTES)
+    return Store(StoredImages(values, digests), known["bad"])
+
+
+def _first_pass(folder: Path, key: dict[str, Any], paths: list[str], decode: Decode) -> None:
+    """Decode every file in order; what was saved before an interruption is kept."""
+    name, progress = digest(key), folder / "progress.json"
+    known = read_json(progress) if progress.exists() else {}
+    done, bad = (known["done"], known["bad"]) if known.get("key") == key else (0, {})
+    row_bytes = math.prod(key["shape"][1:]) * np.dtype(key["dtype"]).itemsize
+    try:
+        with (
+            stop_at_once(),
+            _opened_at(folder / f"{name}-images.bin", done * row_bytes) as images,
+            _opened_at(folder / f"{name}-digests.bin", done * DIGEST_BYTES) as digests,
+        ):
+            saved = time.monotonic()
+            for path, values, reason in _decoded(paths[done:], len(paths), decode, key):
+                images.write(values.data)
+                digests.write(hashlib.sha256(values.data).digest())
+                done += 1
+                bad |= {path: reason} if reason else {}
+                if done == len(paths) or time.monotonic() - saved > SAVE_SECONDS:
+                    _sync(images, digests)
+                    write_json(progress, {"key": key, "done": done, "bad": bad})
+                    saved = time.monotonic()
+    except OSError as error:
+        what = f"the decoded images cannot be written ({error.strerror or error})."
+        size = f"They take {row_bytes * len(paths) / 2**30:.1f} GiB"
+        hint = f"{size}; free some space or set DIAWORK_HOME. What was decoded is kept."
+        raise ResourceError(what, path=folder, hint=hint) from None
+    write_json(folder / "store.json", {"key": key, "name": name, "bad": bad})
+    progress.unlink(missing_ok=True)
+    for other in folder.glob("*.bin"):
+        if not other.name.startswith(name):
+            other.unlink(missing_ok=True)  # of files that have changed since
+
+
+def _decoded(
+    paths: list[str], total: int, decode: Decode, key: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Yield path, stored values (C, H, W) and, where the file is bad, the reason, in order, with a progress bar."""
+    shape, dtype = tuple(key["shape"][1:]), key["dtype"]
+
+    def one(path: str) -> tuple[str, np.ndarray, str]:
+        try:
+            unit = decode(path)
+            if unit.shape != shape:
+                raise DataError(f"has the shape {unit.shape}, wanted {shape}.")
+        except DiaworkError as error:
+            return path, np.zeros(shape, dtype), f"{error.what} {error.hint}".rstrip()
+        return path, np.ascontiguousarray(np.rint(unit.astype(np.float64) * FULL[dtype]), dtype), ""
+
+    bar = tqdm(total=total, initial=total - len(paths), desc="decoding images, once", unit="image", disable=None)
+    with bar, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), CHUNK):
+            for row in pool.map(one, paths[start : start + CHUNK]):
+                yield row
+                bar.update()
+
+
+@contextlib.contextmanager
+def _opened_at(path: Path, size: int) -> Iterator[IO[bytes]]:
+    """Open a file for writing on after its first ``size`` bytes."""
+    path.touch()
+    with open(path, "r+b") as f:
+        f.truncate(size)
+        f.seek(size)
+        yield f
+
+
+def _sync(*files: IO[bytes]) -> None:
+    for f in files:
+        f.flush()
+        os.fsync(f.fileno())
