@@ -54,5 +54,5 @@ def test_refuses_what_cannot_be_reached(healthy):
 
     with pytest.raises(UsageError, match=r"gaussian_blur changes images by .* out of its reach"):
         strength("gaussian_blur", inverted, healthy)
-    with pytest.raises(UsageError, match="'identity' has no strength to match"):
+    with pytest.raises(ValueError, match="'identity' has none"):
         strength("identity", AddNoise(), healthy)
