@@ -12,6 +12,7 @@ from diawork.base.errors import DataError, UsageError
 from diawork.evaluation import comparison, wording
 from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
 from diawork.evaluation.metrics import auroc, paired_test
+from diawork.report.comparisons import compare
 
 SEED_SD, CENTRE = 0.0075, 1.593  # of the AUROC between trainings; shift of the anomalous scores: AUROC 0.87
 SLOPE = norm.pdf(CENTRE / 2**0.5) / 2**0.5  # of the AUROC in the shift
@@ -260,21 +261,18 @@ def runs_of(root, name, scores):
         folders[-1].mkdir()
         columns = {"split": "test", "index": np.arange(624), "class_name": "x", "anomalous": ANOMALOUS.astype(int)}
         pd.DataFrame(columns | {"score": row}).to_csv(folders[-1] / "scores.csv", index=False)
-    return pd.DataFrame({"folder": map(str, folders), "seed": range(len(folders)), "control": name == "5-NN"})
+    told = {"control": name == "5-NN", "draws": None, "run": name, "split": "test"}
+    return pd.DataFrame({"folder": map(str, folders), "seed": range(len(folders))}).assign(**told)
 
 
 def test_two_groups_of_runs_are_compared_on_their_seeds_and_images(tmp_path):
-    from diawork.report import tables
-
     a, b = draw(np.random.default_rng(10), 3, 0.08)
     left, right = runs_of(tmp_path, "DIA", a), runs_of(tmp_path, "5-NN", b[:1])
-    scores = [np.stack([score for score, _ in tables.score_pairs(runs, "test")]) for runs in (left, right)]
-    fixed = {side for side, runs in zip("ab", (left, right), strict=True) if runs["control"].all()}
-    paired = not fixed and list(left["seed"]) == list(right["seed"])
-    found = compare_detectors(*scores, tables.score_pairs(left, "test")[0][1], paired_seeds=paired, fixed=fixed)
-    row = dataclasses.asdict(found) | {"reading": found.reading("DIA", "5-NN")}
-    assert (row["reading"], row["seeds_a"], row["seeds_b"]) == ("DIA is ahead", 3, 1)
-    assert found.difference == pytest.approx(tables.compare(left, right, "test")["difference"])
+    test = compare(left, right)
+    known = compare_detectors(a, b[:1], ANOMALOUS, paired_seeds=False, fixed="b")
+    assert test.difference == pytest.approx(known.difference) and test.p == pytest.approx(known.p)
+    assert (test.reading("DIA", "5-NN"), test.seeds_a, test.seeds_b) == ("DIA is ahead", 3, 1)
+    assert test.swapped.reading("5-NN", "DIA") == "DIA is ahead" and test.swapped.low == -test.high
 
 
 # --- in sentences ------------------------------------------------------------------------------------

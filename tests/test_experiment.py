@@ -1,5 +1,6 @@
 """Experiment: one run from config to result on the phantom, reuse, selection, identities."""
 
+import csv
 import json
 import socket
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 
 from diawork.base.errors import UsageError
 from diawork.data.images import load
+from diawork.detectors.controls import StatsKNN
 from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.registry import CONTROLS
 from diawork.runs.evidence import evidence
@@ -18,7 +20,8 @@ from diawork.runs.experiment import run_experiment, run_suite, select_on
 from diawork.runs.methods import METHODS, label_of, method_config, resolve
 from diawork.runs.parents import shared_ddpm
 from diawork.runs.presets import preset
-from diawork.runs.run import ORACLE
+from diawork.runs.run import ORACLE, Run
+from diawork.runs.selfcheck import MOST, PseudoCheck
 from tests.conftest import make_images
 
 SMOKE = preset("smoke")
@@ -58,7 +61,7 @@ def test_a_search_scores_val_and_never_test(root, monkeypatch):
         DIA, "score", lambda self, images, **kw: (scored.append(images.split), score(self, images, **kw))[1]
     )
     found = run_experiment(SMOKE.override({"score.evaluate": "val"}), root=root, progress=False)
-    assert scored == ["val"] and set(found.result()["metrics"]) == {"val"}
+    assert set(scored) == {"val"} and set(found.result()["metrics"]) == {"val"}
     assert {line.split(",")[0] for line in (found.folder / "scores.csv").read_text().splitlines()[1:]} == {"val"}
     assert len(found.evidence()["statistics"]) == len(load("phantom").val)
 
@@ -235,3 +238,40 @@ def test_failure_is_recorded(tmp_path, monkeypatch):
         run_experiment(SMOKE.override({"detector": "csi"}), root=tmp_path, progress=False)
     state = json.loads(next(tmp_path.glob("*/status.json")).read_text())
     assert state["state"] == "failed" and "ZeroDivisionError" in state["error"]
+
+
+def test_a_p_value_stands_beside_each_test_score_from_healthy_validation_images(root):
+    run = run_experiment(method_config(SMOKE, "stats_knn"), root=root, progress=False)
+    header = (run.folder / "scores.csv").read_text().splitlines()[0]
+    val, test = run.scores("val"), run.scores("test")
+    healthy = val.loc[~val["anomalous"], "score"].to_numpy()
+    wanted = [(1 + (healthy >= score).sum()) / (1 + len(healthy)) for score in test["score"]]
+    assert header.endswith(",p_value") and test["p_value"].tolist() == pytest.approx(wanted, abs=0.02)
+    assert val["p_value"].isna().all()
+
+
+def test_a_runs_alarm_has_a_guarantee_and_a_run_without_p_values_is_read(root, tmp_path):
+    run = run_experiment(method_config(SMOKE, "stats_knn"), root=root, progress=False)
+    assert run.alarm(0.1).rate <= 0.1 and "On average over calibrations" in run.alarm(0.1).guarantee
+    older = Run(tmp_path)
+    older.write_scores([{key: row[key] for key in row if key != "p_value"} for row in csv_rows(run)])
+    older.finish(run.result())
+    assert older.scores()["p_value"].isna().all() and older.alarm(0.1) == run.alarm(0.1)
+
+
+def csv_rows(run):
+    return list(csv.DictReader((run.folder / "scores.csv").open()))
+
+
+def test_an_epoch_is_chosen_without_labels_and_every_run_is_checked_so(root, monkeypatch):
+    cfg = SMOKE.override({"detector": "csi", "train.select": "pseudo"})
+    result = run_experiment(cfg, root=root, progress=False).result()
+    assert result["selection"].startswith("best self-check, epoch ")
+    assert {"auroc", "low", "high", "verdict", "findings"} <= set(result["self_check"])
+
+
+def test_the_self_check_sees_no_label(splits):
+    detector = StatsKNN().fit(splits.train)
+    hidden = replace(splits.val.normal(), class_names=np.array(["?"] * len(splits.val.normal())))
+    one, other = PseudoCheck(splits.val).of(detector), PseudoCheck(hidden).of(detector)
+    assert one == other and one.n <= MOST and [row.kind for row in one.rows] == ["cutpaste", "poisson", "warp", "noise"]

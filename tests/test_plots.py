@@ -220,3 +220,11 @@ def test_bars_start_at_chance():
 def test_hostile_names_are_drawn_as_text(text):
     assert figures.png_bytes(figures.roc({text: [(SCORES, TRUTH)]}, title=text))
     assert figures.png_bytes(figures.image_grid(X, [text] * 4))
+
+
+def test_a_control_far_below_does_not_flatten_the_curve():
+    points = [(1, 0.90, 0.01), (2, 0.92, 0.01)]
+    figure = figures.auroc_curves({"DIA": points}, {"5-NN on pixels": 0.52, "CSI": 0.89}, xlabel="t")
+    assert figure.axes[0].get_ylim()[0] == pytest.approx(0.85)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert any("0.520, below the axis" in label for label in labels)

@@ -11,14 +11,18 @@ import pytest
 
 from diawork import figures
 from diawork.base.errors import DataError, UsageError
+from diawork.evaluation.comparison import CROSSED, IMAGES, Comparison, _tested
 from diawork.evaluation.metrics import auroc
 from diawork.figures import player_html
 from diawork.report import page as report
+from diawork.report.comparisons import Pair, compare, compare_all
 from diawork.report.findings import focus_of, headline
 from diawork.report.page import write_html
 from diawork.report.pictures import ALL, followed, shortcuts
-from diawork.report.published import paper_comparison, published
-from diawork.report.tables import SEARCHED, _joined, collect, compare, curves, paired, split_of, summary_table
+from diawork.report.published import beside_published, paper_comparison, published
+from diawork.report.tables import SEARCHED, _joined, collect, curves, groups, paired, split_of, summary_table
+from diawork.sweeps.file import list_sweeps
+from diawork.sweeps.sweep import Sweep
 
 CONTROL, ORACLE = "5-NN on statistics", "best single statistic (oracle)"
 PNG = b"\x89PNG not really"
@@ -285,7 +289,8 @@ def test_paired_difference_is_that_of_the_means(suite):
     row, means = paired(frame, "DIA", "CSI").iloc[0], summary_table(frame).set_index("label")["auroc"]
     assert row["difference"] == pytest.approx(means["DIA"] - means["CSI"])
     assert row["low"] < row["difference"] < row["high"]
-    assert (row["n"], row["seeds_a"], row["seeds_b"]) == (60, 3, 3)
+    assert (row["n_normal"], row["n_anomalous"], row["seeds_a"], row["seeds_b"]) == (20, 40, 3, 3)
+    assert row["covers"] == "images and seeds"
 
 
 def test_paired_against_itself_is_zero(suite):
@@ -360,6 +365,40 @@ def test_ours_and_theirs_stay_in_columns_of_their_own(suite):
     assert np.isnan(both.loc[CONTROL, "published"])
 
 
+def variants(root):
+    """DIA under two shifts, the other than the published one ahead on test."""
+    for shift, strength in (("rotation", 0.6), ("cutperm", 2.0)):
+        settings = {"detector": "dia", "views.shift": shift, "train.epochs": 30}
+        make_run(root, "DIA", strength=strength, settings=settings)
+    frame = collect(root)
+    labels = ["DIA, " + one["views.shift"] for one in frame["settings"]]
+    return frame.assign(row=labels, dataset="kvasir_polyp")
+
+
+def test_a_published_row_stands_beside_the_row_that_declares_it_not_beside_the_best(tmp_path):
+    frame = variants(tmp_path)
+    repeats = {"DIA, rotation": ["DIA", "shift rotation"]}
+    rows = pd.DataFrame(beside_published("t2", frame, repeats)["rows"])
+    ours = rows[rows["auroc"].notna()]
+    assert list(ours["label"]) == ["DIA, rotation"] and list(ours["setting"]) == ["shift rotation"]
+    assert ours["auroc"].iloc[0] < summary_table(frame)["auroc"].max()
+    assert rows.loc[rows["setting"] == "shift cutperm", "auroc"].isna().all()
+
+
+def test_a_row_beside_a_published_one_shows_the_settings_that_differ(tmp_path):
+    repeats = {"DIA, cutperm": ["DIA", ""], "DIA, rotation": ["DIA", "shift rotation"]}
+    rows = pd.DataFrame(beside_published("t2", variants(tmp_path), repeats)["rows"])
+    differs = rows.loc[rows["label"] == "DIA, rotation", "differs"].iloc[0]
+    assert "train.epochs 30, published 200" in differs and not any("views.shift" in one for one in differs)
+
+
+def test_what_a_shipped_sweep_repeats_is_published():
+    for sweep in map(Sweep.load, list_sweeps()):
+        rows = pd.concat([published()[:0], *map(published, sweep.published)])
+        repeated = {(row[0], " ".join(row[1:])) for row in sweep.repeats.values()}
+        assert repeated <= set(zip(rows["method"], rows["setting"], strict=True)), sweep.name
+
+
 def test_a_data_set_without_published_numbers_compares_nothing(tmp_path):
     make_run(tmp_path, dataset="phantom")
     assert paper_comparison(collect(tmp_path)).empty
@@ -368,16 +407,23 @@ def test_a_data_set_without_published_numbers_compares_nothing(tmp_path):
 # --- sentences --------------------------------------------------------------------------------------
 
 
-def told(rows, **test):
-    """The headline for rows (detector, auroc, control, oracle) and a test of the first against the second."""
+def told(rows, difference=None, se=0.005, **changes):
+    """The headline for rows (detector, auroc, control, oracle) and a comparison of the first with the second."""
     names = ["detector", "auroc", "control", "oracle"]
     table = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
     table = table.assign(label=table["detector"], auroc_low=table["auroc"] - 0.02, auroc_high=table["auroc"] + 0.02,
                          auroc_sd=0.01, seeds=3, split="test", val_auroc=0.9,
                          n_normal=234, n_anomalous=390)  # fmt: skip
     table = table.sort_values(["oracle", "auroc"], ascending=[True, False], ignore_index=True)
-    tests = pd.DataFrame([{"a": rows[0][0], "b": rows[1][0]} | test]) if test else pd.DataFrame()
-    return " ".join(headline(table, tests))
+    rivals = {} if difference is None else {rows[1][0]: compared(difference, se, **changes)}
+    return " ".join(headline(table, rivals))
+
+
+def compared(difference, se, covers=CROSSED, seeds=3):
+    test = _tested(difference, se, 40.0, 0.95)._asdict()
+    return Comparison(
+        **test, se=se, df=40.0, covers=covers, n_normal=234, n_anomalous=390, seeds_a=seeds, seeds_b=seeds
+    )
 
 
 DIA_ROW, CSI_ROW = ("DIA", 0.85, False, False), ("CSI", 0.83, False, False)
@@ -386,25 +432,40 @@ DIA_ROW, CSI_ROW = ("DIA", 0.85, False, False), ("CSI", 0.83, False, False)
 @pytest.mark.parametrize(
     ("other", "test", "says"),
     [
-        (
-            CSI_ROW,
-            {"difference": 0.02, "low": 0.01, "high": 0.03},
-            "+0.020 (95 % interval +0.010 to +0.030). DIA is ahead.",
-        ),
-        (CSI_ROW, {"difference": 0.02, "low": -0.01, "high": 0.05}, "these images do not tell the two apart"),
-        (CSI_ROW, {"difference": -0.03, "low": -0.05, "high": -0.01}, "CSI is ahead"),
-        (("stats", 0.8, True, False), {"difference": 0.05, "low": 0.01, "high": 0.09}, "DIA clears this control"),
-        (("stats", 0.84, True, False), {"difference": 0.01, "low": -0.01, "high": 0.03}, "DIA has not shown"),
-        (("stats", 0.9, True, False), {"difference": -0.05, "low": -0.09, "high": -0.01}, "It is a trivial control"),
+        (CSI_ROW, {"difference": 0.02}, "DIA is ahead of CSI. This rests on 624 images (234 healthy, 390 anomalous)"),
+        (CSI_ROW, {"difference": 0.02, "se": 0.02}, "DIA is not told apart from CSI (differences from 0.05"),
+        (CSI_ROW, {"difference": 0.001, "se": 0.002}, "DIA is equal within 0.01 to CSI."),
+        (CSI_ROW, {"difference": -0.03}, "DIA is behind CSI."),
+        (("stats", 0.8, True, False), {"difference": 0.05}, "DIA clears the best label-free control, stats."),
+        (("stats", 0.84, True, False), {"difference": 0.01, "se": 0.01}, "DIA has not shown"),
+        (("stats", 0.9, True, False), {"difference": -0.05}, "It is a trivial control"),
     ],
 )
 def test_headline_says_who_is_ahead_and_what_cannot_be_told(other, test, says):
     assert says in told([DIA_ROW, other], **test)
 
 
-@pytest.mark.parametrize(
-    ("area", "says"), [(0.3, "below chance"), (0.5, "small"), (0.9, "how much training alone moves")]
-)
+def test_one_seed_supports_no_lead_however_small_p_is():
+    said = told([DIA_ROW, CSI_ROW], difference=0.05, se=0.001, covers=IMAGES, seeds=1)
+    assert "not decided against CSI (one seed)" in said and "ahead" not in said
+
+
+def test_the_page_of_one_seed_names_nobody_ahead(quick, tmp_path):
+    make_run(tmp_path / "runs", "DIA", strength=2.5)
+    make_run(tmp_path / "runs", "CSI", strength=0.5)
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "undecided: one seed" in text and "is ahead" not in text
+
+
+def test_every_comparison_of_a_data_set_is_adjusted_for_their_number(suite):
+    rows = {name["label"]: runs for name, runs in groups(collect(suite))}
+    tests, failures = compare_all([Pair("DIA", other, rows["DIA"], rows[other]) for other in ("CSI", CONTROL)])
+    alone = compare(rows["DIA"], rows["CSI"])
+    assert not failures and {one.test.family for one in tests} == {2}
+    assert tests[0].test.low < alone.low and tests[0].test.high > alone.high
+
+
+@pytest.mark.parametrize(("area", "says"), [(0.5, "small"), (0.9, "how much training alone moves")])
 def test_headline_is_cautious(area, says):
     row = {"detector": "DIA", "label": "DIA", "auroc": area, "auroc_low": area - 0.08, "auroc_high": area + 0.08}
     row |= {
@@ -417,7 +478,18 @@ def test_headline_is_cautious(area, says):
         "oracle": False,
         "val_auroc": 0.9,
     }
-    assert says in " ".join(headline(pd.DataFrame([row]), pd.DataFrame()))
+    assert says in " ".join(headline(pd.DataFrame([row]), {}))
+
+
+def test_the_page_names_first_what_is_below_chance_and_why(quick, tmp_path):
+    check = {"auroc": 0.4, "low": 0.35, "high": 0.45, "n": 99, "verdict": "below chance", "follows": ["mean", -0.9]}
+    make_run(tmp_path / "runs", "DIA", strength=-2.0, self_check=check | {"findings": ["It is below chance."]})
+    make_run(tmp_path / "runs", CONTROL, strength=1.0)
+    page = write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()
+    text = Page(page).text
+    assert "DIA is below chance" in text and "follows the image's mean (rank correlation −0.90)" in text
+    assert text.index("DIA is below chance") < text.index("has the highest AUROC")
+    assert "DIA, seed 0, checked without labels: It is below chance." in text and "0.400" in text
 
 
 def test_the_focus_is_chosen_on_val_not_on_test():
@@ -587,7 +659,7 @@ def test_a_search_has_a_page_about_val_and_no_published_rows(tmp_path, quick):
         make_search(tmp_path / "runs", method, strength)
     frame = collect(tmp_path / "runs")
     assert split_of(frame) == "val" and summary_table(frame)["auroc"].notna().all()
-    assert compare(frame[:1], frame[1:])["n"] == 60
+    assert compare(frame[:1], frame[1:]).verdict == "undecided"  # one seed each
     page = write_html(frame, tmp_path / "page.html", title="t", asked="a").read_text()
     assert "Results on the validation images" in page and "anomalous validation images" in page
     assert "Results on the test" not in page and "Beside the paper" not in page
@@ -633,3 +705,30 @@ def test_a_page_shows_what_the_scores_follow(tmp_path):
     np.savez(folder / "evidence.npz", **arrays, statistics=np.random.rand(60, 2), statistics_names=names)
     page = write_html(collect(tmp_path), tmp_path / "page.html", title="t", asked="a").read_text()
     assert "What the scores follow" in page and "among the 20 healthy images" in page
+
+
+# --- what stands first ------------------------------------------------------------------------------------
+
+
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(quick, tmp_path):
+    smoke = {"train.epochs": 2, "train.epoch_size": "batches", "train.epoch_n": 3}
+    make_run(tmp_path / "smoke", settings=smoke)
+    make_run(tmp_path / "real", settings=smoke | {"train.epochs": 30})
+    texts = [
+        write_html(tmp_path / n, tmp_path / f"{n}.html", title="t", asked="a").read_text() for n in ("smoke", "real")
+    ]
+    assert ["the numbers mean nothing" in text for text in texts] == [True, False]
+
+
+def test_question_and_answer_come_before_results_and_data_notes_below(page):
+    text = Page(page).text
+    places = [text.index(said) for said in ("How well does", "has the highest AUROC", "Results on", "val has labels")]
+    assert places == sorted(places)
+
+
+def test_the_strip_says_what_was_measured_of_it(page):
+    assert "Larger t changes more, at every step from t = 50 to 400" in Page(page).text
+
+
+def test_published_methods_not_run_are_one_line(page):
+    assert re.search(r"<summary>12 published methods not run here", page)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from diawork.base.files import read_json
+from diawork.evaluation.comparison import _tested
 from diawork.evaluation.metrics import holm
 from diawork.report.sweep import AXES, _curve, _extent, baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
 from diawork.runs.experiment import run_experiment
@@ -56,8 +57,9 @@ def test_rows_are_named_by_the_sweep(folder):
 
 def test_every_row_is_tested_against_the_baseline_with_holm(folder):
     tests, failures = baseline_tests(sweep_frame(folder), "5-NN on statistics")
-    assert [t["b"] for t in tests] == ["5-NN on statistics"] * 2 and not failures
-    assert [t["p_holm"] for t in tests] == pytest.approx(list(holm([t["p"] for t in tests])))
+    assert [one.b for one in tests] == ["5-NN on statistics"] * 2 and not failures
+    alone = [_tested(one.test.difference, one.test.se, one.test.df, 0.95).p for one in tests]
+    assert [one.test.p for one in tests] == pytest.approx(list(holm(alone)))
 
 
 def test_the_page_says_n_of_n_and_loads_nothing(folder):

@@ -202,7 +202,7 @@ class TrainConfig(Frozen):
     momentum: Probability = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
     clip_norm: Positive | None = None
-    select: Literal["last", "val"] = "last"  # fixed epoch, or best validation AUROC; never test
+    select: Literal["last", "val", "pseudo"] = "last"  # fixed epoch, best validation AUROC or self-check; never test
     track_test: bool = False  # note the test AUROC of every epoch, for columns named oracle and nothing else
 
 

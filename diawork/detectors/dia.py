@@ -33,6 +33,9 @@ from diawork.method.training import History, epoch_batches, fit
 from diawork.method.views import BranchBuilder
 
 WEIGHTS = "detector"
+RULES = {  # by train.select
+    "last": "fixed epoch", "val": "best validation AUROC, epoch", "pseudo": "best self-check, epoch",
+}  # fmt: skip
 
 
 class DIA(Detector):
@@ -158,8 +161,7 @@ class DIA(Detector):
     @property
     def selection(self) -> str:
         """Which epoch's weights were kept, and by which rule."""
-        rule = "best validation AUROC, epoch" if self.cfg.train.select == "val" else "fixed epoch"
-        return f"{rule} {self.history.selected}"
+        return f"{RULES[self.cfg.train.select]} {self.history.selected}"
 
     @property
     def parameters(self) -> int:

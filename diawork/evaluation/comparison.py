@@ -66,6 +66,14 @@ class Comparison:
         return "equal" if self._within_margin else "open"
 
     @property
+    def swapped(self) -> Comparison:
+        """Return the comparison of b with a."""
+        return dataclasses.replace(
+            self, difference=-self.difference, low=-self.high, high=-self.low, seeds_a=self.seeds_b,
+            seeds_b=self.seeds_a,
+        )  # fmt: skip
+
+    @property
     def _within_margin(self) -> bool:
         return -self.margin < self.low and self.high < self.margin
 

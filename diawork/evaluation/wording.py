@@ -68,7 +68,8 @@ def conclusion(focus: str, rivals: Mapping[str, Comparison]) -> list[str]:
 
 def _basis(rivals: Mapping[str, Comparison]) -> str:
     first = next(iter(rivals.values()))
-    seeds = sorted({c.seeds_a for c in rivals.values()} | {c.seeds_b for c in rivals.values()})
+    sides = [(n, c.covers) for c in rivals.values() for n in (c.seeds_a, c.seeds_b)]
+    seeds = sorted({n for n, covers in sides if n > 1 or covers != CROSSED} or {1})  # a control's one row is no seed
     several = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     family = f", adjusted for {first.family} comparisons" if first.family > 1 else ""
     images = (

@@ -6,6 +6,7 @@ A detector has one colour everywhere, controls are grey and hatched.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -242,14 +243,21 @@ def cost_bars(rows: Sequence[Mapping[str, Any]], *, value: str, label: str, titl
 
 
 @styled
+def _bottom(lowest: Sequence[float]) -> float:
+    """Return where an axis starts that is about these AUROCs: 0.02 below, on a twentieth."""
+    return math.floor(20 * (min(lowest, default=0.0) - 0.02)) / 20
+
+
 def auroc_curves(
     series: Mapping[str, Sequence[tuple]], levels: Mapping[str, float], *, xlabel: str, split: str = "test"
 ) -> Figure:
     """Return AUROC on a split against one setting: ``series`` is name -> [(x, mean, sd)], ``levels`` what has no x.
 
-    An x is a number or a range (low, high); ranges are drawn from end to end, and not joined by a line.
+    An x is a number or a range (low, high); ranges are drawn from end to end, and not joined by a line. The axis
+    starts below the lowest point: a level further down stands in the legend alone.
     """
     figure, ((ax,),) = new_figure(7.8, 3.9)
+    bottom = _bottom([mean - np.nan_to_num(sd) for points in series.values() for _, mean, sd in points])
     for name, points in series.items():
         points = sorted(points, key=lambda point: np.mean(point[0]))
         low, high = np.array([np.broadcast_to(x, 2) for x, _, _ in points], float).T
@@ -259,7 +267,10 @@ def auroc_curves(
         ax.errorbar((low + high) / 2, mean, np.nan_to_num(sd), reach, marker="o", ms=4, lw=1.6, capsize=3,
                     label=word(name), **look)  # fmt: skip
     for name, value in levels.items():
-        ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}", **_line_look(name))
+        below = ", below the axis" if value < bottom else ""
+        ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}{below}", **_line_look(name))
     ax.set(xlabel=word(xlabel), ylabel=f"{split} AUROC (0.5 = chance)")
+    if any(value < bottom for value in levels.values()):
+        ax.set_ylim(bottom=bottom)
     figure.legend(loc="outside right upper")
     return figure

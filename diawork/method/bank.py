@@ -7,6 +7,8 @@ dissolving. Another model, range, bridge, grid or data set has another digest an
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,7 @@ class DissolvedBank:
 
     def _make(self, dissolver: Dissolver, x: Images, progress: bool) -> None:
         remove_orphans(self.path.parent)
+        begun = time.perf_counter()
         values = np.empty(self.shape, np.uint8)
         low, high = self.scale
         dissolver.expect(2 * len(self.ts) * len(x), BATCH, progress=progress)
@@ -79,7 +82,13 @@ class DissolvedBank:
                     y = (dissolver.at(rows, t).cpu() - low) / (high - low) * 255
                     values[start : start + len(rows), flip, i] = y.round().clamp(0, 255).byte().numpy()
                     bar.update()
-        write_json(self.path.with_suffix(".json"), {"sha256": write_array(self.path, values), "spec": self.spec})
+        record = {"sha256": write_array(self.path, values), "spec": self.spec, "seconds": time.perf_counter() - begun}
+        write_json(self.path.with_suffix(".json"), record)
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds that making it took, NaN where they were not noted."""
+        return float(read_json(self.path.with_suffix(".json")).get("seconds", math.nan))
 
     def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the stored views of images ``image`` (B,), mirrored where ``flip`` (B,), at random grid steps."""

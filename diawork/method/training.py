@@ -103,7 +103,7 @@ def fit(
 ) -> History:
     """Train ``encoder`` on healthy images (N, C, H, W) in [0, 1].
 
-    ``on_epoch(epoch, encoder)`` is called after every epoch; where ``train.select`` is "val" it must
+    ``on_epoch(epoch, encoder)`` is called after every epoch; where ``train.select`` is not "last" it must
     return the validation score, and the best epoch's weights are kept. Raises ``NumericError`` where
     something stops being finite and ``Interrupted`` after saving on a stop signal.
     """
@@ -180,7 +180,7 @@ class _Loop:
             return
         best = max((row["score"] for row in self.history.epochs), default=-math.inf)
         self.history.epochs.append({"epoch": epoch, "score": score})
-        if self.train.select == "val" and score > best:
+        if self.train.select != "last" and score > best:
             self.best = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
 
     def snapshot(self) -> tuple[Tensors, dict[str, Any]]:
@@ -209,9 +209,9 @@ class _Loop:
         """Leave the selected weights in the encoder, in eval mode."""
         history, select = self.history, self.train.select
         history.selected, history.seconds = self.train.epochs, time.perf_counter() - self.started
-        if select == "val":
+        if select != "last":
             if not self.best:
-                raise UsageError("train.select='val' needs a validation score after each epoch.")
+                raise UsageError(f"train.select={select!r} needs a validation score after each epoch.")
             self.encoder.load_state_dict(self.best)
             history.selected = int(max(history.epochs, key=lambda row: row["score"])["epoch"])
         self.encoder.eval()

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pandas as pd
 
-from diawork.evaluation.wording import interval, signed
+from diawork.evaluation.collapse import Facts, explain
+from diawork.evaluation.comparison import Comparison
+from diawork.evaluation.wording import conclusion, interval
 
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
 SPLITS = {"test": "test", "val": "validation"}  # in words
-UNDECIDED = "not told apart by these images"
-
-
-def reading(test: Any) -> str:
-    """Return what a paired difference a − b with interval says."""
-    if test["low"] > 0:
-        return f"{test['a']} is ahead"
-    return f"{test['b']} is ahead" if test["high"] < 0 else UNDECIDED
 
 
 def focus_of(table: pd.DataFrame) -> pd.Series:
@@ -41,8 +35,8 @@ def _measured(row: pd.Series) -> str:
     return f"{row['auroc']:.3f}{spread} ({interval(row['auroc_low'], row['auroc_high'], lead='95 % interval ')})"
 
 
-def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
-    """Return the findings on one data set from its summary rows and the paired tests of its focus."""
+def headline(table: pd.DataFrame, rivals: Mapping[str, Comparison]) -> list[str]:
+    """Return the findings on one data set from its summary rows and the comparisons of its focus with its rivals."""
     focus, fair = focus_of(table), table[~table["oracle"]]
     images = f"{focus['n_normal']} healthy and {focus['n_anomalous']} anomalous {SPLITS[focus['split']]} images"
     if fair.empty:
@@ -53,30 +47,32 @@ def headline(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         said.append("It is a trivial control: no trained detector here ranks better than simple image statistics.")
     if best["label"] != focus["label"]:
         said.append(f"{focus['label']} reaches {_measured(focus)}.")
-    return said + _comparisons(table, tests) + _oracle(table, fair) + _cautions(focus)
+    compared = [*conclusion(focus["label"], rivals), *_against_control(table, rivals)] if rivals else []
+    return said + compared + _oracle(table, fair) + _cautions(focus)
 
 
-def _comparisons(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
-    """Compare the focus with the best trained rival and the best control on the same images."""
-    said, rivals = [], rivals_of(table)
-    for control in (False, True):
-        best = rivals.loc[rivals["control"] == control, "label"][:1]
-        test = tests[tests["b"].isin(best)] if len(tests) else tests
-        said += [_comparison(row, control) for _, row in test.iterrows()]
+def _against_control(table: pd.DataFrame, rivals: Mapping[str, Comparison]) -> list[str]:
+    """Say whether the focus clears the best control."""
+    focus, controls = focus_of(table), rivals_of(table).query("control")
+    best = next((label for label in controls["label"] if label in rivals), None)
+    if best is None or focus["control"]:
+        return []
+    if rivals[best].verdict == "ahead":
+        return [f"{focus['label']} clears the best label-free control, {best}."]
+    return [f"{focus['label']} has not shown that it sees more than the best label-free control, {best}."]
+
+
+def warnings(table: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return what is below chance, blind or collapsed, and the likely reason: by the labels, and by the self-check."""
+    said = []
+    for _, row in table[~table["oracle"]].iterrows():
+        label, own = row["label"], runs[row["label"]]
+        follows = next((tuple(one) for one in own["check.follows"] if one), None)
+        said += explain(label, row["auroc_low"], row["auroc_high"], Facts(follows=follows))
+        for seed, verdict, findings in zip(own["seed"], own["check.verdict"], own["check.findings"], strict=True):
+            if verdict not in ("", "notices"):
+                said.append(f"{label}, seed {seed}, checked without labels: {' '.join(findings[:2])}")
     return said
-
-
-def _comparison(test: pd.Series, control: bool) -> str:
-    a, b = test["a"], test["b"]
-    named = f"the best label-free control, {b}" if control else b
-    gap = f"{signed(test['difference'])} ({interval(test['low'], test['high'], lead='95 % interval ', sign=True)})"
-    verdict = reading(test)
-    if verdict == UNDECIDED:
-        verdict = "The interval holds 0, so these images do not tell the two apart"
-    if control:
-        unproven = f"{verdict}; {a} has not shown that it sees more than such statistics do"
-        verdict = f"{a} clears this control" if test["low"] > 0 else unproven
-    return f"{a} minus {named}, on the same images: {gap}. {verdict}."
 
 
 def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
@@ -94,15 +90,7 @@ def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
 def _cautions(focus: pd.Series) -> list[str]:
     said = []
     half = (focus["auroc_high"] - focus["auroc_low"]) / 2
-    if pd.isna(half):
-        single = min(focus["n_normal"], focus["n_anomalous"]) < 2
-        why = "a class has a single image" if single else "every resample of these images says the same"
-        said.append(f"No interval can be given for the AUROC of {focus['label']}: {why}.")
-    if focus["auroc_high"] < 0.5:
-        said.append(f"{focus['label']} is below chance: it scores anomalous images lower than healthy ones.")
-    if focus["auroc_low"] == focus["auroc_high"] == 0.5:
-        said.append(f"All scores of {focus['label']} are equal: the model collapsed.")
-    elif half > COARSE:
+    if half > COARSE:
         said.append(f"The {SPLITS[focus['split']]} set is small: a single AUROC is known to about ±{half:.2f} only.")
     if focus["seeds"] == 1 and not focus["control"]:
         said.append("One seed was run, so how much training alone moves these numbers is unknown.")

@@ -21,10 +21,10 @@ from markupsafe import Markup
 from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
-from diawork.evaluation.metrics import holm
 from diawork.evaluation.wording import interval, signed
 from diawork.report.sections import section
 from diawork.report.tables import collect, groups, summary_table
+from diawork.runs.presets import preset
 from diawork.runs.run import Run
 
 MAX_BYTES = 5_000_000
@@ -43,7 +43,7 @@ def write_html(runs: Runs, out: Path | str, *, title: str, asked: str, sweep: di
     if out.is_dir():
         raise UsageError("the report needs a file name, this is a folder.", path=out, hint="For instance report.html.")
     for pictures in ("all", "few", "none"):
-        page = _render(_context(frame, out, pictures) | {"title": title, "asked": asked, "sweep": sweep})
+        page = _render(_context(frame, out, pictures, sweep) | {"title": title, "asked": asked, "sweep": sweep})
         if len(page.encode()) <= MAX_BYTES:
             break
     write_text(out, page)
@@ -86,24 +86,28 @@ def _pvalue(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _context(frame: pd.DataFrame, out: Path, pictures: str) -> dict[str, Any]:
+def _context(frame: pd.DataFrame, out: Path, pictures: str, sweep: dict[str, Any] | None) -> dict[str, Any]:
     table, rows = summary_table(frame), groups(frame)
     sections = []
     for name in dict.fromkeys(table["section"] if len(table) else ()):
         runs = {row["label"]: runs for row, runs in rows if row["section"] == name}
-        sections.append(section(table[table["section"] == name], runs, pictures))
-    pairs = [pair for one in sections for pair in one["pairs"]]
-    for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
-        pair["p_holm"] = p
+        sections.append(section(table[table["section"] == name], runs, pictures, sweep=sweep))
     environment, mixed = _environment(frame)
     return {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "reduced": pictures != "all", "sections": sections,
+        "smoke": bool(len(frame)) and any(map(_is_smoke, frame["settings"])),
         "finished": len(frame), "found": max(frame.attrs.get("found", 0), len(frame)),
         "missing": [*frame.attrs.get("unfinished", ()), *frame.attrs.get("unreadable", ())],
         "costs": table.to_dict("records"), "environment": environment, "mixed": mixed,
         "losses": _losses(rows) if pictures != "none" else None,
         "runs": [_details(name["label"], run, out) for name, runs in rows for _, run in runs.iterrows()],
     }  # fmt: skip
+
+
+def _is_smoke(settings: dict[str, Any]) -> bool:
+    """Say whether a run trained for as long as the preset ``smoke`` does."""
+    smoke = preset("smoke").flat()
+    return all(settings.get(key) == smoke[key] for key in ("train.epochs", "train.epoch_size", "train.epoch_n"))
 
 
 def _environment(frame: pd.DataFrame) -> tuple[dict[str, str], list[str]]:

@@ -12,6 +12,7 @@ import pandas as pd
 from diawork import figures
 from diawork.base.errors import DataError, DiaworkError
 from diawork.evaluation.metrics import followed
+from diawork.evaluation.strength import dissolving_strength
 from diawork.report.findings import SPLITS, focus_of
 from diawork.report.tables import pixel_table, score_pairs
 from diawork.runs.run import Run
@@ -83,7 +84,9 @@ def _dissolving(label: str, arrays: Arrays, few: bool) -> dict[str, Any]:
     kept = _steps_shown(ts)
     rows = arrays["strip_label"].astype(str).tolist() if "strip_label" in arrays else None
     figure = figures.dissolve_strip(strip[:, [0, *(i + 1 for i in kept)]], [ts[i] for i in kept], rows)
-    text = f"Images through the dissolver of {label} (Eq. 4): larger t removes larger structures."
+    changes = np.square(strip[:, 1:].astype(float) - strip[:, :1]).mean((2, 3))
+    grows = f" {dissolving_strength(changes, np.array(ts)).sentence}" if len(strip) > 1 and len(ts) > 1 else ""
+    text = f"Images through the dissolver of {label} (Eq. 4).{grows}"
     picture = {"strip": _picture(figure, text, 90)}
     if few:
         return picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,9 +12,12 @@ import pandas as pd
 from diawork.base.errors import pick
 from diawork.base.files import shipped
 from diawork.data.strictyaml import parse_yaml
-from diawork.report.tables import summary_table
+from diawork.detectors.registry import entry_of
+from diawork.report.tables import groups, summary_table
+from diawork.runs.presets import preset
 
 SAME_METHOD = {"gaussian blur in the slot": "Gaussian blur", "median blur in the slot": "Median blur"}
+SILENT = ("dissolve.t_range", "dissolve.bridge", "diffusion.seed")  # by data set, or which the paper does not say
 _OURS = [
     "dataset", "section", "label", "auroc", "auroc_sd", "auroc_low", "auroc_high", "seeds", "pretrained", "oracle",
     "control",
@@ -62,15 +65,19 @@ def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
-def beside_published(table: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """Return a published table as a sweep's page shows it, our rows beside it: same data, method and setting."""
+def beside_published(table: str, frame: pd.DataFrame, repeats: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return a published table as a sweep's page shows it, beside each row ours that says it repeats it.
+
+    ``repeats`` maps the label of our row to the published method and setting: no row is chosen by its score.
+    """
     theirs = published(table)
-    keys, numbers = ["dataset", "method", "setting"], ["auroc", "auroc_sd", "seeds"]
-    ours = summary_table(frame).reindex(columns=["dataset", "detector", "label", "split", *numbers])
-    ours = ours[ours["split"] == "test"].assign(method=ours["detector"].replace(SAME_METHOD))
-    parts = {} if frame.empty else dict(zip(frame["row"], frame["parts"], strict=True))
-    ours["setting"] = [("", *parts[label]) for label in ours["label"]]
-    both = theirs.merge(ours.explode("setting").drop_duplicates(keys)[keys + numbers], "left", keys)
+    ours = summary_table(frame).reindex(columns=["dataset", "label", "split", "auroc", "auroc_sd", "seeds"])
+    ours = ours[(ours["split"] == "test") & ours["label"].isin(list(repeats))]
+    ours["method"] = [repeats[label][0] for label in ours["label"]]
+    ours["setting"] = [" ".join(repeats[label][1:]) for label in ours["label"]]
+    both = theirs.merge(ours.drop(columns="split"), "left", ["dataset", "method", "setting"])
+    runs = {name["label"]: runs for name, runs in groups(frame)}
+    both["differs"] = [_differs(runs.get(row["label"]), row["setting"]) for _, row in both.iterrows()]
     cost = bool(theirs["dataset"].isna().all())
     both["where"] = both["metric"].str.replace("_", " ") if cost else both["dataset"]
     both["difference"] = both["auroc"] - both["value"]
@@ -80,6 +87,17 @@ def beside_published(table: str, frame: pd.DataFrame) -> dict[str, Any]:
     return source | {"rows": both.to_dict("records"), "cost": cost, "remarks": list(remarks)}
 
 
+def _differs(runs: pd.DataFrame | None, setting: str) -> list[str]:
+    """Return the settings in which runs differ from what the paper says (preset ``paper``, and the row's setting)."""
+    if runs is None or not runs["method"].iloc[0]:
+        return []
+    ours = runs["settings"].iloc[0]
+    uses = entry_of(runs["method"].iloc[0]).uses
+    theirs = preset("paper").flat() | _published_yaml()["settings"].get(setting, {})
+    keys = [key for key in theirs if key.partition(".")[0] in uses and key in ours and key not in SILENT]
+    return [f"{key} {ours[key]}, published {theirs[key]}" for key in keys if ours[key] != theirs[key]]
+
+
 def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     """Return ours and the published AUROC side by side, in columns of their own, for the data sets we ran.
 
@@ -87,15 +105,16 @@ def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
     number were exact. Methods that were not run here, and ours that nobody published, have gaps.
     """
     ours = summary_table(frame)
-    return ours if ours.empty else beside_paper(ours, table)
+    return ours if ours.empty else beside_paper(ours, {name["label"]: runs for name, runs in groups(frame)}, table)
 
 
-def beside_paper(ours: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
-    """Return ``paper_comparison`` of rows of a summary table."""
+def beside_paper(ours: pd.DataFrame, runs: Mapping[str, pd.DataFrame], table: str = "t1") -> pd.DataFrame:
+    """Return ``paper_comparison`` of rows of a summary table and the runs behind their labels."""
     ours = ours.assign(method=ours["detector"].replace(SAME_METHOD))[[*_OURS, "method"]]
     theirs = published(table).rename(columns={"value": "published", "sd": "published_sd"})
     theirs = theirs[(theirs["metric"] == "auroc") & theirs["dataset"].isin(set(ours["dataset"]))]
     both = theirs[_THEIRS].merge(ours[ours["dataset"].isin(set(theirs["dataset"]))], "outer", ["dataset", "method"])
+    both["differs"] = [_differs(runs.get(label), "") for label in both["label"]]
     both["label"] = both["label"].fillna(both["method"])
     for end in ("", "_low", "_high"):
         both[f"difference{end}"] = both[f"auroc{end}"] - both["published"]

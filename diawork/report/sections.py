@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,35 +11,51 @@ import pandas as pd
 from diawork import figures
 from diawork.base.errors import DiaworkError
 from diawork.data.manifests import load_manifest
-from diawork.report.findings import SPLITS, focus_of, headline, reading, rivals_of
+from diawork.evaluation.comparison import Comparison
+from diawork.evaluation.conformal import check_alarm
+from diawork.evaluation.wording import counted, limits
+from diawork.report.comparisons import Compared, Pair, compare_all
+from diawork.report.findings import SPLITS, focus_of, headline, rivals_of, warnings
 from diawork.report.pictures import Runs, draw_pictures
 from diawork.report.published import beside_paper
-from diawork.report.tables import DDPM_SEED, compare_all
+from diawork.report.tables import DDPM_SEED
+from diawork.runs.run import Run
+
+FALSE_ALARMS = 0.05  # share of healthy images
+CHOSEN_ON_VAL = ("best validation", "best self-check")
 
 
-def section(table: pd.DataFrame, runs: Runs, pictures: str) -> dict[str, Any]:
+def section(
+    table: pd.DataFrame, runs: Runs, pictures: str, *, sweep: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what the page says about one data set; ``table`` is its part of the summary table.
 
-    ``pictures`` is "all", "few" (no slider, fewer curves) or "none".
+    ``pictures`` is "all", "few" (no slider, fewer curves) or "none". A sweep brings its comparisons with a baseline,
+    which then are the only ones, and the published rows that its rows repeat.
     """
     dataset, name, split = (table[key].iloc[0] for key in ("dataset", "section", "split"))
-    paper = beside_paper(table)
+    paper = beside_paper(table, runs)
     paper = paper[paper["published"].notna() & (split == "test")]
+    if sweep:
+        declared = {label for label, row in sweep["repeats"].items() if len(row) == 1}
+        paper = paper[paper["label"].isin(list(declared))]
     values = dict(zip(paper["label"], paper["published"], strict=True))
     colors = [figures.detector_style(label)["color"] for label in table["label"]]
     table = table.assign(color=colors, published=[values.get(label, math.nan) for label in table["label"]])
-    focus = focus_of(table)["label"]
-    pairs = [({"a": focus, "b": rival}, runs[focus], runs[rival]) for rival in rivals_of(table)["label"]]
-    tests, failures = compare_all(pairs)
+    tests, failures = _comparisons(table, runs, sweep)
+    rivals = _of_focus(focus_of(table)["label"], tests)
     drawn, missing = draw_pictures(table, runs, pictures)
     title, facts = _facts(dataset)
     return drawn | {
         "title": title + name.removeprefix(dataset), "split": SPLITS[split], "facts": facts,
         "notes": list(dict.fromkeys(note for group in runs.values() for notes in group["notes"] for note in notes)),
-        "headline": headline(table, pd.DataFrame(tests)), "tiles": _tiles(table), "rows": table.to_dict("records"),
-        "low": math.floor(10 * max(0.0, min(0.5, table[["auroc", "auroc_low"]].min(axis=None)))) / 10,
+        "warnings": warnings(table, runs), "headline": headline(table, rivals),
+        "tiles": _tiles(table), "rows": table.to_dict("records"), "checked": bool(table["check_auroc"].notna().any()),
+        "question": _question(table),
+        "low": _axis_start(table),
         "models": _models(runs), "draws": _draws(table), "tracked": bool(table["oracle_epoch"].notna().any()),
-        "pairs": [test | {"reading": reading(test)} for test in tests], "failures": failures + missing,
+        "alarm": _alarm(runs[focus_of(table)["label"]], split), "failures": failures + missing,
+        "pairs": [one.row for one in tests], "limits": limits(rivals),
         "paper": paper.to_dict("records"), "ran": int(paper["auroc"].notna().sum()),
         "paper_remarks": _remarks(paper),
     }  # fmt: skip
@@ -60,6 +77,56 @@ def _models(runs: Runs) -> str:
     if all(seed == model for seed, model in pairs):
         return f"Each of the {len(seeds)} seeds has a diffusion model of its own, so ± speaks of its pretraining, too."
     return f"Diffusion models of the seeds {', '.join(map(str, seeds))} serve several seeds of the runs each."
+
+
+def _comparisons(table: pd.DataFrame, runs: Runs, sweep: Mapping[str, Any] | None) -> tuple[list[Compared], list[str]]:
+    """Return the comparisons with a sweep's baseline or, without one, of the focus with every rival as one family."""
+    if sweep and sweep["baseline"]:
+        return [one for one in sweep["tests"] if one.section == table["section"].iloc[0]], []
+    focus = focus_of(table)["label"]
+    return compare_all([Pair(focus, rival, runs[focus], runs[rival]) for rival in rivals_of(table)["label"]])
+
+
+def _alarm(runs: pd.DataFrame, split: str) -> list[str]:
+    """Say what an alarm at ``FALSE_ALARMS`` guarantees, and whether it held on the healthy test images (first seed)."""
+    run = Run(runs["folder"].iloc[0])
+    try:
+        alarm, scores = run.alarm(FALSE_ALARMS), run.scores(split)
+    except DiaworkError as error:
+        return [f"No threshold by false alarms: {error}"]
+    threshold = f"Alarm above {alarm.threshold:.3f} (first seed)."
+    if runs["selection"].str.startswith(CHOSEN_ON_VAL).any():
+        threshold += " The epoch was chosen on these validation images, which the guarantee does not cover."
+    if split == "val":
+        return [threshold, alarm.guarantee]
+    return [
+        threshold,
+        alarm.guarantee,
+        check_alarm(alarm, scores.loc[~scores["anomalous"], "score"].to_numpy()).sentence,
+    ]
+
+
+def _axis_start(table: pd.DataFrame) -> float:
+    """Return where the AUROC axis starts: below the trained detectors; a control further down stands at its edge."""
+    trained = table[~table["control"]]
+    lowest = (trained if len(trained) else table)[["auroc", "auroc_low"]].min(axis=None)
+    return max(0.0, math.floor(10 * lowest) / 10)
+
+
+def _question(table: pd.DataFrame) -> str:
+    """Return what this part of the page answers."""
+    focus, rivals = focus_of(table)["label"], rivals_of(table)
+    trained, controls = ((~rivals["control"]).sum(), rivals["control"].sum())
+    against = [counted(int(n), what) for n, what in ((trained, "other detector"), (controls, "control")) if n]
+    ahead = f", and is it ahead of {' and '.join(against)}" if against else ""
+    return f"How well does {focus} rank anomalous images above healthy ones{ahead}?"
+
+
+def _of_focus(focus: str, tests: Sequence[Compared]) -> dict[str, Comparison]:
+    """Return rival → comparison of the focus with it."""
+    return {one.b: one.test for one in tests if one.a == focus} | {
+        one.a: one.test.swapped for one in tests if one.b == focus
+    }
 
 
 def _draws(table: pd.DataFrame) -> str:

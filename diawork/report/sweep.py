@@ -10,11 +10,11 @@ import pandas as pd
 
 from diawork import figures
 from diawork.base.files import read_json, write_json
-from diawork.evaluation.metrics import holm
-from diawork.report.findings import SPLITS, UNDECIDED, reading
+from diawork.report.comparisons import Compared, Pair, compare_all
+from diawork.report.findings import SPLITS
 from diawork.report.page import links, write_html
 from diawork.report.published import beside_published
-from diawork.report.tables import collect, compare_all, groups, split_of, summary_table
+from diawork.report.tables import collect, groups, split_of, summary_table
 from diawork.sweeps.cell import ledger
 from diawork.sweeps.sweep import Sweep
 
@@ -26,7 +26,6 @@ AXES = {  # words for the settings that sweeps draw along x
     "data.lesion_size": "size of the lesions, px",
     "diffusion.data_fraction": "share of the healthy images given to the diffusion model",
 }
-LEVEL = 0.05  # of the adjusted p that a reading goes by
 
 
 def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
@@ -36,13 +35,13 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
     sweep, cells, frame = Sweep.read(folder), ledger(folder), sweep_frame(folder)
     tests, failures = baseline_tests(frame, sweep.baseline)
     states = cells.loc[cells["state"] != "done", "state"].value_counts()
-    added = sweep.model_dump(include={"notebook", "needs", "baseline", "conclusion"}) | {
-        "pairs": tests, "failures": failures,
+    added = sweep.model_dump(include={"notebook", "needs", "baseline", "conclusion", "repeats"}) | {
+        "tests": tests, "pairs": [one.row for one in tests], "failures": failures,
         "cells": [row | {"links": _links(row, out)} for row in cells.to_dict("records")],
         "done": int((cells["state"] == "done").sum()),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
         "plot": _curve(frame, sweep.x), "drawings": _drawings(cells),
-        "published": [beside_published(key, frame) for key in sweep.published],
+        "published": [beside_published(key, frame, sweep.repeats) for key in sweep.published],
     }  # fmt: skip
     asked = f"diawork sweep {sweep.name}{' --size ' + sweep.size if sweep.size else ''}"
     return write_html(frame, out, title=sweep.title, asked=asked, sweep=added)
@@ -57,7 +56,8 @@ def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
     kept = ["row", "dataset", "detector", "seed", "selection", "oracle_epoch", "digest", "data", *measured, "settings"]
     numbers = {
         "sweep": sweep.model_dump(include={"name", "title", "size", "baseline"}), "split": split_of(frame),
-        "rows": _plain(summary_table(frame)), "tests": _plain(pd.DataFrame(tests)), "not_compared": failures,
+        "rows": _plain(summary_table(frame)), "not_compared": failures,
+        "tests": _plain(pd.DataFrame([one.row for one in tests])),
         "runs": _plain(frame[kept]) if len(frame) else [],
     }  # fmt: skip
     write_json(out, numbers)
@@ -100,19 +100,16 @@ def _links(row: dict[str, Any], out: Path) -> list[tuple[str, str]]:
     return links([*files, Path(row["folder"]) / "executed.ipynb"], out)
 
 
-def baseline_tests(frame: pd.DataFrame, base: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the paired test of every row against the baseline, Holm over all, and what could not be compared."""
+def baseline_tests(frame: pd.DataFrame, base: str) -> tuple[list[Compared], list[str]]:
+    """Return the comparison of every row with the baseline, as one family, and what could not be compared."""
     pairs = []
     rows = groups(frame) if base else []
     for name, runs in rows:
         alike = [(other, theirs) for other, theirs in rows if other["section"] == name["section"]]
         other, theirs = _counterpart(runs, alike, base)
-        if other not in (None, name["label"]) and not runs["oracle"].any():
-            pairs.append(({"a": name["label"], "b": other, "section": name["section"]}, runs, theirs))
-    tests, failures = compare_all(pairs)
-    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test |= {"p_holm": float(p), "reading": reading(test) if p < LEVEL else UNDECIDED}
-    return tests, failures
+        if other is not None and theirs is not None and other != name["label"] and not runs["oracle"].any():
+            pairs.append(Pair(name["label"], other, runs, theirs, name["section"]))
+    return compare_all(pairs)
 
 
 def _counterpart(runs: pd.DataFrame, rows: list, base: str) -> tuple[str | None, pd.DataFrame | None]:

@@ -17,14 +17,15 @@ import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.detectors.registry import is_control
-from diawork.evaluation.metrics import paired_test
+from diawork.report.comparisons import Compared, compare
 from diawork.runs.run import Run, find_runs
 
 METRICS = ("auroc", "auprc", "fpr95")  # with an interval each
 AT_THRESHOLD = ("f1", "accuracy", "sensitivity", "specificity")
-COSTS = ("fit_seconds", "score_seconds", "peak_memory_mb", "parameters")
+COSTS = ("ddpm_seconds", "bank_seconds", "fit_seconds", "score_seconds", "peak_memory_mb", "parameters")
 NOISE = ("noise_share", "noise_auroc")  # what other augmented copies would do, where a detector draws any
 NEEDED = ("auroc", "auroc_low", "auroc_high", "n_normal", "n_anomalous")  # a run without any other metric is read
+CHECK = ("auroc", "low", "high", "n")  # of the self-check without labels
 OF_A_MAP = ("pixel_auroc", "pixel_auroc_low", "pixel_auroc_high", "aupro", "aupro_low", "aupro_high")
 SEARCHED = "scored on val alone, as part of a search"
 OLDER = "scored under draws {}, others here under {}: run its command again, which scores it anew"
@@ -34,7 +35,6 @@ PRINTED = {
     "label": "detector", "published": "published AUROC", "baseline_s": "released scheme, s", "ours_s": "ours, s",
 }  # fmt: skip
 DDPM_SEED = "diffusion.seed"
-Z95 = 1.959964  # half of a normal 95 % interval, in standard deviations
 _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretrained_weights")
 _NAME = ("dataset", "section", "detector", "variant", "label")
 
@@ -89,7 +89,13 @@ def _row(run: Run) -> dict[str, Any]:
         row |= {f"cost.{name}": value for name, value in result.get("cost", {}).items()}
         row["oracle_epoch"] = max(map(float, run.oracle_epochs().values()), default=math.nan)
         row["facts"] = {name: result[name] for name in ("diffusion_images", "matched") if name in result}
+        check = result.get("self_check") or {}
+        row |= {f"check.{name}": float(check.get(name, math.nan)) for name in CHECK}
+        row["check.findings"] = [str(sentence) for sentence in check.get("findings", ())]
+        row["check.verdict"] = str(check.get("verdict", ""))
+        row["check.follows"] = check.get("follows")
         settings = result.get("settings", {})
+        row["method"] = str(settings.get("detector", ""))
         row["settings"] = {k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")}
         known = [row[f"{split}.{name}"] for name in NEEDED]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,6 +179,7 @@ def _summary(runs: pd.DataFrame, split: str) -> dict[str, Any]:
     means = [f"{m}{end}" for m in METRICS for end in ("", "_low", "_high")] + [*AT_THRESHOLD, *NOISE]
     row: dict[str, Any] = {name: values(f"{split}.{name}").mean() for name in means}
     row |= {f"{m}_sd": values(f"{split}.{m}").std(ddof=1) for m in (*METRICS, *AT_THRESHOLD)}
+    row |= {f"check_{name}": values(f"check.{name}").mean() for name in CHECK}
     row |= {"oracle_epoch": values("oracle_epoch").mean(), "val_auroc": values("val.auroc").mean()}
     row |= {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
     row |= {"split": split, "oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}
@@ -239,9 +246,9 @@ def curves(frame: pd.DataFrame, split: str | None = None) -> dict[str, list[tupl
 
 
 def paired(frame: pd.DataFrame, a: str, b: str, split: str | None = None) -> pd.DataFrame:
-    """Return, for each data set with both, mean AUROC of a minus that of b on the same images.
+    """Return, for each data set with both, mean AUROC of a minus that of b over images and seeds, and what it says.
 
-    ``a`` and ``b`` are labels of ``summary_table``; how seeds are treated is said in ``compare``.
+    ``a`` and ``b`` are labels of ``summary_table``; how seeds are treated is said in ``comparisons.compare``.
     """
     sections: dict[str, dict[str, pd.DataFrame]] = {}
     for name, runs in groups(frame):
@@ -251,45 +258,5 @@ def paired(frame: pd.DataFrame, a: str, b: str, split: str | None = None) -> pd.
         if label not in known:
             raise UsageError(f"{label!r} is in no finished run.", hint=did_you_mean(label, known))
     both = [(section, labels) for section, labels in sections.items() if {a, b} <= set(labels)]
-    return pd.DataFrame([{"section": s, "a": a, "b": b} | compare(labels[a], labels[b], split) for s, labels in both])
-
-
-def compare(a: pd.DataFrame, b: pd.DataFrame, split: str | None = None) -> dict[str, float]:
-    """Return the paired comparison of two groups of runs (one a seed) on the same images.
-
-    Each seed of a is tested against each of b (DeLong) and the ends of their intervals are averaged, so that
-    the difference is that of the mean AUROCs and the interval speaks of one training. Scores averaged over
-    seeds would belong to an ensemble, which is another detector.
-    """
-    split = split or split_of(a)
-    _refuse_other_draws(pd.concat([a, b]))
-    left, right = ([Run(folder).scores(split) for folder in runs["folder"]] for runs in (a, b))
-    images = left[0][["index", "anomalous"]]
-    if any(not scores[["index", "anomalous"]].equals(images) for scores in (*left, *right)):
-        raise DataError("they did not score the same images.")
-    truth = images["anomalous"].to_numpy()
-    tests = [paired_test(x["score"].to_numpy(), y["score"].to_numpy(), truth) for x in left for y in right]
-    mean = pd.DataFrame(tests)[["difference", "low", "high"]].mean()
-    sd = (mean["high"] - mean["low"]) / (2 * Z95)
-    p = math.erfc(abs(mean["difference"]) / sd / math.sqrt(2)) if sd > 0 else float(mean["difference"] == 0)
-    return {"n": len(truth), "seeds_a": len(a), "seeds_b": len(b), **mean, "p": p}
-
-
-def _refuse_other_draws(runs: pd.DataFrame) -> None:
-    """Refuse to put runs side by side whose images were scored under different draws."""
-    schemes = runs[runs["draws"].notna()].groupby("draws")["run"]
-    if schemes.ngroups > 1:
-        what = "; ".join(f"draws {scheme:g}: {', '.join(dict.fromkeys(names))}" for scheme, names in schemes)
-        hint = "Run the commands of the older ones again, which scores them anew and trains nothing."
-        raise DataError(f"these runs were scored under different draws ({what}).", hint=hint)
-
-
-def compare_all(pairs: Iterable[tuple[dict[str, str], pd.DataFrame, pd.DataFrame]]) -> tuple[list[dict], list[str]]:
-    """Compare each (names ``a`` and ``b``, runs of a, runs of b); return the tests, and why some could not be made."""
-    tests, failures = [], []
-    for names, a, b in pairs:
-        try:
-            tests.append(names | compare(a, b))
-        except DiaworkError as error:
-            failures.append(f"{names['a']} and {names['b']} could not be compared: {error.what}")
-    return tests, failures
+    tests = [Compared(a, b, section, compare(labels[a], labels[b], split)) for section, labels in both]
+    return pd.DataFrame([one.row for one in tests])

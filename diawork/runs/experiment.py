@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -23,23 +24,36 @@ from diawork.data.images import ImageSet, Splits
 from diawork.data.variants import open_data
 from diawork.detectors.face import Detector, EpochHook
 from diawork.detectors.registry import entry_of
+from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.dissolve import Dissolver
 from diawork.method.matching import matched
 from diawork.runs.checks import refuse_misfits
 from diawork.runs.evidence import evidence
 from diawork.runs.methods import fills_slot, label_of, method_config, needs_ddpm, resolve
-from diawork.runs.parents import diffusion_data, run_dissolver, shared_bank, shared_ddpm
-from diawork.runs.run import Run, runs_root
+from diawork.runs.parents import ddpm_seconds, diffusion_data, run_dissolver, shared_bank, shared_ddpm
+from diawork.runs.run import Run, known_patients, runs_root
+from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, recorded
 
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
 
 
 def select_on(split: str, splits: Splits) -> EpochHook:
-    """Return the only selector there is: validation AUROC after an epoch. It refuses ``test``."""
-    if split != "val":
-        raise UsageError(f"selection on {split!r} is not offered; a run may be selected on 'val' only.")
+    """Return what an epoch is chosen by: validation AUROC ("val") or, without labels, the self-check ("pseudo").
+
+    It refuses ``test``.
+    """
+    if split not in ("val", "pseudo"):
+        raise UsageError(f"selection on {split!r} is not offered; a run may be selected on 'val' or 'pseudo'.")
     images = splits.val
+    if split == "pseudo":
+        if not checkable(images):
+            raise UsageError(
+                f"{images.name} has too few healthy validation images to select on; {LEAST} are needed.",
+                hint="Use train.select='last'.",
+            )
+        check = PseudoCheck(images)
+        return lambda _, detector: check.of(detector).auroc
     if not len(images):
         raise UsageError(f"{images.name} has no validation images to select on.", hint="Use train.select='last'.")
     return lambda _, detector: auroc(detector.score(images, samples=1).total, images.anomalous)
@@ -88,13 +102,17 @@ def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[I
     start = time.perf_counter()
     _fit(detector, cfg, splits, run, progress=where["progress"])
     cost = {"fit_seconds": max(time.perf_counter() - start, detector.seconds)}
+    cost |= {name: seconds for name, seconds in slot.cost.items() if not math.isnan(seconds)}
     metrics, rows = _evaluate(detector, evaluated, cost)
+    facts = slot.facts
+    if checkable(splits.val) and not detector.oracle:
+        facts = facts | {"self_check": recorded(PseudoCheck(splits.val).of(detector))}
     run.write_scores(rows)
     if not kind.control:
         last = evaluated[-1]
         last_rows = [row for row in rows if row["split"] == last.split]
         run.write_evidence(evidence(splits, last, last_rows, detector=detector, dissolver=slot.dissolver))
-    run.finish(_result(run, detector, cfg, metrics, cost) | slot.facts)
+    run.finish(_result(run, detector, cfg, metrics, cost) | facts)
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ class _Slot:
     training: Any = None  # the dissolver or its bank
     strength: dict[str, Any] = field(default_factory=dict)  # settings of an alternative made as strong as the DDPM's
     facts: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)  # of what it is made with, shared by other runs
 
 
 def _fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> _Slot:
@@ -114,13 +133,16 @@ def _fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> 
     ddpm = shared_ddpm(cfg, splits, **where)
     dissolver = run_dissolver(cfg, ddpm, compute=where["compute"])
     facts: dict[str, Any] = {"diffusion_images": ddpm.data["images"]}  # the count behind a data ratio
+    cost = {"ddpm_seconds": ddpm_seconds(ddpm)}
     if fills_slot(cfg):
         rest = {"root": where["root"], "progress": where["progress"]}
         bank = shared_bank(dissolver, ddpm, splits, **rest) if cfg.dissolve.bank_steps else None
-        return _Slot(dissolver, dissolver if bank is None else bank, facts=facts)
+        if bank is not None:
+            cost["bank_seconds"] = bank.seconds
+        return _Slot(dissolver, dissolver if bank is None else bank, facts=facts, cost=cost)
     strength = run.settled("matched.json", lambda: matched(cfg.dissolve, dissolver, splits.train.normal().images))
     settings = {f"dissolve.{name}": value for name, value in strength["settings"].items()}
-    return _Slot(strength=settings, facts=facts | {"matched": strength})
+    return _Slot(strength=settings, facts=facts | {"matched": strength}, cost=cost)
 
 
 def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str, Any]:
@@ -132,7 +154,7 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
 
 
 def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: bool) -> None:
-    choose = select_on("val", splits) if cfg.train.select == "val" else None
+    choose = None if cfg.train.select == "last" else select_on(cfg.train.select, splits)
     hook = _tracked(choose, splits.test, run) if cfg.train.track_test else choose
     detector.fit(splits.train, folder=run.folder, on_epoch=hook, progress=progress)
     if detector.steps:
@@ -163,24 +185,32 @@ def _evaluate(
     start = time.perf_counter()
     scores = [detector.score(images) for images in evaluated]
     cost["score_seconds"] = time.perf_counter() - start
-    threshold, metrics, rows = None, {}, []
+    threshold, healthy, metrics, rows = None, None, {}, []
     for images, one in zip(evaluated, scores, strict=True):
         if images.split == "val" and not detector.oracle:  # an oracle has no rule to carry over
             threshold = threshold_at_specificity(one.total[~images.anomalous], SPECIFICITY)
+            healthy = calibrate(one.total[~images.anomalous], known_patients(images.normal().patients))
         metrics[images.split] = summary(one.total, images.anomalous, threshold=threshold)
         if one.noise is not None:
             metrics[images.split] |= draws_noise(one.total, one.noise, images.anomalous)
-        rows += _score_rows(images, one.total, one.parts)
+        p_values = healthy.p_values(one.total) if healthy is not None and images.split != "val" else None
+        rows += _score_rows(images, one.total, one.parts, p_values)
     return metrics, rows
 
 
-def _score_rows(images: ImageSet, total: np.ndarray, parts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def _score_rows(
+    images: ImageSet, total: np.ndarray, parts: Mapping[str, np.ndarray], p_values: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Return the rows of ``scores.csv``; the images that calibrate have no p value of their own."""
     rows = []
     for i, value in enumerate(total):
         row = {"split": images.split, "index": int(images.index[i]), "class_name": str(images.class_names[i])}
         row |= {"anomalous": int(images.anomalous[i]), "score": f"{value:.6g}"}
         for name, array in parts.items():
             row |= {f"{name}_{k}": f"{v:.6g}" for k, v in enumerate(array[i])}
+        if images.patients is not None:
+            row["patient"] = str(images.patients[i])
+        row["p_value"] = "" if p_values is None else f"{p_values[i]:.6g}"
         rows.append(row)
     return rows
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from pathlib import Path
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError
-from diawork.base.files import digest, sha256_file
+from diawork.base.files import digest, read_json, sha256_file, write_json
 from diawork.base.locks import locked
 from diawork.data.images import Splits, load
 from diawork.method.bank import DissolvedBank
@@ -17,6 +19,8 @@ from diawork.method.dissolve import Dissolver
 from diawork.runs.checks import refuse_misfits
 from diawork.runs.methods import resolve
 from diawork.runs.run import runs_root, slug
+
+SECONDS = "seconds.json"  # of a DDPM's pretraining
 
 
 def diffusion_data(cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None = None) -> Splits:
@@ -49,7 +53,17 @@ def shared_ddpm(
     identity = digest([settings.identity(), bridge, train.identity])
     folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"
     with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):
-        return pretrain_ddpm(train, settings, bridge=bridge, compute=compute, folder=folder, progress=progress)
+        whole, start = not any(folder.glob("*.safetensors")), time.perf_counter()
+        ddpm = pretrain_ddpm(train, settings, bridge=bridge, compute=compute, folder=folder, progress=progress)
+        if whole:  # of a continued one the time before is not known
+            write_json(folder / SECONDS, time.perf_counter() - start)
+        return ddpm
+
+
+def ddpm_seconds(ddpm: DDPM) -> float:
+    """Return the seconds that a shared DDPM's pretraining took, NaN where it was continued or made elsewhere."""
+    path = ddpm.folder / SECONDS if ddpm.folder else None
+    return float(read_json(path)) if path and path.exists() else math.nan
 
 
 def run_dissolver(

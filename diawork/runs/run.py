@@ -37,6 +37,7 @@ from diawork.base.files import (
 )
 from diawork.base.locks import locked
 from diawork.detectors.registry import is_control
+from diawork.evaluation.conformal import Alarm, alarm, calibrate
 
 SCHEMA = 1
 CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
@@ -85,6 +86,11 @@ def find_runs(root: Path | str) -> list[Run]:
         raise UsageError("this folder of runs does not exist.", path=root)
     files = [path for name in ("config.json", "status.json", "result.json") for path in Path(root).rglob(name)]
     return [Run(folder) for folder in sorted({path.parent for path in files})]
+
+
+def known_patients(patients: np.ndarray | None) -> np.ndarray | None:
+    """Return the patient of each image, or None where one is not known: each image then stands for itself."""
+    return patients if patients is not None and all(patients) else None
 
 
 class Run:
@@ -210,17 +216,32 @@ class Run:
     def scores(self, split: str | None = None) -> pd.DataFrame:
         """Return ``scores.csv`` of a split (default: the primary one), a row an image, ordered by index.
 
-        Columns: index, class_name, anomalous (bool), score, and the parts of detectors that have any.
+        Columns: index, class_name, anomalous (bool), score, the parts of detectors that have any, and p_value: small
+        where few healthy validation images score as high (NaN where they calibrate, and in older runs).
         Raises ``DataError`` where the file is missing or damaged.
         """
         path = self.folder / "scores.csv"
         try:
-            scores = pd.read_csv(path, dtype={"class_name": str}, keep_default_na=False)
+            scores = pd.read_csv(path, dtype={"class_name": str, "patient": str}, keep_default_na=False)
             scores = scores[scores["split"] == (split or self.primary_split)].drop(columns="split")
             scores = scores.assign(anomalous=scores["anomalous"].astype(int).astype(bool))
+            p_value = pd.to_numeric(scores["p_value"]) if "p_value" in scores else math.nan
+            scores = scores.drop(columns="p_value", errors="ignore").assign(p_value=p_value)
             return scores.astype({"index": int, "score": float}).sort_values("index", ignore_index=True)
         except (OSError, ValueError, LookupError) as error:
             raise DataError(f"the scores cannot be read ({error}).", path=path.name) from None
+
+    def alarm(self, rate: float = 0.05, *, confidence: float | None = None) -> Alarm:
+        """Return the threshold that raises a false alarm on at most ``rate`` of healthy images, with its guarantee.
+
+        Calibrated by the healthy validation images, by patient where known; ``confidence`` as in ``conformal.alarm``.
+        """
+        if self.result().get("oracle"):
+            raise UsageError("an oracle has no threshold to carry over.", path=self.folder.name)
+        val = self.scores("val")
+        healthy = val[~val["anomalous"]]
+        patients = known_patients(healthy["patient"].to_numpy() if "patient" in healthy else None)
+        return alarm(calibrate(healthy["score"].to_numpy(), patients), rate, confidence=confidence)
 
     def parts(self, split: str | None = None) -> dict[str, np.ndarray]:
         """Return the parts of the scores (N, K) by name, in the order of ``scores``; of a control there are none."""

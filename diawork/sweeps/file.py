@@ -30,6 +30,7 @@ def _different(seeds: list[int]) -> list[int]:
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], AfterValidator(_different)]
 TextOrTexts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+PublishedRow = Annotated[list[str], Field(min_length=1, max_length=2)]  # method, and setting where the row has one
 Columns = dict[str, list[Any]]
 
 
@@ -99,6 +100,7 @@ class Heading(StrictModel):
     name: Annotated[str, AfterValidator(_word)]
     title: str = ""
     published: TextOrTexts = []  # table keys of published.yaml, printed beside ours
+    repeats: dict[str, PublishedRow] = {}  # our row → the published row that it repeats
     baseline: str = ""  # the label, or part of one, against which the others are tested
     x: str = ""  # the axis that a plot puts on x
     needs: list[str] = []  # sets and methods that were not run: their published rows stand alone

@@ -149,6 +149,9 @@ class Plan:
         with self.source.at("baseline"):
             _require(self.file.baseline, labels, f"baseline {self.file.baseline!r} is not a row.")
         varied = {key for cell in self.cells for key in cell.point}
+        for row in self.file.repeats:
+            with self.source.at("repeats", row):
+                _require(row, {cell.label for cell in self.cells}, f"repeats names {row!r}, which is not a row.")
         with self.source.at("x"):
             _require(self.file.x, varied, f"x: {self.file.x!r} is not on an axis.")
 

@@ -148,6 +148,8 @@ class ScoreExplorer(Explorer):
         opened, role = self._open(), "anomalous" if row["anomalous"] else "healthy"
         kind = role if row["class_name"] == role else f"{row['class_name']} ({role})"
         text = f"rank {row['rank']} of {len(opened.scores)}: {kind}, score {row['score']:.3f} (higher = more anomalous)"
+        if not np.isnan(row["p_value"]):
+            text += f", p {row['p_value']:.3g} among healthy images"
         if opened.threshold is None:
             return text
         called = "anomalous" if row["score"] > opened.threshold else "healthy"
