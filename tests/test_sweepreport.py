@@ -66,7 +66,7 @@ def test_the_page_says_n_of_n_and_loads_nothing(folder):
     page = write_sweep_html(folder)
     text = page.read_text("utf-8")
     assert "3 of 4 cells finished" in text and "1 pending" in text and "CSI, seed 0: pending" in text
-    assert "Controls &lt;beside&gt; one another" in text and "Not run here" in text and "GANomaly" in text
+    assert "Controls &lt;beside&gt; one another" in text and "not run here" in text and "GANomaly" in text
     assert "<script" not in text and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
     links = r'href="([^"]+)"'
     assert len(text) < 5_000_000 and all((page.parent / link).exists() for link in re.findall(links, text))

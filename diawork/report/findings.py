@@ -90,6 +90,10 @@ def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:
 def _cautions(focus: pd.Series) -> list[str]:
     said = []
     half = (focus["auroc_high"] - focus["auroc_low"]) / 2
+    if pd.isna(half):
+        single = min(focus["n_normal"], focus["n_anomalous"]) < 2
+        why = "a class has a single image" if single else "every resample of these images says the same"
+        said.append(f"No interval can be given for the AUROC of {focus['label']}: {why}.")
     if half > COARSE:
         said.append(f"The {SPLITS[focus['split']]} set is small: a single AUROC is known to about ±{half:.2f} only.")
     if focus["seeds"] == 1 and not focus["control"]:

@@ -110,7 +110,7 @@ def _axis_start(table: pd.DataFrame) -> float:
     """Return where the AUROC axis starts: below the trained detectors; a control further down stands at its edge."""
     trained = table[~table["control"]]
     lowest = (trained if len(trained) else table)[["auroc", "auroc_low"]].min(axis=None)
-    return max(0.0, math.floor(10 * lowest) / 10)
+    return min(max(0.0, math.floor(10 * lowest) / 10), 0.9)
 
 
 def _question(table: pd.DataFrame) -> str:
