@@ -35,6 +35,7 @@ _ROOMS = {  # what a notebook types; the rest is imported from its room
     "runs.experiment": ("run_experiment", "run_suite"),
     "runs.methods": ("METHODS",),
     "runs.parents": ("run_dissolver", "shared_ddpm"),
+    "runs.predict": ("load_detector",),
     "runs.presets": ("preset",),
     "sweeps.launch": ("run_sweep",),
     "sweeps.sweep": ("Sweep",),

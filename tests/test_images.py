@@ -373,7 +373,7 @@ def test_a_missing_file_says_where_it_was_looked_for_and_how_to_get_it(tmp_path,
     monkeypatch.setenv("DIAWORK_DATA", str(tmp_path / "data"))
     with pytest.raises(DataError) as caught:
         load("breastmnist")
-    for word in (tmp_path / "data", tmp_path / "home" / "data", ".cache/diawork", "diawork data download breastmnist",
+    for word in (tmp_path / "data", tmp_path / "home" / "data", ".cache/diawork", "diawork data get breastmnist",
                  "zenodo.org", "CC BY 4.0", "DIAWORK_DATA"):  # fmt: skip
         assert str(word) in str(caught.value)
 

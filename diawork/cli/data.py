@@ -1,4 +1,4 @@
-"""``diawork data``: list, describe, download and check data sets."""
+"""``diawork data``: list, describe, get, check and scan data sets."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from diawork.cli import options
-from diawork.cli.options import say
+from diawork.cli.options import path_option, say
 
 
 @click.group()
 def data() -> None:
-    """List, describe, download and check data sets."""
+    """List, describe, get, check and scan data sets."""
 
 
 @data.command("list")
@@ -36,9 +36,35 @@ def show(name: str, data_root: Path | None) -> None:
 @data.command()
 @click.argument("name")
 @options.data_root
-def download(name: str, data_root: Path | None) -> None:
+def get(name: str, data_root: Path | None) -> None:
     """Download a data set from its published address and verify its checksum."""
     _describe(name, data_root, download=True)
+
+
+data.add_command(get, "download")  # its name of old
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@path_option("--out", help="The manifest [default: beside the folder, by its name].")
+@click.option("--normal", default="", metavar="CLASS", help="The healthy class, where its name does not say so.")
+def scan(folder: Path, out: Path | None, normal: str) -> None:
+    """Guess the manifest of a FOLDER of images, and say what was assumed; a contact sheet lies beside it."""
+    from diawork import figures
+    from diawork.base.files import write_bytes
+    from diawork.data.readers.scan import guess_manifest, write_guess
+
+    guess = guess_manifest(folder.resolve(), normal=normal)
+    path = write_guess(guess, folder.resolve(), out)
+    shown = [(name, guess.opened[file]) for name, files in guess.examples.items()
+             for file in [file for file in files if file in guess.opened][:8]]  # fmt: skip
+    sheet = figures.image_grid([image for _, image in shown], [name for name, _ in shown])
+    write_bytes(path.with_suffix(".png"), figures.png_bytes(sheet))
+    for (split, name), n in sorted(guess.counts.items()):
+        say(f"{split:<6} {name:<24} {n:>9,} images")
+    for text in guess.assumed:
+        say(f"assumed: {text}")
+    say(f"written: {path}, contact sheet {path.with_suffix('.png').name}; read both, then: diawork data show {path}")
 
 
 def _describe(name: str, data_root: Path | None, *, download: bool = False) -> None:

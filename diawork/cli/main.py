@@ -1,4 +1,4 @@
-"""The command line: ``diawork doctor | data | demo | run | sweep | report | bench | notebook``."""
+"""The command line: ``diawork doctor | data | demo | run | score | sweep | report | bench | notebook``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from diawork.cli import options
 from diawork.cli.data import data
 from diawork.cli.options import STOPS, pairs, parse_overrides, path_option, say
 from diawork.cli.run import demo, report, run
+from diawork.cli.score import score
 from diawork.cli.sweep import sweep
 
 
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (data, demo, run, report, sweep):
+for command in (data, demo, run, report, score, sweep):
     cli.add_command(command)
 
 

@@ -60,7 +60,7 @@ def root_of(path: Path, manifest: Manifest) -> Path:
 def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
     how = "Please"
     if manifest.url:
-        how = f"`diawork data download {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
+        how = f"`diawork data get {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
     elif manifest.source:
         how = f"Get it from {manifest.source} ({manifest.licence}) and"
     what = f"{manifest.place} was not found; looked in {', '.join(map(printable, roots))}."

@@ -56,12 +56,14 @@ class _Control(Detector):
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
 
-    def fit(self, train: ImageSet, **_: Any) -> Self:
-        """Learn from the healthy images of ``train`` alone."""
+    def fit(self, train: ImageSet, *, folder: Path | str | None = None, **_: Any) -> Self:
+        """Learn from the healthy images of ``train`` alone; saved in ``folder``, so that a run can be applied."""
         healthy = train.normal()
         if not len(healthy):
             raise DataError(f"no normal images in the split {train.split!r} of {train.name!r} to learn from.")
         self.arrays = self._learn(self._features(healthy))
+        if folder is not None:
+            self.save(folder)
         return self
 
     def score(self, images: ImageSet, **_: Any) -> Scores:

@@ -144,7 +144,7 @@ class DIA(Detector):
             raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
         return self.bank
 
-    def map_methods(self, dissolve: Occupant | None, healthy: ImageSet) -> MapMethods:
+    def map_methods(self, dissolve: Occupant | None, healthy: ImageSet | None) -> MapMethods:
         """Return the maps worth measuring with an occupant of the slot at hand."""
         return measured_maps(AnomalyMaps(self, operator=dissolve, healthy=healthy))
 

@@ -37,6 +37,7 @@ class Detector(ABC):
     oracle: ClassVar[bool] = False  # looks at the labels that it is evaluated on
     requires_weights: ClassVar[bool] = False  # pretrained elsewhere
     weights: str = ""  # which ones, in words
+    healthy: np.ndarray | None = None  # places in the training split of the images that ``nearest`` counts
     has_map: ClassVar[bool] = False  # makes maps of its own, without a dissolver
 
     @property
@@ -97,6 +98,6 @@ class Detector(ABC):
     def load(cls, folder: Path | str, *, compute: Any = None) -> Self:
         """Load what ``save`` wrote, ready to score."""
 
-    def map_methods(self, dissolve: Any, healthy: ImageSet) -> MapMethods:
+    def map_methods(self, dissolve: Any, healthy: ImageSet | None) -> MapMethods:
         """Return the anomaly maps that a report measures, by name."""
         return {}

@@ -148,7 +148,7 @@ class Learned(Detector):
             maps = enlarged(maps, self.shape[1:]).float().cpu()
         return score.double().cpu(), maps
 
-    def map_methods(self, dissolve: Any, healthy: ImageSet) -> MapMethods:
+    def map_methods(self, dissolve: Any, healthy: ImageSet | None) -> MapMethods:
         """Return the detector's own map, where it has one."""
         return {MAP: self.maps} if self.has_map else {}
 

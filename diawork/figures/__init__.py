@@ -18,9 +18,12 @@ from diawork.figures.charts import (
 from diawork.figures.images import (
     FIGURE_STEPS,
     STEP_LABEL,
+    colours,
     dissolve_strip,
     image_grid,
     nearest_neighbours,
+    overlay,
+    pixels_png,
     png_bytes,
     views_grid,
 )
@@ -29,8 +32,9 @@ from diawork.figures.slider import DissolveFrames, dissolve_frame, dissolve_fram
 
 __all__ = [
     "BRANCHES", "EXCLUDED", "FIGURE_STEPS", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Pairs",
-    "Reasons", "ablation_bars", "auroc_curves", "cost_bars", "detector_style", "dissolve_frame", "dissolve_frames",
-    "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours", "pair_figure",
-    "player_html", "png_bytes", "roc", "score_figure", "score_histogram", "similarity_matrix", "table_map",
+    "Reasons", "ablation_bars", "auroc_curves", "colours", "cost_bars", "detector_style", "dissolve_frame",
+    "dissolve_frames", "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours",
+    "overlay", "pair_figure", "pixels_png", "player_html", "png_bytes", "roc", "score_figure", "score_histogram",
+    "similarity_matrix", "table_map",
     "views_grid",
 ]  # fmt: skip

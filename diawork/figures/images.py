@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import matplotlib.image
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -168,3 +169,25 @@ def nearest_neighbours(errors_images: Any, errors_nearest: Any, scores: Any, lab
     axes[1, 0].set_ylabel("nearest healthy\ntraining image")
     figure.suptitle("worst errors (score: higher = more anomalous)", fontsize=9.5)
     return figure
+
+
+def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3): an image (C, H, W) in [0, 1] under its map (H, W), from its lowest value to its highest."""
+    span = max(float(np.ptp(values)), 1e-12)
+    heat = (values - values.min()) / span
+    colour = matplotlib.colormaps["inferno"](heat)[..., :3]
+    strength = 0.65 * heat[..., None]
+    return (1 - strength) * colours(image) + strength * colour
+
+
+def colours(image: np.ndarray) -> np.ndarray:
+    """Return an image, grey or in colour, as (H, W, 3) in [0, 1]."""
+    image = np.clip(channels_last(image), 0, 1)
+    return np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image
+
+
+def pixels_png(image: np.ndarray) -> bytes:
+    """Return an image (H, W, 3) in [0, 1] as PNG bytes, pixel for pixel."""
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, np.clip(image, 0, 1), format="png")
+    return buffer.getvalue()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -29,6 +30,7 @@ from diawork.runs.run import Run
 
 MAX_BYTES = 5_000_000
 MOST_POINTS = 1_000  # of one loss curve
+SHOWN, LISTED = 60, 200  # new images on their page, and files left out that it names
 Runs: TypeAlias = pd.DataFrame | Path | str | Iterable[Path | str]
 
 
@@ -43,14 +45,16 @@ def write_html(runs: Runs, out: Path | str, *, title: str, asked: str, sweep: di
     if out.is_dir():
         raise UsageError("the report needs a file name, this is a folder.", path=out, hint="For instance report.html.")
     for pictures in ("all", "few", "none"):
-        page = _render(_context(frame, out, pictures, sweep) | {"title": title, "asked": asked, "sweep": sweep})
+        context = _context(frame, out, pictures, sweep) | {"title": title, "asked": asked, "sweep": sweep}
+        page = render("report.html.j2", context)
         if len(page.encode()) <= MAX_BYTES:
             break
     write_text(out, page)
     return out
 
 
-def _render(context: dict[str, Any]) -> str:
+def render(template: str, context: dict[str, Any]) -> str:
+    """Return a page of the house: names are escaped, and what would not print is spelt out."""
     templates = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=templates, autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True
@@ -59,7 +63,7 @@ def _render(context: dict[str, Any]) -> str:
         "number": _decimal, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": _pvalue,
         "interval": interval, "base64": lambda data: base64.b64encode(data).decode("ascii"),
     }  # fmt: skip
-    return environment.get_template("report.html.j2").render(context)
+    return environment.get_template(template).render(context)
 
 
 def _printable(value: Any) -> Any:
@@ -146,3 +150,31 @@ def links(files: Iterable[Path], out: Path) -> list[tuple[str, str]]:
     folder = out.parent.resolve()
     addresses = {file: os.path.relpath(file.resolve(), folder) for file in files if file.exists()}
     return [(file.name, "./" + quote(Path(address).as_posix())) for file, address in addresses.items()]
+
+
+# --- new images, scored by one run ------------------------------------------------------------------------
+
+
+def worst(scores: pd.DataFrame, n: int = SHOWN) -> pd.DataFrame:
+    """Return the n rows of the highest scores, the highest first."""
+    return scores.sort_values("score", ascending=False, kind="stable").head(n)
+
+
+def write_scored(
+    scores: pd.DataFrame, pictures: Sequence[np.ndarray], out: Path, *, facts: Mapping[str, Any],
+    left_out: Mapping[str, str], map_name: str = "",
+) -> Path:  # fmt: skip
+    """Write the page of all ``scores``; ``pictures`` (H, W, 3) are those of the ``worst``."""
+    rows = worst(scores).head(len(pictures)).to_dict("records")
+    for row, picture in zip(rows, pictures, strict=True):
+        row["picture"] = figures.pixels_png(picture)
+        row["name"] = Path(str(row["image"])).name
+        row["nearest"] = row["nearest"] if isinstance(row["nearest"], str) else ""
+    alarms = None if facts["threshold"] is None else int(scores["alarm"].sum())
+    context = {
+        "title": f"{len(scores):,} images scored by {facts['detector']}", "rows": rows, "facts": facts,
+        "n": len(scores), "alarms": alarms, "left_out": dict(list(left_out.items())[:LISTED]),
+        "left": len(left_out), "map_name": map_name, "isnan": math.isnan,
+    }  # fmt: skip
+    write_text(out, render("scored.html.j2", context))
+    return out

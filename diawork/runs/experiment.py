@@ -21,6 +21,7 @@ from diawork.base.files import digest
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.images import ImageSet, Splits
+from diawork.data.readers.opening import Opening
 from diawork.data.variants import open_data
 from diawork.detectors.face import Detector, EpochHook
 from diawork.detectors.registry import entry_of
@@ -150,7 +151,8 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     report = check_splits(splits, acknowledged=acknowledge_leak, cache=root / "data-checks").require()
     notes = [*report.notes, *splits.notes]
     acknowledged = {"acknowledged": report.digest} if report.banner else {}
-    return {"name": splits.train.name, "identity": splits.identity, "notes": notes} | acknowledged
+    opening = Opening.of(splits.manifest)._asdict()  # for images to come
+    return {"name": splits.train.name, "identity": splits.identity, "notes": notes, "opening": opening} | acknowledged
 
 
 def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: bool) -> None:

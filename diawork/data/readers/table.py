@@ -26,7 +26,7 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
     if manifest.folder is not None:
         base = manifest.path_in(root_of(path, manifest), manifest.folder)
     with decoding(path, "this table is damaged"):
-        items = list(_items(_rows(path), manifest))
+        items = list(_items(read_rows(path), manifest))
     return read_items(manifest, base, items, {})
 
 
@@ -65,7 +65,7 @@ def _named(label: str, manifest: Manifest) -> str:
     return manifest.classes.get(int(label), label) if label.isdecimal() and len(label) < 6 else label
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a table as text by column."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path.stat().st_size:,} bytes are too many for a table (at most {MOST_BYTES:,}).")

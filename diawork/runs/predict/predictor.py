@@ -1,0 +1,177 @@
+"""A finished run applied to new images: scores, what they mean beside healthy ones, and maps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diawork.base.compute import Compute
+from diawork.base.config import DRAWS, ExperimentConfig, validated
+from diawork.base.errors import CheckpointError, DiaworkError, UsageError, printable
+from diawork.data.images import ImageSet, at_once
+from diawork.data.manifests import load_manifest
+from diawork.data.readers.opening import Opening, image_files
+from diawork.data.variants import open_data
+from diawork.detectors.face import Detector
+from diawork.detectors.registry import entry_of
+from diawork.evaluation.conformal import Calibration, calibrate
+from diawork.runs.run import Run
+
+BATCH = 256  # images of 32 px scored at once, fewer of larger ones
+COLUMNS = ("image", "score", "share_below", "p_value", "alarm", "nearest")
+
+
+class Scored(NamedTuple):
+    """A batch of files: a row for each that could be read, its pixels (n, C, H, W), and why others could not."""
+
+    rows: list[dict[str, Any]]
+    images: Tensor
+    left_out: dict[str, str]
+
+
+class Prediction(NamedTuple):
+    """A row an image, in the order asked for, and the files left out with the reason."""
+
+    scores: pd.DataFrame
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A fitted detector with all it takes to score a loose file as its run scored its own images."""
+
+    run: Run
+    detector: Detector
+    cfg: ExperimentConfig
+    opening: Opening
+    calibration: Calibration | None  # by the run's healthy validation images, where it has any
+    threshold: float | None  # of its 95 % specificity on them
+
+    def predict(self, images: Any, *, progress: bool = True) -> Prediction:
+        """Score files, folders of them, or tables that list them; higher = more anomalous.
+
+        Columns: ``image``, ``score``, ``share_below`` (of healthy validation images), ``p_value`` (conformal),
+        ``alarm`` and ``nearest``, the nearest healthy training image, where the detector knows it.
+        """
+        sources = [images] if isinstance(images, str | Path) else list(images)
+        rows, left_out, files = [], dict[str, str](), image_files(sources)
+        for batch in self.batches(files, progress=progress):
+            rows += batch.rows
+            left_out |= batch.left_out
+        return Prediction(pd.DataFrame(rows, columns=list(COLUMNS)), left_out)
+
+    def batches(self, files: Sequence[str], *, progress: bool = True) -> Iterator[Scored]:
+        """Yield the files scored, so many at a time that memory stays the same however many there are."""
+        side = self.opening.size
+        step = at_once(torch.empty(0, 1, side, side), BATCH)
+        with tqdm(total=len(files), desc="scoring", unit="image", disable=None if progress else True) as bar:
+            for start in range(0, len(files), step):
+                some = files[start : start + step]
+                yield self._batch(some)
+                bar.update(len(some))
+
+    def _batch(self, files: Sequence[str]) -> Scored:
+        names, images, left_out = [], [], {}
+        for file in files:
+            try:
+                images.append(self.opening.read(file))
+                names.append(printable(file))
+            except DiaworkError as error:
+                left_out[printable(file)] = printable(f"{error.what} {error.hint}".rstrip())
+        if not images:
+            return Scored([], torch.empty(0), left_out)
+        x = torch.from_numpy(np.stack(images))
+        return Scored(self._rows(names, x), x, left_out)
+
+    def _rows(self, names: Sequence[str], x: Tensor) -> list[dict[str, Any]]:
+        scores = self.detector.score(_loose(x))
+        total = np.array([float(f"{value:.6g}") for value in scores.total])  # as the run's own are kept
+        columns: dict[str, Any] = {"image": names, "score": total}
+        if self.calibration is not None:
+            known = self.calibration.scores
+            columns["share_below"] = np.searchsorted(known, total) / len(known)
+            columns["p_value"] = self.calibration.p_values(total)
+        if self.threshold is not None:
+            columns["alarm"] = [int(value > self.threshold) for value in total]
+        if "nearest" in scores.parts and self.detector.healthy is not None:
+            places = self.detector.healthy[scores.parts["nearest"][:, 0].astype(int)]
+            columns["nearest"] = [f"train/{place}" for place in places]
+        rows = pd.DataFrame(columns, columns=list(COLUMNS))
+        return rows.astype({"score": float, "share_below": float, "p_value": float}).to_dict("records")
+
+    def mapper(self, data_root: Path | str | None = None) -> tuple[str, Callable[[Tensor], np.ndarray]]:
+        """Return the best map of this detector in words, and what makes maps (n, H, W) of images (n, C, H, W)."""
+        methods = self.detector.map_methods(None, None if self.detector.has_map else self._healthy(data_root))
+        if not methods:
+            hint = "Leave --maps out, or score with a detector that has maps, e.g. dia, rd4ad or patchcore."
+            raise UsageError(f"{entry_of(self.cfg.detector).label} makes no anomaly maps.", hint=hint)
+        name, make = next(iter(methods.items()))
+        return name, lambda x: make(_loose(x))
+
+    def _healthy(self, data_root: Path | str | None) -> ImageSet | None:
+        """Return the training images, which some maps compare patches with, where they can still be opened."""
+        try:
+            return open_data(self.cfg, data_root).train
+        except DiaworkError as error:
+            warnings.warn(
+                f"the maps do without the run's training images, which cannot be opened: {error}", stacklevel=2
+            )
+            return None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what scores belong to: the run, its draws, and how images are opened."""
+        kept = {name: self.run.result().get(name) for name in ("dataset", "detector", "seed", "digest", "draws")}
+        healthy = 0 if self.calibration is None else len(self.calibration.scores)
+        facts = {"run": self.run.folder.name, "healthy": healthy, "threshold": self.threshold}
+        return kept | facts | {"opening": {k: list(v) if isinstance(v, tuple) else v for k, v in
+                                           self.opening._asdict().items()}}  # fmt: skip
+
+
+def load_detector(run: Run | Path | str, *, compute: Compute | None = None) -> Predictor:
+    """Return the fitted detector of a finished run, ready to ``predict`` scores of image files."""
+    run = run if isinstance(run, Run) else Run(run)
+    if not (run.folder / "result.json").exists():
+        raise UsageError("this is no finished run.", path=run.folder, hint="Name a folder that holds a result.json.")
+    result, record = run.result(), run.config()
+    cfg = validated(ExperimentConfig, record["config"])
+    entry = entry_of(cfg.detector)
+    if entry.oracle:
+        raise UsageError(f"{entry.label} chooses by the labels of the images it scores; new images have none.")
+    if run.draws not in (None, DRAWS):
+        what = f"the run was scored under draws {run.draws}, new images are scored under {DRAWS}."
+        raise CheckpointError(what, path=run.folder, hint="Run its command again: the weights stay.")
+    detector = entry.load().load(run.folder, compute=compute or Compute.auto())
+    calibration, threshold = _calibration(run, result)
+    return Predictor(run, detector, cfg, _opening(record, cfg), calibration, threshold)
+
+
+def _opening(record: dict[str, Any], cfg: ExperimentConfig) -> Opening:
+    """Return how the run opened its images: as it recorded, or (of an earlier version) as its manifest says."""
+    if "opening" in record["data"]:
+        return Opening.from_record(record["data"]["opening"])
+    opening = Opening.of(load_manifest(cfg.dataset))
+    return opening._replace(size=cfg.data.size or opening.size)
+
+
+def _calibration(run: Run, result: dict[str, Any]) -> tuple[Calibration | None, float | None]:
+    if "val" not in result["metrics"]:
+        return None, None
+    scores = run.scores("val")
+    healthy = scores["score"][~scores["anomalous"]].to_numpy(float)
+    return calibrate(healthy), result["metrics"]["val"].get("threshold")
+
+
+def _loose(x: Tensor) -> ImageSet:
+    """Return images of which nothing is known as a set."""
+    n = len(x)
+    return ImageSet(x, np.full(n, ""), np.zeros(n, bool), np.arange(n), "new", "new images", identity="new")

@@ -1,0 +1,259 @@
+"""A finished run applied to loose files: the run's own scores again, bad files left out, stopped and continued."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import diawork
+from diawork.base.errors import CheckpointError, UsageError
+from diawork.cli.main import main
+from diawork.cli.score import map_name, read_scores
+from diawork.data.readers.opening import Opening, image_files
+from diawork.detectors.face import Detector, Scores
+from diawork.runs.experiment import run_experiment
+from diawork.runs.predict import Predictor, load_detector, score_files
+from diawork.runs.predict import predictor as predicting
+from diawork.runs.presets import preset
+from tests.test_folders import make_set, picture, save, written
+
+COUNTS = {(s, c): n for s, n in (("train", 12), ("val", 6), ("test", 6)) for c in ("well", "ill")}
+COUNTS |= {("train", "ill"): 2}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder of PNG files, 20 × 16 px, that its manifest opens at 16 px."""
+    make_set(tmp_path, counts=COUNTS, size=(16, 20))
+    return written(tmp_path / "own.yaml", resize="crop")
+
+
+def made(manifest, detector, tmp_path, **changes):
+    cfg = preset("smoke", dataset=str(manifest)).override({"detector": detector, "train.batch_size": 4} | changes)
+    return run_experiment(cfg, root=tmp_path / "runs", progress=False)
+
+
+@pytest.fixture
+def run(own, tmp_path):
+    return made(own, "stats_knn", tmp_path)
+
+
+class Mean(Detector):
+    """Scores an image by its mean and forgets nothing."""
+
+    name = "mean"
+    has_map = True
+    seen = ()
+
+    def fit(self, train, **_):
+        return self
+
+    def score(self, images, **_):
+        self.seen = (*self.seen, len(images))
+        return Scores(images.images.mean((1, 2, 3)).numpy())
+
+    def map_methods(self, dissolve, healthy):
+        return {"itself": lambda images: images.images[:, 0].numpy()}
+
+    def save(self, folder):
+        pass
+
+    @classmethod
+    def load(cls, folder, *, compute=None):
+        return cls()
+
+
+@pytest.fixture
+def fake(run):
+    real = load_detector(run)
+    return Predictor(run, Mean(), real.cfg, real.opening, real.calibration, real.threshold)
+
+
+# --- as in the run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("detector", "changes"),
+    [("stats_knn", {}), ("pixel_knn", {}), ("csi", {}), ("dia", {"dissolve.operator": "gaussian_blur"})],
+)
+def test_a_loose_file_scores_as_in_its_run(detector, changes, own, tmp_path, small):
+    run = made(own, detector, tmp_path, **changes)
+    scores, left_out = diawork.load_detector(run).predict(tmp_path / "set/test", progress=False)
+    known = run.scores("test")
+    files = diawork.load(own).test.files
+    row_of = {str(tmp_path / "set" / file): i for i, file in enumerate(files)}
+    wanted = known["score"].to_numpy()[[row_of[image] for image in scores["image"]]]
+    np.testing.assert_allclose(scores["score"], wanted, rtol=2e-5)
+    assert len(scores) == 12 and not left_out
+
+
+def test_a_phantom_run_scores_its_images_saved_with_16_bits(toy, tmp_path, small):
+    run = made(toy, "csi", tmp_path)
+    test = diawork.load(toy).test
+    for i, image in enumerate(test.images):
+        np.save(tmp_path / f"{i:02d}.npy", image[0].numpy())
+    predictor = load_detector(run)
+    exact = Predictor(
+        run, predictor.detector, predictor.cfg, predictor.opening._replace(intensity=(0.0, 1.0)), None, None
+    )
+    scores, _ = exact.predict([tmp_path / f"{i:02d}.npy" for i in range(len(test))], progress=False)
+    np.testing.assert_allclose(scores["score"], run.scores("test")["score"], rtol=2e-5)
+
+
+def test_share_p_value_and_alarm_are_those_of_healthy_validation_images(run, tmp_path):
+    predictor = load_detector(run)
+    scores, _ = predictor.predict(tmp_path / "set/val/well", progress=False)
+    healthy = np.sort(predictor.calibration.scores)
+    assert len(healthy) == 6 and scores["p_value"].min() == pytest.approx(2 / 7, rel=1e-5)
+    order = scores.sort_values("score")
+    np.testing.assert_allclose(order["share_below"], np.arange(6) / 6, atol=1e-5)
+    assert (scores["alarm"] == (scores["score"] > predictor.threshold)).all()
+
+
+def test_the_nearest_healthy_image_is_named(own, tmp_path, small):
+    scores, _ = load_detector(made(own, "csi", tmp_path)).predict(tmp_path / "set/train/well", progress=False)
+    assert scores["nearest"].str.fullmatch(r"train/\d+").all()
+    assert scores["nearest"].nunique() > 6  # of twelve healthy images, most are nearest to themselves
+
+
+def test_a_run_of_an_earlier_version_opens_as_its_manifest_says(run):
+    record = run.config()
+    opening = record["data"].pop("opening")
+    assert Opening.from_record(opening) == predicting._opening(record, load_detector(run).cfg) == (
+        16, 1, "crop", None, None, 255
+    )  # fmt: skip
+
+
+def test_resize_window_and_rounding_are_the_runs(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (24, 16), np.uint16)
+    save(tmp_path / "x.png", values)
+    opening = Opening(16, 3, "crop", (0.0, 4095.0), None, 65_535)
+    image = opening.read(tmp_path / "x.png")
+    np.testing.assert_allclose(image, np.repeat(values[None, 4:20] / 4095, 3, 0), atol=1 / 65_535)
+    assert np.array_equal(image, (np.rint(image.astype(float) * 65_535) / 65_535).astype(np.float32))
+
+
+# --- what cannot be scored ----------------------------------------------------------------------------
+
+
+def test_bad_files_are_left_out_with_their_reason(run, tmp_path):
+    good = tmp_path / "good.png"
+    save(good, picture(1))
+    save(tmp_path / "colour.png", picture(2, (16, 16, 3)))
+    save(tmp_path / "deep.png", picture(3, dtype=np.uint16))
+    (tmp_path / "torn.png").write_bytes(good.read_bytes()[:60])
+    names = ["colour.png", "deep.png", "torn.png", "gone.png", "good.png"]
+    scores, left_out = load_detector(run).predict([tmp_path / name for name in names], progress=False)
+    assert list(scores["image"]) == [str(good)]
+    reasons = [left_out[str(tmp_path / name)] for name in names[:4]]
+    for reason, wanted in zip(reasons, ["colour", "intensity window", "damaged", "No such file"], strict=True):
+        assert wanted in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(lambda run: (run.folder / "result.json").unlink(), "no finished run"),
+     (lambda run: (run.folder / "detector.npz").unlink(), "missing")],
+)  # fmt: skip
+def test_what_is_no_finished_run_is_refused(change, says, run):
+    change(run)
+    with pytest.raises((UsageError, CheckpointError), match=says):
+        load_detector(run.folder)
+
+
+def test_an_oracle_has_nothing_to_say_of_new_images(own, tmp_path):
+    with pytest.raises(UsageError, match="new images have none"):
+        load_detector(made(own, "oracle_statistic", tmp_path))
+
+
+def test_a_detector_without_maps_says_so(run):
+    with pytest.raises(UsageError, match="makes no anomaly maps"):
+        load_detector(run).mapper()
+
+
+# --- which files --------------------------------------------------------------------------------------
+
+
+def test_files_folders_and_tables_name_images_once(tmp_path):
+    for name in ("a.png", "sub/b.png", ".hidden.png"):
+        save(tmp_path / "set" / name, picture(1))
+    (tmp_path / "set/list.csv").write_text("id,path\n1,sub/b.png\n2,nowhere.png\n")
+    files = image_files([tmp_path / "set/a.png", tmp_path / "set", tmp_path / "set/list.csv"])
+    assert [file.removeprefix(f"{tmp_path}/set/") for file in files] == ["a.png", "sub/b.png", "nowhere.png"]
+    (tmp_path / "bad.csv").write_text("id,what\n1,2\n")
+    with pytest.raises(UsageError, match="no column is called"):
+        image_files([tmp_path / "bad.csv"])
+
+
+# --- many files ---------------------------------------------------------------------------------------
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_stopped_and_continued_no_row_is_doubled(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "BATCH", 4)
+    whole, out = tmp_path / "whole.csv", tmp_path / "scores.csv"
+    score_files(fake, [tmp_path / "set"], whole, progress=False)
+
+    def stop(batch):
+        if out.exists() and len(rows_of(out)) >= 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_files(fake, [tmp_path / "set"], out, on_batch=stop, progress=False)
+    with open(out, "a") as f:
+        f.write("set/train/torn.p")  # a kill in the middle of a line
+    fake.detector.seen = ()
+    score_files(fake, [tmp_path / "set"], out, progress=False)
+    assert out.read_bytes() == whole.read_bytes() and sum(fake.detector.seen) == len(rows_of(whole)) - 16
+
+
+def test_the_rows_of_another_run_are_not_continued(fake, run, tmp_path):
+    score_files(fake, [tmp_path / "set/val"], tmp_path / "scores.csv", progress=False)
+    other = Predictor(run, fake.detector, fake.cfg, fake.opening._replace(resize="pad"), None, None)
+    with pytest.raises(UsageError, match="Name another with --out"):
+        score_files(other, [tmp_path / "set/val"], tmp_path / "scores.csv", progress=False)
+
+
+def test_batches_stay_small_and_do_not_matter(fake, tmp_path, monkeypatch):
+    one = fake.predict(tmp_path / "set", progress=False).scores
+    monkeypatch.setattr(predicting, "BATCH", 3)
+    fake.detector.seen = ()
+    pd.testing.assert_frame_equal(one, fake.predict(tmp_path / "set", progress=False).scores)
+    assert max(fake.detector.seen) == 3
+
+
+# --- the command line ---------------------------------------------------------------------------------
+
+
+def test_scores_maps_and_a_page(fake, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("diawork.runs.predict.load_detector", lambda *_, **__: fake)
+    (tmp_path / "set/val/<b>.png").write_bytes(b"nothing")
+    argv = ["score", str(run.folder), str(tmp_path / "set/val"), "--maps", "maps", "--html", "page.html"]
+    assert main(argv) == 0
+    scores, page = read_scores(tmp_path / "scores.csv"), (tmp_path / "page.html").read_text()
+    assert len(scores) == 12 and "12 images in scores.csv" in capsys.readouterr().out
+    assert len(rows_of(tmp_path / "scores-left-out.csv")) == 1 and "&lt;b&gt;.png" in page and "<b>" not in page
+    order = [page.index(image) for image in scores.sort_values("score", ascending=False)["image"]]
+    assert order == sorted(order) and page.count("<img") == 12
+    drawn = Image.open(tmp_path / "maps" / map_name(scores["image"][0]))
+    assert drawn.size == (16, 16) and len(list((tmp_path / "maps").iterdir())) == 12
+
+
+def test_nothing_that_can_be_scored_is_a_data_error(run, tmp_path, capsys):
+    assert main(["score", str(run.folder), "gone.png"]) == 3
+    assert "left out: gone.png" in capsys.readouterr().err
+
+
+def test_overlays_keep_cold_pixels_and_colour_hot_ones():
+    from diawork import figures
+
+    image, values = np.full((1, 4, 4), 0.5, np.float32), np.zeros((4, 4))
+    values[0, 0] = 7
+    drawn = figures.overlay(image, values)
+    np.testing.assert_allclose(drawn[1:], 0.5)
+    assert np.ptp(drawn[0, 0]) > 0.1
