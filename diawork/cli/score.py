@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ def score(
 
     predictor = load_detector(run, compute=Compute.auto(device, precision))
     name, make = predictor.mapper(data_root) if maps else ("", None)
-    write = (lambda batch: _write_maps(batch, make, maps)) if make else None
+    write = functools.partial(_write_maps, make=make, folder=maps) if make and maps else None
     left_out = score_files(predictor, images, out, on_batch=write)
     scores = read_scores(out)
     if html and len(scores):
