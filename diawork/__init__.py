@@ -24,6 +24,7 @@ _ROOMS = {  # what a notebook types; the rest is imported from its room
     "cli.doctor": ("doctor",),
     "data.checks": ("check_splits",),
     "data.images": ("describe", "load"),
+    "data.variants": ("open_data",),
     "detectors.dia": ("CSI", "DIA"),
     "evaluation.metrics": ("summary",),
     "method.ddpm": ("load_ddpm", "pretrain_ddpm", "save_ddpm"),

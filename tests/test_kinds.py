@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
-from diawork.base.errors import DataError
+from diawork.base.errors import DataError, UsageError
 from diawork.cli.main import main
 from diawork.data.checks import check_splits, without_leaks
+from diawork.data.images import load
+from diawork.data.manifests import list_manifests, load_manifest
 from diawork.data.readers.store import StoredImages
 from diawork.data.variants import contaminated, open_data
-from tests.test_folders import FACTS, counts_of, make_set, opened, picture, save, written
+from diawork.runs.experiment import run_experiment
+from diawork.runs.presets import preset
+from diawork.sweeps.file import list_sweeps, read_sweep_file
+from tests.test_folders import COUNTS, FACTS, counts_of, make_set, opened, picture, save, written
 
 CIFAR = FACTS | {
     "kind": "cifar", "folder": "batches", "image": {"size": 32, "channels": 3}, "bridge": "none",
@@ -190,3 +196,70 @@ def test_contamination_and_data_fraction_work_on_a_folder(tmp_path):
     assert len(made.train.normal()) == 15 and made.identity != splits.identity
     with pytest.raises(DataError, match="there are 4"):
         contaminated(splits, 0.5)
+
+
+# --- manifests of the papers' sets -------------------------------------------------------------------
+
+PAPERS = ["aptos2019", "braintumor", "breastmnist", "chestmnist", "chexpert", "cifar10", "cifar100", "covidx",
+          "isic2018", "kvasir_polyp", "octmnist", "pneumoniamnist", "retinal_oct", "retinamnist", "rsna",
+          "sars_cov_2_ct", "zhanglab"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_set_of_the_papers_has_a_manifest_and_a_way_to_get_it(name):
+    manifest = load_manifest(name)
+    assert manifest.name == name in list_manifests() and (manifest.url or manifest.source)
+    known = manifest.counts or manifest.images
+    assert known or manifest.uncertain, "counts are known, or what is believed is marked"
+    with pytest.raises(DataError, match=r"was not found.*([Gg]et|download)"):
+        load(manifest, "nowhere")
+
+
+def test_sets_that_sweeps_and_published_tables_name_have_manifests():
+    for name in list_sweeps():
+        sweep, _ = read_sweep_file(name)
+        assert not {word for word in sweep.needs if word.islower()} - set(list_manifests())
+
+
+def test_the_totals_of_the_cifar_recipes_are_the_published_ones():
+    for name, per_class in (("cifar10", 5000), ("cifar100", 2500)):
+        counts = load_manifest(name).counts
+        assert {counts["train"][c] + counts["val"][c] for c in counts["train"]} == {per_class}
+
+
+def test_many_findings_are_one_label(tmp_path):
+    facts = FACTS | {"kind": "npz", "file": "x.npz", "multilabel": True, "image": {"size": 8, "channels": 1},
+                     "images": {"train": 4, "test": 2}}  # fmt: skip
+    arrays = {f"{split}_images": picture(n, (n, 8, 8)) for split, n in (("train", 4), ("test", 2))}
+    found = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]], np.uint8)
+    np.savez(tmp_path / "x.npz", train_labels=found, test_labels=found[:2], **arrays)
+    assert counts_of(opened(tmp_path, facts)) == [(2, 2), (0, 0), (1, 1)]
+    with pytest.raises(DataError, match="4 images in the file, 5 in the manifest"):
+        opened(tmp_path, facts, images={"train": 5, "test": 2})
+    with pytest.raises(DataError, match="train_labels: is uint8"):
+        opened(tmp_path, facts, multilabel=False)
+
+
+def test_one_class_against_the_rest(tmp_path):
+    written(make_set(tmp_path) / "own.yaml")
+    cfg = ExperimentConfig(dataset=str(tmp_path / "own.yaml"))
+    assert counts_of(open_data(cfg.override({"data.normal_class": "ill"}))) == [(4, 12), (0, 0), (4, 4)]
+    with pytest.raises(UsageError, match="'sick' is not a class of 'own'"):
+        open_data(cfg.override({"data.normal_class": "sick"}))
+
+
+def test_contamination_has_a_set_of_our_own():
+    splits = open_data(ExperimentConfig(dataset="phantom_mixed").override({"data.contamination": 0.5}))
+    assert len(splits.train.normal()) == 240 and (splits.train.normal().class_names == "lesion").sum() == 120
+
+
+def test_a_colour_folder_runs_in_colour(tmp_path):
+    make_set(tmp_path, counts=COUNTS | {("train", "well"): 20}, size=(16, 16, 3))
+    path = written(tmp_path / "own.yaml", image={"size": 16, "channels": 3})
+    cfg = preset("smoke", dataset=str(path)).override({"diffusion.image_size": 16, "train.batch_size": 4})
+    run = run_experiment(cfg, root=tmp_path / "runs", compute=Compute.auto("cpu", "fp32"), progress=False)
+    settings = run.config()["config"]
+    assert settings["encoder"]["channels"] == settings["diffusion"]["channels"] == 3
+    strip = run.evidence()["strip"]
+    grey = open_data(cfg).test.take([0]).images[0].mean(0).numpy()
+    assert min(np.abs(first - grey).max() for first in strip[:, 0]) < 0.01

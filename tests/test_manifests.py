@@ -255,7 +255,7 @@ def assert_legal(text, manifest):
     names = set(manifest.classes.values())
     assert set(manifest.roles) == names and set(manifest.roles.values()) <= {"normal", "anomalous", "unused"}
     assert "normal" in manifest.roles.values() and set(manifest.counts) <= {"train", "val", "test"}
-    assert {"train", "test"} <= set(manifest.counts) or manifest.kind in ("folder", "table", "splitlist")
+    assert {"train", "test"} <= set(manifest.sizes) or manifest.kind in ("folder", "table", "splitlist")
     assert all(set(counts) == names and min(counts.values()) >= 0 for counts in manifest.counts.values())
     assert 0 <= manifest.t_range[0] <= manifest.t_range[1] and manifest.bridge in ("pad", "resize", "none")
     assert all(type(label) is int for label in manifest.classes) and manifest.image.channels in (1, 3)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from diawork.data.images import Splits
 
 
+UNTOLD = 10_000_000  # stands for counts that the manifest leaves to the opened files
+
+
 @dataclass(frozen=True)
 class _Images:
     """What must fit of a data set."""
@@ -33,11 +36,13 @@ def _images(facts: Splits | Manifest) -> _Images:
         channels, height, width = facts.train.images.shape[1:]
         healthy, name = int((~facts.train.anomalous).sum()), facts.train.name
         return _Images(name, channels, height, width, facts.manifest.bridge, healthy, len(facts.val))
-    size, val = facts.image.size, sum(facts.counts.get("val", {}).values())
+    size, val = facts.image.size, sum(facts.counts.get("val", {}).values()) if facts.counts else UNTOLD
     return _Images(facts.name, facts.image.channels, size, size, facts.bridge, _training(facts, "normal"), val)
 
 
 def _training(manifest: Manifest, role: str) -> int:
+    if not manifest.counts:
+        return UNTOLD
     return sum(n for name, n in manifest.counts["train"].items() if manifest.roles[name] == role)
 
 
@@ -46,6 +51,8 @@ def refuse_misfits(cfg: ExperimentConfig, facts: Splits | Manifest) -> None:
 
     ``facts``: the data as opened, or the manifest alone, which is enough for a dry run.
     """
+    if isinstance(facts, Manifest):
+        facts = facts.against_the_rest(cfg.data.normal_class).at_size(cfg.data.size)
     cfg, images = resolve(cfg, facts), _images(facts)
     if isinstance(facts, Manifest):  # else: the changes are made
         _refuse_changes(cfg.data, facts)
