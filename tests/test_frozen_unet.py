@@ -9,7 +9,7 @@ from torch import nn
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig
 from diawork.method.ddpm import build_ddpm
-from diawork.method.unet import _LinearAttention, frozen_unet
+from diawork.method.unet.frozen import _LinearAttention, frozen_unet
 
 X, T = torch.rand(3, 1, 16, 16) * 2 - 1, torch.tensor([0, 80, 999])
 

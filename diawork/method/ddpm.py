@@ -33,6 +33,7 @@ from diawork.base.seeding import generator, isolated_rng
 from diawork.base.stopping import graceful_stop
 from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
+from diawork.method.unet.trained import release, restate
 
 WEIGHTS = "ddpm"
 VALUE_RANGE = [-1, 1]  # of the images that the model sees
@@ -144,6 +145,7 @@ class _Trainer:
     def __init__(self, cfg: DiffusionConfig, compute: Compute, data: dict[str, Any]) -> None:
         self.cfg, self.compute, self.data = cfg, compute, data
         self.ddpm = compute.prepare(build_ddpm(cfg))
+        self.ddpm.model.to(memory_format=torch.channels_last)  # faster in fp32, too: attention works on rows of pixels
         self.ema = EMA(
             self.ddpm,
             beta=cfg.ema_decay,
@@ -152,6 +154,7 @@ class _Trainer:
             include_online_model=False,
         )
         self.ema.ema_model.to(compute.device)
+        restate(self.ddpm.model)
         self.optimizer = torch.optim.Adam(self.ddpm.parameters(), lr=cfg.lr, betas=cfg.betas)
         self.step = 0
         self.losses: list[float] = []
@@ -166,7 +169,7 @@ class _Trainer:
         cfg = self.cfg
         for group in self.optimizer.param_groups:
             group["lr"] = cfg.lr * self._lr_factor()
-        total, seen = 0.0, []
+        losses, seen = [], list[int]()
         for part in range(cfg.accumulate):
             micro_step = self.step * cfg.accumulate + part
             index = self._index(len(images), micro_step)
@@ -176,8 +179,10 @@ class _Trainer:
                 raise self._not_finite("the images hold NaN or infinite values", seen)
             loss = self._loss(x, micro_step) / cfg.accumulate
             loss.backward()
-            total += loss.item()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.ddpm.parameters(), cfg.clip_norm))
+            losses.append(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.ddpm.parameters(), cfg.clip_norm)
+        both = torch.stack([torch.stack(losses).sum(), norm])
+        total, norm = both.tolist()  # the step waits for the device here alone
         if not (math.isfinite(norm) and math.isfinite(total)):
             raise self._not_finite(f"loss {total}, gradient norm {norm}", seen)
         self.optimizer.step()
@@ -233,8 +238,10 @@ class _Trainer:
         self.step, self.losses = checkpoint.value("step", int), checkpoint.value("losses", list)
 
     def result(self) -> DDPM:
-        """Return both sets of weights, ready for inference."""
-        raw, ema = (m.eval().requires_grad_(False) for m in (self.ddpm, self.ema.ema_model))
+        """Return both sets of weights, ready for inference, as ``load_ddpm`` would."""
+        release(self.ddpm.model)
+        for model in (raw := self.ddpm, ema := self.ema.ema_model):
+            model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
         return DDPM(raw, ema, self.cfg, self.data, self.losses)
 
 

@@ -17,7 +17,7 @@ from diawork.base import seeding
 from diawork.base.compute import Compute
 from diawork.base.config import NO_STEP, DissolveConfig, bridgeable
 from diawork.base.errors import UsageError
-from diawork.method.unet import frozen_unet
+from diawork.method.unet.frozen import frozen_unet
 
 Dissolve = Callable[..., tuple[Tensor, Tensor]]  # all that training asks of an occupant
 

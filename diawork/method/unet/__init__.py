@@ -1,0 +1,1 @@
+"""The library's UNet re-stated: frozen for dissolving, trained for pretraining."""
