@@ -181,9 +181,8 @@ class _Trainer:
             loss.backward()
             losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.ddpm.parameters(), cfg.clip_norm)
-        total, norm = torch.stack(
-            [torch.stack(losses).sum(), norm]
-        ).tolist()  # the step waits for the device here alone
+        both = torch.stack([torch.stack(losses).sum(), norm])
+        total, norm = both.tolist()  # the step waits for the device here alone
         if not (math.isfinite(norm) and math.isfinite(total)):
             raise self._not_finite(f"loss {total}, gradient norm {norm}", seen)
         self.optimizer.step()
