@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from diawork.base.compute import Compute
 from diawork.base.errors import UsageError
 from diawork.base.rivals import SimsidConfig
 from diawork.detectors.memories import InPainting, Memory, cut, joined, neighbours, shrunk
-from diawork.detectors.simsid import Networks, distilled, jittered
-from tests.test_detectors import TEST, TRAIN, build, made
+from diawork.detectors.simsid import Networks, SimSID, critic, distilled, jittered
+from diawork.runs.methods import method_config
+from tests.test_detectors import SMOKE, TEST, TRAIN, build, made
 
 SMALL = {"image_size": 32, "channels": (4, 8, 16), "items": 6, "heads": 4}  # 4 × 4 patches of 8 px, deepest 2 px
 
@@ -149,6 +151,18 @@ def test_scores_rise_as_the_critic_doubts_and_scoring_changes_no_statistic():
     assert all(torch.equal(v, before[k]) for k, v in detector.net.state_dict().items())
     train = detector._judged(TRAIN.images)[0]
     assert float(train.mean()) == pytest.approx(float(detector.kept["mean"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(("side", "layers"), [(16, 4), (28, 5), (128, 5)])
+def test_the_critic_convolves_no_single_pixel(side, layers):
+    made_of = [m for m in critic(side, 1) if isinstance(m, torch.nn.Conv2d)]
+    assert len(made_of) == layers and critic(side, 1)(torch.rand(2, 1, side, side)).shape == (2, 1)
+
+
+def test_training_stays_finite_in_low_precision():
+    cfg = method_config(SMOKE, "simsid").override({"simsid.epochs": 4})
+    detector = SimSID(cfg, compute=Compute(precision="bf16")).fit(TRAIN, progress=False)
+    assert all(p.isfinite().all() for p in detector.net.parameters()) and len(detector.steps) == 4
 
 
 def test_a_random_memory_stays_as_it_is_and_a_learned_one_does_not():

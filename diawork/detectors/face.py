@@ -41,6 +41,11 @@ class Detector(ABC):
     has_map: ClassVar[bool] = False  # makes maps of its own, without a dissolver
 
     @property
+    def pretrained(self) -> bool:
+        """Whether its networks have learnt elsewhere."""
+        return self.requires_weights
+
+    @property
     def steps(self) -> list[dict[str, float]]:
         """Rows of the training's metrics, one a step."""
         return []

@@ -222,6 +222,11 @@ class SeesThrough(Learned):
         return {"backbone": self._sha256}
 
     @property
+    def pretrained(self) -> bool:
+        """Whether its backbone has learnt elsewhere; the control with random weights has not."""
+        return self.cfg.backbone.weights != "random"
+
+    @property
     def parameters(self) -> int | None:
         """Number of trained weights; of a detector that trains none, those of its backbone."""
         return count(self.net if self.net is not None else self.backbone) if self.shape else None

@@ -54,8 +54,9 @@ class Memory(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the memory recalls of patches (B·P, C, h, w), of the same shape."""
         z, items = x.flatten(1).unflatten(0, (-1, self.places)), self.items.expand(self.places, -1, -1)
-        weights = shrunk(torch.einsum("bpd,pnd->bpn", z, items), self.cfg.active, self.cfg.shrinkage)
-        return torch.einsum("bpn,pnd->bpd", weights, items).flatten(0, 1).view_as(x)
+        with torch.autocast(x.device.type, enabled=False):  # in low precision many items would be equally near
+            weights = shrunk(torch.einsum("bpd,pnd->bpn", z.float(), items), self.cfg.active, self.cfg.shrinkage)
+            return torch.einsum("bpn,pnd->bpd", weights, items).flatten(0, 1).view_as(x)
 
 
 class InPainting(nn.Module):

@@ -111,10 +111,14 @@ class Networks(nn.Module):
 def critic(side: int, image_channels: int) -> nn.Sequential:
     """Return a discriminator of whole images (B, C, H, W): one logit each (B, 1), high for real ones."""
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(pairwise((image_channels, *CRITIC))):
-        layers += [nn.Conv2d(a, b, 5, 2, 2), *([nn.BatchNorm2d(b)] if i else []), nn.LeakyReLU(0.2)]
-        side = -(-side // 2)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(CRITIC[-1] * side**2, 1))
+    width = image_channels
+    for out in CRITIC:
+        if side == 1:  # nothing is left to convolve, and in bf16 such a gradient is not a number
+            break
+        norm = [nn.BatchNorm2d(out)] if layers else []
+        layers += [nn.Conv2d(width, out, 5, 2, 2), *norm, nn.LeakyReLU(0.2)]
+        width, side = out, -(-side // 2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * side**2, 1))
 
 
 # --- the detector --------------------------------------------------------------------------------------

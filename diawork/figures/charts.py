@@ -27,7 +27,8 @@ from diawork.figures.images import ACCENT, INK, SOFT, new_figure, show, styled, 
 DETECTOR_COLORS = {
     "DIA": "#0072B2", "CSI": "#E69F00", "Gaussian blur": "#009E73", "Median blur": "#CC79A7",
     "Resize": "#56B4E9", "Noise": "#882255", "Identity": "#999933", "RD4AD": "#332288", "SCRD4AD": "#AA4499",
-    "SimSID": "#117733",
+    "SimSID": "#117733", "KDAD": "#44AA99", "PatchCore": "#DDCC77", "PaDiM": "#CC6677", "deep kNN": "#88CCEE",
+    "mean-shifted contrastive": "#661100", "SimCLR": "#6699CC",
 }  # fmt: skip
 _CONTROL_LOOKS = {  # first word that fits; grey, line, hatch
     "oracle": ("#3d3d3d", ":", "xxx"), "pixel": ("#a3a3a3", "--", "..."), "mahalanobis": ("#7f7f7f", "-.", "\\\\\\"),

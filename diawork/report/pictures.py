@@ -21,6 +21,7 @@ MANY_STEPS = 8  # a strip of more is shown at those of Fig. 1; the slider has th
 MOST_CURVES = 9
 MOST_MAPS = 4  # drawn; the table has them all
 ALL = "all together"
+CONTROL_MAPS = 3  # maps without a model, the last of every run's
 NONE: dict[str, Any] = {"curves": (), **dict.fromkeys(("strip", "player", "errors", "maps", "shortcuts"))}
 Arrays = Mapping[str, np.ndarray]
 Runs = dict[str, pd.DataFrame]  # label → runs, one a seed
@@ -40,7 +41,7 @@ def draw_pictures(table: pd.DataFrame, runs: Runs, amount: str) -> tuple[dict[st
         lambda: _curves(table, runs, few),
         lambda: _dissolving(*_evidence(order, runs, "strip"), few),
         lambda: _errors(*_evidence(order, runs, "errors_images")),
-        lambda: localisation(*_evidence(order, runs, "maps")),
+        lambda: localisation(*_evidence(order, runs, "maps"), runs),
         lambda: _followed(table, runs),
     ):
         try:
@@ -111,8 +112,8 @@ def _errors(label: str, arrays: Arrays) -> dict[str, Any]:
     return {"errors": _picture(figure, text + "healthy training image that the detector finds nearest.", 100)}
 
 
-def localisation(label: str, arrays: Arrays) -> dict[str, Any]:
-    """Return the anomaly maps beside the masks, and the rows of their table, from a run's evidence."""
+def localisation(label: str, arrays: Arrays, runs: Runs) -> dict[str, Any]:
+    """Return a run's anomaly maps beside the masks, and the rows of the table of all runs' maps."""
     if not arrays:
         return {}
     try:
@@ -128,7 +129,18 @@ def localisation(label: str, arrays: Arrays) -> dict[str, Any]:
         "Brighter is more anomalous, one scale a row."
     )
     counts = f"{n} images, {anomalous} of them with {regions} lesions"
-    return {"maps": _picture(figure, caption, 90) | {"rows": table.to_dict("records"), "counts": counts}}
+    return {"maps": _picture(figure, caption, 90) | {"rows": map_table(runs).to_dict("records"), "counts": counts}}
+
+
+def map_table(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return ``pixel_table`` of each label's first run, where it keeps maps: label and map, the controls last."""
+    rows, controls = [], pixel_table({})
+    for label, group in runs.items():
+        table = pixel_table(Run(group["folder"].iloc[0]).evidence())
+        if len(table):
+            own, controls = table[:-CONTROL_MAPS], table[-CONTROL_MAPS:]
+            rows.append(own.assign(map=f"{label}: " + own["map"]))
+    return pd.concat([*rows, controls], ignore_index=True)
 
 
 def _followed(table: pd.DataFrame, runs: Runs) -> dict[str, Any]:

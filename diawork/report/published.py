@@ -16,7 +16,10 @@ from diawork.detectors.registry import entry_of
 from diawork.report.tables import groups, summary_table
 from diawork.runs.presets import preset
 
-SAME_METHOD = {"gaussian blur in the slot": "Gaussian blur", "median blur in the slot": "Median blur"}
+SAME_METHOD = {
+    "gaussian blur in the slot": "Gaussian blur", "median blur in the slot": "Median blur",
+    "mean-shifted contrastive": "Mean-shift",
+}  # fmt: skip
 SILENT = ("dissolve.t_range", "dissolve.bridge", "diffusion.seed")  # by data set, or which the paper does not say
 _OURS = [
     "dataset", "section", "label", "auroc", "auroc_sd", "auroc_low", "auroc_high", "seeds", "pretrained", "oracle",

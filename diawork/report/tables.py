@@ -78,6 +78,7 @@ def _row(run: Run) -> dict[str, Any]:
     try:
         label, split = str(result["detector"]), run.primary_split
         row = {key: result[key] for key in _PLAIN} | {"dataset": str(result["dataset"]), "detector": label}
+        row["weights"] = str(result.get("weights") or ("pretrained" if row["pretrained_weights"] else "not pretrained"))
         row |= {"run": run.folder.name, "folder": str(run.folder), "split": split}
         row |= {"data": str(config["data"]["identity"]), "notes": list(config["data"].get("notes", ()))}
         versions = {**config.get("versions", {}), **config.get("compute", {})}
@@ -180,6 +181,7 @@ def _summary(runs: pd.DataFrame, split: str) -> dict[str, Any]:
     row: dict[str, Any] = {name: values(f"{split}.{name}").mean() for name in means}
     row |= {f"{m}_sd": values(f"{split}.{m}").std(ddof=1) for m in (*METRICS, *AT_THRESHOLD)}
     row |= {f"check_{name}": values(f"check.{name}").mean() for name in CHECK}
+    row |= {"weights": _joined(runs["weights"])}
     row |= {"oracle_epoch": values("oracle_epoch").mean(), "val_auroc": values("val.auroc").mean()}
     row |= {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
     row |= {"split": split, "oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}

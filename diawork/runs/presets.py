@@ -35,7 +35,7 @@ def smoke() -> dict[str, Any]:
         "padim.dims": 20,
         "rd4ad.strides": (4, 8),
         "rd4ad.blocks": (1, 1),
-        "rd4ad.epochs": 2,
+        "rd4ad.epochs": 1,
         "scrd4ad.strides": (4, 8),
         "scrd4ad.blocks": (1, 1),
         "scrd4ad.steps": 4,
@@ -43,10 +43,10 @@ def smoke() -> dict[str, Any]:
         "simsid.channels": (4, 8, 16),
         "simsid.heads": 4,
         "simsid.items": 10,
-        "simsid.epochs": 2,
-        "kdad.epochs": 2,
+        "simsid.epochs": 1,
+        "kdad.epochs": 1,
         "kdad.strides": (4, 8),
-        "mean_shift.epochs": 2,
+        "mean_shift.epochs": 1,
     }
 
 
@@ -93,6 +93,15 @@ def cpu() -> dict[str, Any]:
         "diffusion.ema_every": 1,
         "views.shift": "cutperm",
         "train.epochs": 30,
+        "backbone.image_size": 128,
+        "rd4ad.epochs": 6,
+        "scrd4ad.steps": 450,
+        "kdad.epochs": 6,
+        "kdad.batch_size": 32,
+        "mean_shift.epochs": 3,
+        "simsid.image_size": 64,
+        "simsid.channels": (16, 32, 64, 128),
+        "simsid.epochs": 20,
     }
 
 
