@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import click
@@ -58,8 +59,10 @@ def scan(folder: Path, out: Path | None, normal: str) -> None:
     path = write_guess(guess, folder.resolve(), out)
     shown = [(name, guess.opened[file]) for name, files in guess.examples.items()
              for file in [file for file in files if file in guess.opened][:8]]  # fmt: skip
-    sheet = figures.image_grid([image for _, image in shown], [name for name, _ in shown])
-    write_bytes(path.with_suffix(".png"), figures.png_bytes(sheet))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a class name beyond the font, shown as a box
+        sheet = figures.png_bytes(figures.image_grid([image for _, image in shown], [name for name, _ in shown]))
+    write_bytes(path.with_suffix(".png"), sheet)
     for (split, name), n in sorted(guess.counts.items()):
         say(f"{split:<6} {name:<24} {n:>9,} images")
     for text in guess.assumed:

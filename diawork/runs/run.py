@@ -37,7 +37,7 @@ from diawork.base.files import (
 )
 from diawork.base.locks import locked
 from diawork.detectors.registry import is_control
-from diawork.evaluation.conformal import Alarm, alarm, calibrate
+from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
 
 SCHEMA = 1
 CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
@@ -232,16 +232,17 @@ class Run:
             raise DataError(f"the scores cannot be read ({error}).", path=path.name) from None
 
     def alarm(self, rate: float = 0.05, *, confidence: float | None = None) -> Alarm:
-        """Return the threshold that raises a false alarm on at most ``rate`` of healthy images, with its guarantee.
-
-        Calibrated by the healthy validation images, by patient where known; ``confidence`` as in ``conformal.alarm``.
-        """
+        """Return the threshold of ``conformal.alarm`` for at most ``rate`` of healthy images, with its guarantee."""
         if self.result().get("oracle"):
             raise UsageError("an oracle has no threshold to carry over.", path=self.folder.name)
+        return alarm(self.calibration(), rate, confidence=confidence)
+
+    def calibration(self) -> Calibration:
+        """Return the scores of the healthy validation images, by patient where known, for p values of others."""
         val = self.scores("val")
         healthy = val[~val["anomalous"]]
         patients = known_patients(healthy["patient"].to_numpy() if "patient" in healthy else None)
-        return alarm(calibrate(healthy["score"].to_numpy(), patients), rate, confidence=confidence)
+        return calibrate(healthy["score"].to_numpy(), patients)
 
     def parts(self, split: str | None = None) -> dict[str, np.ndarray]:
         """Return the parts of the scores (N, K) by name, in the order of ``scores``; of a control there are none."""

@@ -23,7 +23,7 @@ from diawork.data.readers.opening import Opening, image_files
 from diawork.data.variants import open_data
 from diawork.detectors.face import Detector
 from diawork.detectors.registry import entry_of
-from diawork.evaluation.conformal import Calibration, calibrate
+from diawork.evaluation.conformal import Calibration
 from diawork.runs.run import Run
 
 BATCH = 256  # images of 32 px scored at once, fewer of larger ones
@@ -131,8 +131,9 @@ class Predictor:
     def facts(self) -> dict[str, Any]:
         """Return what scores belong to: the run, its draws, and how images are opened."""
         kept = {name: self.run.result().get(name) for name in ("dataset", "detector", "seed", "digest", "draws")}
-        healthy = 0 if self.calibration is None else len(self.calibration.scores)
-        facts = {"run": self.run.folder.name, "healthy": healthy, "threshold": self.threshold}
+        known = self.calibration
+        healthy = {"healthy": 0} if known is None else {"healthy": len(known.scores), "finest_p": known.finest}
+        facts = {"run": self.run.folder.name, "threshold": self.threshold, **healthy}
         return kept | facts | {"opening": {k: list(v) if isinstance(v, tuple) else v for k, v in
                                            self.opening._asdict().items()}}  # fmt: skip
 
@@ -166,9 +167,7 @@ def _opening(record: dict[str, Any], cfg: ExperimentConfig) -> Opening:
 def _calibration(run: Run, result: dict[str, Any]) -> tuple[Calibration | None, float | None]:
     if "val" not in result["metrics"]:
         return None, None
-    scores = run.scores("val")
-    healthy = scores["score"][~scores["anomalous"]].to_numpy(float)
-    return calibrate(healthy), result["metrics"]["val"].get("threshold")
+    return run.calibration(), result["metrics"]["val"].get("threshold")
 
 
 def _loose(x: Tensor) -> ImageSet:
