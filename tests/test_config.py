@@ -33,7 +33,7 @@ def test_digest_depends_on_content_alone():
         ({"views.crop_scale": [0, 1]}, "of the area"),
         ({"loss.mask": "some"}, "'naive' or 'shifted_removed'"),
         ({"diffusion.image_size": 30}, "multiple of 8"),
-        ({"train.select": "test"}, "'last' or 'val'"),
+        ({"train.select": "test"}, "'val' or 'pseudo'"),
         ({"train.peak_lr": float("nan")}, "finite"),
         ({"data.contamination": 0.6}, "data.contamination: .*less than or equal to 0.5"),
         ({"data.lesion_size": 0}, "greater than 0"),

@@ -178,7 +178,7 @@ def test_a_resumed_optimiser_must_fit_its_parameters(tmp_path):
     from diawork.base.compute import Compute
 
     def trainer():
-        return _Trainer(TINY, Compute(), {"name": "noise"})
+        return _Trainer(TINY, Compute(), {"name": "noise", "bridge": "pad"})
 
     x, first = torch.rand(4, 1, 8, 8), trainer()
     first.one_step(x)
