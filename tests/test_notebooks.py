@@ -23,7 +23,7 @@ NOTEBOOKS = list_notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
 LAST_CELL = {
     "01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:", "06": "run:", "07": "drawn:",
-    "08": "runs:", "10": "diawork sweep",
+    "00": "diawork run", "08": "runs:", "09": "scored:", "10": "diawork sweep",
 }  # fmt: skip
 
 

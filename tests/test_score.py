@@ -11,7 +11,7 @@ import diawork
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.cli.main import main
 from diawork.cli.score import map_name, read_scores
-from diawork.data.readers.opening import Opening, image_files
+from diawork.data.readers.opening import Opening, image_files, write_pngs
 from diawork.detectors.face import Detector, Scores
 from diawork.runs.experiment import run_experiment
 from diawork.runs.predict import Predictor, load_detector, score_files
@@ -133,6 +133,14 @@ def test_resize_window_and_rounding_are_the_runs(tmp_path):
     image = opening.read(tmp_path / "x.png")
     np.testing.assert_allclose(image, np.repeat(values[None, 4:20] / 4095, 3, 0), atol=1 / 65_535)
     assert np.array_equal(image, (np.rint(image.astype(float) * 65_535) / 65_535).astype(np.float32))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_written_as_png_are_read_again(channels, tmp_path):
+    images = np.stack([picture(i, (channels, 8, 8)) for i in range(3)]) / np.float32(255)
+    folder = write_pngs(images, tmp_path / "new")
+    read = [Opening(8, channels, "squash").read(file) for file in image_files([folder])]
+    np.testing.assert_allclose(np.stack(read), images, atol=1e-6)
 
 
 # --- what cannot be scored ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from diawork.base.errors import CheckpointError, DataError, UsageError, printable
 from diawork.data.manifests import UNCOUNTED, Manifest
@@ -58,6 +59,16 @@ class Opening(NamedTuple):
         if not self.levels:
             return unit
         return np.divide(np.rint(unit.astype(np.float64) * self.levels), self.levels, dtype=np.float32)
+
+
+def write_pngs(images: Iterable[np.ndarray], folder: Path | str) -> Path:
+    """Write images (C, H, W) in [0, 1] as 8-bit PNG files, named by their place, and return the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, image in enumerate(images):
+        values = np.rint(np.moveaxis(np.asarray(image), 0, -1) * 255).astype(np.uint8)
+        Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values).save(folder / f"{place:05d}.png")
+    return folder
 
 
 def image_files(sources: Iterable[Path | str]) -> list[str]:
