@@ -2,15 +2,19 @@
 
 import os
 import random
+import select
 import signal
 import time
 
 import pytest
 import torch
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+from torch import nn
 
 from diawork.base import files
 from diawork.base.checkpoints import Keeper
-from tests.toys import child, disturbed, duration, ended, equal, pretrained, trained
+from tests.toys import LONGEST, child, disturbed, duration, ended, equal, pretrained, trained
 
 pytestmark = [
     pytest.mark.usefixtures("small"),
@@ -63,7 +67,7 @@ def save_loop(n, folder, seed=0):
         reading, writing = os.pipe()
         pid = child(lambda writing=writing: save_for_ever(folder, writing))
         os.close(writing)
-        told = os.read(reading, 4)
+        told = os.read(reading, 4) if select.select([reading], [], [], LONGEST)[0] else ended(pid, within=0)
         time.sleep(rng.uniform(0, 0.03))
         os.kill(pid, signal.SIGKILL)
         assert ended(pid) == -signal.SIGKILL
@@ -77,6 +81,28 @@ def save_loop(n, folder, seed=0):
         orphans += len(left - {p.name for p in folder.iterdir()})
         assert len(list(folder.iterdir())) <= 6 and not unpaired(folder)  # the older one may not be pruned yet
     print(f"{n} kills in a save loop: {n} loadable, 0 torn; {orphans} orphans in all, none after the restart")
+
+
+def test_a_child_that_hangs_is_killed_and_fails_its_test():
+    pid = child(lambda: time.sleep(60))
+    with pytest.raises(pytest.fail.Exception, match="did not end within 1 s and was killed"):
+        ended(pid, within=1)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def test_a_child_computes_though_its_parent_has_threads():
+    with threadpool_limits(2):
+        parallel_work()
+        assert ended(child(parallel_work)) == 0
+
+
+def parallel_work():
+    """Work that OpenMP of torch, oneDNN and scikit-learn would share out among threads."""
+    nn.Conv2d(1, 8, 3)(torch.rand(8, 1, 64, 64)).sum().backward()
+    torch.rand(10**6).sin().sum()
+    x = torch.rand(2000, 8).numpy()
+    NearestNeighbors(n_neighbors=2, algorithm="brute").fit(x).kneighbors(x)
 
 
 @pytest.mark.filterwarnings("error")  # not even a fall back to the older one

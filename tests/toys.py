@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from diawork.base.checkpoints import Keeper, optimizer_state
@@ -24,6 +25,7 @@ TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=8, steps=5, batch_siz
 IMAGES, TEST = make_images(size=8), make_images(6, 8, split="test", anomalous=3, seed=1)
 CFG = preset("smoke").override({"dissolve.operator": "gaussian_blur", "train.batch_size": 4})
 
+LONGEST = 120  # seconds for a child; none takes more than a few, on an idle machine
 
 TOY = """
 name: toy
@@ -74,25 +76,41 @@ class Eager(Keeper):
 
 
 def child(work):
-    """Do ``work`` in a forked process of a group of its own; return its id."""
+    """Do ``work`` in a forked process of a group of its own, on one thread; return its id.
+
+    OpenMP's threads do not survive a fork: the first parallel region of a child would wait for them for ever.
+    """
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         os.setsid()
-        signal.alarm(100)  # a child that hangs fails its test
+        threadpool_limits(1)
         code = work() or 0
     finally:
         os._exit(code)
 
 
-def ended(pid):
-    """Wait for a child; return its exit code, negative for the signal that killed it. Nothing of it is left."""
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def ended(pid, within=LONGEST):
+    """Wait for a child; return its exit code, negative for the signal that killed it. Nothing of it is left.
+
+    One that does not end is killed, with its group, and fails the test.
+    """
+    late = time.monotonic() + within
+    while (state := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > late:
+            os.kill(pid, signal.SIGABRT)  # pytest's fault handler writes where it stands
+            time.sleep(1)
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            pytest.fail(f"a child did not end within {within} s and was killed; stderr says where it stood.")
+        time.sleep(0.005)
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
-    return code
+    return os.waitstatus_to_exitcode(state[1])
 
 
 def disturbed(work, number, rng, longest):
