@@ -7,7 +7,7 @@ import pytest
 from diawork.base.compute import Compute, has_bf16
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.bench.fidelity import PATHS, compare_paths, compare_pretraining, paths_table
+from diawork.bench.fidelity import compare_paths, compare_pretraining, paths_table
 from diawork.data.images import load
 from diawork.runs.methods import resolve
 from diawork.runs.parents import shared_ddpm
@@ -24,15 +24,24 @@ def parts(tmp_path_factory):
     return cfg, splits, shared_ddpm(cfg, splits, root=folder, progress=False), folder
 
 
-def test_every_path_and_seed_is_a_row_and_plain_differs_from_itself_by_nothing(parts):
-    cfg, splits, ddpm, folder = parts
-    rows = compare_paths(cfg, splits, ddpm, folder=folder, seeds=(0, 1), bank_steps=2, samples=1, progress=False)
-    assert list(rows["path"]) == [*PATHS, *PATHS] and list(rows["seed"]) == [0] * 4 + [1] * 4
+FP32 = ["plain", "bank", "few samples"]  # no path claims a precision that the machine does not compute in
+
+
+@pytest.mark.parametrize(("precision", "paths"), [("bf16", ["plain", "bf16", *FP32[1:]]), ("fp32", FP32)])
+def test_every_path_and_seed_is_a_row_and_plain_differs_from_itself_by_nothing(parts, tmp_path, precision, paths):
+    if precision == "bf16" and not has_bf16(Compute().device):
+        pytest.skip("this processor has no bf16 arithmetic")
+    cfg, splits, ddpm, _ = parts
+    compute = Compute.auto("cpu", precision)
+    rows = compare_paths(
+        cfg, splits, ddpm, folder=tmp_path, seeds=(0, 1), bank_steps=2, samples=1, compute=compute, progress=False
+    )
+    assert list(rows["path"]) == paths * 2 and list(rows["seed"]) == [0] * len(paths) + [1] * len(paths)
     plain = rows[rows["path"] == "plain"]
     assert (plain["difference"] == 0).all()
     table = paths_table(rows)
-    assert list(table["path"]) == list(PATHS) and (table["seeds"] == 2).all()
-    assert table["auroc"][2] == pytest.approx(rows[rows["path"] == "bank"]["auroc"].mean())
+    assert list(table["path"]) == paths and (table["seeds"] == 2).all()
+    assert table["auroc"][paths.index("bank")] == pytest.approx(rows[rows["path"] == "bank"]["auroc"].mean())
 
 
 def test_precisions_are_compared_on_equal_draws(parts):

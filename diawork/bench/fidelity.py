@@ -1,6 +1,6 @@
 """Do the fast paths rank images as the plain one does? One DDPM, the same seeds, validation images alone.
 
-``plain`` is fp32 and eager with live dissolving; ``bf16`` the same in this machine's fast precision; ``bank``
+``plain`` is fp32 and eager with live dissolving; ``bf16`` the same where the machine computes in it; ``bank``
 takes dissolved views made once; ``few samples`` scores the bank's detectors with fewer augmented copies.
 """
 
@@ -27,7 +27,6 @@ from diawork.runs.presets import preset
 from diawork.runs.run import runs_root
 
 LAST = 50  # steps whose mean loss is compared
-PATHS = ("plain", "bf16", "bank", "few samples")
 
 
 def compare_paths(
@@ -56,11 +55,10 @@ def compare_paths(
     banked = cfg.model_copy(update={"dissolve": dissolve})
     dissolver = run_dissolver(banked, ddpm, splits, compute=fast)
     bank = shared_bank(dissolver, ddpm, splits, root=folder, progress=progress)
-    ways = {
-        "plain": (cfg, Compute(fast.device, compile=False), None),
-        "bf16": (cfg, fast, None),
-        "bank": (banked, fast, bank),
-    }
+    ways: dict[str, tuple[ExperimentConfig, Compute, Any]] = {"plain": (cfg, Compute(fast.device, compile=False), None)}
+    if fast.precision != "fp32":  # elsewhere it would be the plain path once more, under a wrong name
+        ways[fast.precision] = (cfg, fast, None)
+    ways["bank"] = (banked, fast, bank)
     rows: list[dict[str, Any]] = []
     for seed in seeds:
         scores: dict[str, np.ndarray] = {}

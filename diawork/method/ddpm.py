@@ -145,7 +145,7 @@ class _Trainer:
     def __init__(self, cfg: DiffusionConfig, compute: Compute, data: dict[str, Any]) -> None:
         self.cfg, self.compute, self.data = cfg, compute, data
         self.ddpm = compute.prepare(build_ddpm(cfg))
-        self.ddpm.model.to(memory_format=torch.channels_last)  # faster in fp32, too: attention works on rows of pixels
+        self.ddpm.model.to(memory_format=torch.channels_last)  # in fp32, too: restated blocks work on rows of pixels
         self.ema = EMA(
             self.ddpm,
             beta=cfg.ema_decay,

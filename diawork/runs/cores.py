@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# A waiting thread that spins holds a core which another process needs: beside two busy processes a training step of
-# the demo took seven times as long, and less than twice as long with threads that sleep.
+# A waiting thread that spins holds a core which another process needs, perhaps the very thread that it waits for.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # of every OpenMP; of LLVM's and Intel's as well
 _USERS = (*PASSIVE, "GOMP_SPINCOUNT", "KMP_LIBRARY")  # whoever sets one of these has chosen
 _MOUNTS = ("sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")

@@ -1,7 +1,7 @@
 """The UNet of denoising-diffusion-pytorch in training: the same function and gradients with fewer passes over memory.
 
-Of the library's step at small widths, most is spent on moving tensors. Here a normalisation with its gain, shift and
-SiLU is one function whose gradient needs two sums and one product; linear attention keeps heads first, so that no
+The narrower the UNet, the more of the library's step is moving tensors. Here a normalisation with its gain, shift
+and SiLU is one function whose gradient needs two sums and one product; linear attention keeps heads first, so that no
 product copies its factors; 1×1 convolutions are products of rows of pixels. Blocks change their class and nothing else:
 names, shapes and values of the weights are the library's, so checkpoints are interchangeable. There is no dropout.
 """
