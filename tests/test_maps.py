@@ -1,6 +1,7 @@
 """Anomaly maps: shapes, what they need, closed forms, isolation; healthy patches; a report's part."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from diawork.method.scoring import FeatureBank
 from diawork.report.pictures import localisation
 from diawork.report.tables import pixel_table
 from diawork.runs.evidence import mapped
+from diawork.runs.run import Run
 
 SIDE = 16
 
@@ -160,14 +162,15 @@ def test_a_run_keeps_few_maps_and_all_their_numbers(arrays):
     assert sum(a.nbytes for a in arrays.values()) < 200_000
 
 
-def test_the_report_shows_maps_and_table(arrays):
-    shown = localisation("DIA", arrays)["maps"]
+def test_the_report_shows_maps_and_table(arrays, tmp_path):
+    Run(tmp_path).write_evidence(arrays)
+    shown = localisation("DIA", arrays, {"DIA": pd.DataFrame({"folder": [tmp_path]})})["maps"]
     assert shown["image"].startswith(b"\x89PNG") and "of DIA" in shown["caption"]
-    assert len(shown["rows"]) == 6 and shown["rows"][0]["map"] == "distance to healthy patches"
+    assert len(shown["rows"]) == 6 and shown["rows"][0]["map"] == "DIA: distance to healthy patches"
     assert all(row["aupro_low"] <= row["aupro"] <= row["aupro_high"] for row in shown["rows"])
     assert pixel_table({}).empty
 
 
 def test_a_damaged_part_is_named(arrays):
     with pytest.raises(DataError, match="the maps of DIA are incomplete"):
-        localisation("DIA", {**arrays, "maps_table": np.zeros((2, 3))})
+        localisation("DIA", {**arrays, "maps_table": np.zeros((2, 3))}, {})
