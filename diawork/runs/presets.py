@@ -51,9 +51,9 @@ def smoke() -> dict[str, Any]:
 
 
 def demo() -> dict[str, Any]:
-    """The phantom in minutes: `diawork demo`, 3.5 minutes on 2 cores with bf16 for DIA and CSI together.
+    """The phantom in minutes: `diawork demo`, 4.6 minutes on 2 cores with bf16 for DIA and CSI together.
 
-    Measured, seed 0, 120 + 120 test images: DIA 0.911 [0.868, 0.940], CSI 0.887 [0.838, 0.921], best
+    Measured, seed 0, 120 + 120 test images: DIA 0.881 [0.830, 0.916], CSI 0.897 [0.849, 0.930], best
     label-free control 0.622. The phantom was tuned to be visible to such a detector: no evidence for either.
     """
     return {
