@@ -92,7 +92,7 @@ class _Control(Detector):
     def save(self, folder: Path | str) -> None:
         """Save what was learnt as plain arrays in ``detector.npz``."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, kind=np.array(self.name), **self.arrays)
+        np.savez_compressed(buffer, kind=np.array(self.name), **self.arrays)
         write_bytes(Path(folder) / FILE, buffer.getvalue())
 
     @classmethod
