@@ -10,6 +10,7 @@ import math
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ def write_array(path: Path | str, array: np.ndarray) -> str:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return write_bytes(path, buffer.getbuffer())
+
+
+def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write arrays by name as a compressed ``.npz`` artefact and return its SHA-256."""
+    buffer = io.BytesIO()
+    named: dict[str, Any] = dict(arrays)
+    np.savez_compressed(buffer, **named)
+    return write_bytes(path, buffer.getvalue())
 
 
 def write_text(path: Path | str, text: str) -> str:

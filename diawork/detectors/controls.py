@@ -6,7 +6,6 @@ sees anomalies. None learns anything beyond a mean, a spread or a list of health
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError, UsageError
-from diawork.base.files import read_arrays, write_bytes
+from diawork.base.files import read_arrays, write_arrays
 from diawork.data.images import ImageSet
 from diawork.detectors.face import Detector, Scores
 
@@ -91,9 +90,7 @@ class _Control(Detector):
 
     def save(self, folder: Path | str) -> None:
         """Save what was learnt as plain arrays in ``detector.npz``."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, kind=np.array(self.name), **self.arrays)
-        write_bytes(Path(folder) / FILE, buffer.getvalue())
+        write_arrays(Path(folder) / FILE, {"kind": np.array(self.name), **self.arrays})
 
     @classmethod
     def load(cls, folder: Path | str, *, compute: Any = None) -> Self:

@@ -31,7 +31,7 @@ from diawork.base.files import (
     read_arrays,
     read_json,
     remove_orphans,
-    write_bytes,
+    write_arrays,
     write_json,
     write_text,
 )
@@ -282,9 +282,7 @@ class Run:
 
     def write_evidence(self, arrays: dict[str, np.ndarray]) -> None:
         """Write ``evidence.npz``."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_bytes(self.folder / "evidence.npz", buffer.getvalue())
+        write_arrays(self.folder / "evidence.npz", arrays)
 
     def write_scores(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write ``scores.csv``, one image a row; a result that spoke of other scores is withdrawn."""
