@@ -85,12 +85,28 @@ def _wait_for(address, server, seconds=60):
 
 
 def run_all(page, seconds=120):
-    """Run all cells of the notebook on show, and wait for the explorer's picture and the last cell."""
+    """Run all cells of the notebook on show, and wait for the explorer's picture."""
+    start_all(page)
+    page.wait_for_selector("img.widget-image", timeout=seconds * 1000)
+
+
+def start_all(page):
+    """Run all cells of the notebook on show, and wait for none."""
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     page.wait_for_selector("text=Python 3", timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    page.wait_for_selector("img.widget-image", timeout=seconds * 1000)
+
+
+def wait_for_every_cell(page, seconds=600):
+    """Wait until every code cell of the notebook on show has run; return the errors that stand in it."""
+    done = """() => {
+      const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
+      return prompts.length > 0 && prompts.every(p => /\\[\\d+\\]/.test(p));
+    }"""
+    failed = "() => document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
+    page.wait_for_function(f"() => ({done})() || ({failed})()", timeout=seconds * 1000)
+    return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
 
 
 MEASURE = """async (moves) => {

@@ -40,6 +40,19 @@ def test_the_slider_moves_the_picture_in_jupyterlab(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(shipped("notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_runs_top_to_bottom_in_jupyterlab(notebook, tmp_path):
+    name, said = browsing.prepared(notebook, tmp_path, preset="smoke", out="runs"), []
+    with browsing.jupyterlab(tmp_path) as address, browsing.browser() as context:
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.goto(address(name))
+        browsing.start_all(page)
+        assert browsing.wait_for_every_cell(page) == []
+    assert said == []
+
+
+@pytest.mark.slow
 def test_how_long_a_move_takes(tmp_path, capsys):
     name = browsing.prepared(NOTEBOOK, tmp_path, preset="smoke", out="runs")
     with (

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from diawork import figures
 from diawork.base.errors import DiaworkError
@@ -29,6 +30,15 @@ def drawn_in(figure):
 def texts_of(figure):
     texts = [artist.get_text() for artist in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
     return " | ".join(text for text in texts if text)
+
+
+def within(box, edge, slack=2):
+    return (
+        box.x0 >= edge.x0 - slack
+        and box.x1 <= edge.x1 + slack
+        and box.y0 >= edge.y0 - slack
+        and box.y1 <= edge.y1 + slack
+    )
 
 
 def pixels(png):
@@ -56,6 +66,16 @@ def test_every_figure_draws_and_shows_itself(name):
     png = FIGURES[name]()._repr_png_()
     assert png.startswith(b"\x89PNG")
     assert pixels(png).std() > 0.01
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_word_is_cut_off_at_the_edge(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    ticks = {tick for ax in figure.axes for tick in (*ax.get_xticklabels(), *ax.get_yticklabels())}
+    words = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in ticks]
+    cut = [word.get_text() for word in words if not within(word.get_window_extent(), figure.bbox)]
+    assert cut == []
 
 
 def test_no_pyplot_figure_is_left_open_and_style_is_untouched():

@@ -155,7 +155,8 @@ def score_histogram(scores: Any, anomalous: Any = None, *, threshold: Any = None
     limits = threshold if isinstance(threshold, Mapping) else {"": threshold}
     columns = min(columns, max(len(groups), 1))
     rows = max(-(-len(groups) // columns), 1)
-    figure, axes = new_figure(3.3 * columns + 0.4, 2.2 * rows + 0.35, rows, columns)
+    width = max(3.3 * columns + 0.4, 5.6)  # the legend's, where one panel is narrower
+    figure, axes = new_figure(width, 2.2 * rows + 0.35, rows, columns)
     for ax in axes.flat[len(groups) :]:
         ax.axis("off")
     for ax, (name, (values, truth)) in zip(axes.flat, groups.items(), strict=False):
