@@ -248,3 +248,19 @@ def test_a_control_far_below_does_not_flatten_the_curve():
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.85)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert any("0.520, below the axis" in label for label in labels)
+
+
+def test_bars_of_very_different_lengths_stand_on_a_logarithmic_axis():
+    def scale(*values):
+        rows = [{"stage": str(i), "ratio": value} for i, value in enumerate(values)]
+        return figures.cost_bars(rows, value="ratio", label="stage").axes[0].get_xscale()
+
+    assert (scale(2, 5), scale(0, 5000), scale(2, 5000)) == ("linear", "linear", "log")
+
+
+def test_every_public_figure_has_the_house_style():
+    public = [getattr(figures, name) for name in figures.__all__]
+    drawing = [one for one in public if getattr(one, "__annotations__", {}).get("return") == "Figure"]
+    assert len(drawing) > 8
+    plain = [one.__name__ for one in drawing if not hasattr(one, "__wrapped__")]
+    assert plain == ["dissolve_frame"]  # one frame of a slider, whose frames have it

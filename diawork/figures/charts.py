@@ -234,22 +234,27 @@ def ablation_bars(table: pd.DataFrame, *, label: str = "", value: str = "auroc")
 
 @styled
 def cost_bars(rows: Sequence[Mapping[str, Any]], *, value: str, label: str, title: str = "") -> Figure:
-    """Return one bar a row, e.g. ``value="ratio"`` over ``label="stage"``; the number stands at the bar's end."""
+    """Return one bar a row, e.g. ``value="ratio"`` over ``label="stage"``; the number stands at the bar's end.
+
+    Where the largest is over 100 times the smallest, the axis is logarithmic.
+    """
     figure, ((ax,),) = new_figure(7.2, 0.34 * len(rows) + 0.8)
     values = [float(row[value] or 0) for row in rows]
     bars = ax.barh([str(row[label]) for row in rows], values, color=ACCENT, height=0.7)
     ax.bar_label(bars, fmt=" %.3g", fontsize=8)
     ax.invert_yaxis()
+    if min(values, default=0) > 0 and max(values) > 100 * min(values):
+        ax.set_xscale("log")
     ax.set(xlabel=value.replace("_", " "), title=title)
     return figure
 
 
-@styled
 def _bottom(lowest: Sequence[float]) -> float:
     """Return where an axis starts that is about these AUROCs: 0.02 below, on a twentieth."""
     return math.floor(20 * (min(lowest, default=0.0) - 0.02)) / 20
 
 
+@styled
 def auroc_curves(
     series: Mapping[str, Sequence[tuple]], levels: Mapping[str, float], *, xlabel: str, split: str = "test"
 ) -> Figure:
