@@ -32,7 +32,8 @@ OLDER = "scored under draws {}, others here under {}: run its command again, whi
 ENDS = ("_low", "_high", "_sd")  # of the columns that stand in their value's cell
 PRINTED = {
     "auroc": "AUROC", "auprc": "AUPRC", "fpr95": "FPR at 95 % TPR", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
-    "label": "detector", "published": "published AUROC", "baseline_s": "released scheme, s", "ours_s": "ours, s",
+    "label": "detector", "a": "detector", "b": "against", "published": "published AUROC",
+    "baseline_s": "released scheme, s", "ours_s": "ours, s",
 }  # fmt: skip
 DDPM_SEED = "diffusion.seed"
 _PLAIN = ("dataset", "detector", "oracle", "seed", "digest", "selection", "pretrained_weights")
