@@ -252,6 +252,26 @@ def test_scores_maps_and_a_page(fake, run, tmp_path, monkeypatch, capsys):
     assert drawn.size == (16, 16) and len(list((tmp_path / "maps").iterdir())) == 12
 
 
+def test_the_page_shows_the_nearest_healthy_image(own, tmp_path, small, capsys):
+    run = made(own, "csi", tmp_path)
+    assert main(["score", str(run.folder), str(tmp_path / "set/test"), "--html", "page.html"]) == 0
+    page, scores = (tmp_path / "page.html").read_text(), read_scores(tmp_path / "scores.csv")
+    train = diawork.load(own).train
+    files = [train.files[train.index == int(place.removeprefix("train/"))][0] for place in scores["nearest"]]
+    assert page.count("nearest healthy training image") == 1 + 12 and all(
+        f"nearest healthy: {f}" in page for f in files
+    )
+
+
+@pytest.mark.filterwarnings("default:the run's training images")
+def test_without_the_training_images_the_page_names_their_places(own, tmp_path, small, capsys):
+    run = made(own, "csi", tmp_path)
+    (tmp_path / "set/train").rename(tmp_path / "set/gone")
+    assert main(["score", str(run.folder), str(tmp_path / "set/test"), "--html", "page.html"]) == 0
+    assert "training images, which cannot be opened, stay out" in capsys.readouterr().err
+    assert "nearest healthy: train/" in (tmp_path / "page.html").read_text()
+
+
 def test_nothing_that_can_be_scored_is_a_data_error(run, tmp_path, capsys):
     assert main(["score", str(run.folder), "gone.png"]) == 3
     assert "left out: gone.png" in capsys.readouterr().err

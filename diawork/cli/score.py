@@ -40,7 +40,7 @@ def score(
     left_out = score_files(predictor, images, out, on_batch=write)
     scores = read_scores(out)
     if html and len(scores):
-        _write_page(predictor, scores, html, left_out=left_out, map_name=name, make=make)
+        _write_page(predictor, scores, html, left_out=left_out, maps=(name, make), data_root=data_root)
     say(f"{len(scores):,} images in {out}" + (f", page: {html}" if html and len(scores) else ""))
     for file, reason in list(left_out.items())[:5]:
         say(f"left out: {file}: {reason}", err=True)
@@ -70,15 +70,20 @@ def map_name(image: str) -> str:
     return f"{Path(image).stem}-{hashlib.sha256(image.encode()).hexdigest()[:8]}.png"
 
 
-def _write_page(predictor: Predictor, scores: Any, html: Path, *, left_out: dict, map_name: str, make: Any) -> None:
+def _write_page(
+    predictor: Predictor, scores: Any, html: Path, *, left_out: dict, maps: tuple[str, Any], data_root: Path | None
+) -> None:
     import torch
 
     from diawork import figures
     from diawork.report.page import worst, write_scored
 
-    pictures = []
+    pictures, (map_name, make) = [], maps
     for file in worst(scores)["image"]:
         image = predictor.opening.read(file)
         values = make(torch.from_numpy(image)[None])[0] if make else None
         pictures.append(figures.colours(image) if values is None else figures.overlay(image, values))
-    write_scored(scores, pictures, html, facts=predictor.facts, left_out=left_out, map_name=map_name)
+    found = predictor.neighbours(set(worst(scores)["nearest"].dropna()), data_root)
+    healthy = {place: (figures.colours(one.image), one.name) for place, one in found.items()}
+    facts = predictor.facts
+    write_scored(scores, pictures, html, facts=facts, left_out=left_out, map_name=map_name, healthy=healthy)

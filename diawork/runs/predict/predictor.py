@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,13 @@ class Prediction(NamedTuple):
 
     scores: pd.DataFrame
     left_out: dict[str, str]
+
+
+class Neighbour(NamedTuple):
+    """A healthy training image: its pixels (C, H, W), and its file, or its place where it has none."""
+
+    image: np.ndarray
+    name: str
 
 
 @dataclass(frozen=True)
@@ -110,22 +117,30 @@ class Predictor:
 
     def mapper(self, data_root: Path | str | None = None) -> tuple[str, Callable[[Tensor], np.ndarray]]:
         """Return the best map of this detector in words, and what makes maps (n, H, W) of images (n, C, H, W)."""
-        methods = self.detector.map_methods(None, None if self.detector.has_map else self._healthy(data_root))
+        wanted = not self.detector.has_map
+        methods = self.detector.map_methods(None, self.training_images(data_root) if wanted else None)
         if not methods:
             hint = "Leave --maps out, or score with a detector that has maps, e.g. dia, rd4ad or patchcore."
             raise UsageError(f"{entry_of(self.cfg.detector).label} makes no anomaly maps.", hint=hint)
         name, make = next(iter(methods.items()))
         return name, lambda x: make(_loose(x))
 
-    def _healthy(self, data_root: Path | str | None) -> ImageSet | None:
-        """Return the training images, which some maps compare patches with, where they can still be opened."""
+    def training_images(self, data_root: Path | str | None = None) -> ImageSet | None:
+        """Return the images that the run was fitted on; where they cannot be opened, a warning and None."""
         try:
             return open_data(self.cfg, data_root).train
         except DiaworkError as error:
-            warnings.warn(
-                f"the maps do without the run's training images, which cannot be opened: {error}", stacklevel=2
-            )
+            warnings.warn(f"the run's training images, which cannot be opened, stay out: {error}", stacklevel=2)
             return None
+
+    def neighbours(self, names: Iterable[str], data_root: Path | str | None = None) -> dict[str, Neighbour]:
+        """Return the healthy training images that ``nearest`` names, e.g. "train/211", where they can be opened."""
+        places = {name: int(name.rpartition("/")[2]) for name in names}
+        train = self.training_images(data_root) if places else None
+        if train is None:
+            return {}
+        rows = {name: np.flatnonzero(train.index == place) for name, place in places.items()}
+        return {name: _neighbour(train.take(row), name) for name, row in rows.items() if len(row)}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -136,6 +151,10 @@ class Predictor:
         facts = {"run": self.run.folder.name, "threshold": self.threshold, **healthy}
         return kept | facts | {"opening": {k: list(v) if isinstance(v, tuple) else v for k, v in
                                            self.opening._asdict().items()}}  # fmt: skip
+
+
+def _neighbour(one: ImageSet, name: str) -> Neighbour:
+    return Neighbour(one.images[:1][0].numpy(), name if one.files is None else str(one.files[0]))
 
 
 def load_detector(run: Run | Path | str, *, compute: Compute | None = None) -> Predictor:
