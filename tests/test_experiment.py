@@ -3,6 +3,7 @@
 import csv
 import json
 import socket
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -268,6 +269,25 @@ def test_an_epoch_is_chosen_without_labels_and_every_run_is_checked_so(root, mon
     result = run_experiment(cfg, root=root, progress=False).result()
     assert result["selection"].startswith("best self-check, epoch ")
     assert {"auroc", "low", "high", "verdict", "findings"} <= set(result["self_check"])
+    facts, probe = result["self_check"]["facts"], result["shift_probe"]
+    assert 0 <= facts["shift_accuracy"] <= 1 and facts["shifts"] == 4 and 0 < facts["features"][0] < 1
+    assert probe["shift"] == "rotation" and 0 <= probe["accuracy"] <= 1 and len(probe["moved"]) == 3
+
+
+def test_the_shift_is_printed_before_training(root, capsys, monkeypatch):
+    monkeypatch.setattr(CSI, "fit", lambda *args, **kwargs: sys.exit("training"))
+    with pytest.raises(SystemExit):
+        run_experiment(SMOKE.override({"detector": "csi", "views.shift": "cutperm"}), root=root)
+    assert "a linear probe of thumbnails named" in capsys.readouterr().out
+
+
+def test_facts_of_a_detector_are_those_of_its_features(splits):
+    healthy = splits.val.normal().take(range(8))
+    detector = CSI(cfg=SMOKE)
+    facts = detector.facts(healthy)
+    same = detector.facts(healthy.take([0] * 8))
+    assert facts.shifts == 4 and facts.features.variance > 0
+    assert same.features.variance == pytest.approx(0, abs=1e-6)  # equal images, equal draws: equal features
 
 
 def test_the_self_check_sees_no_label(splits):

@@ -492,6 +492,17 @@ def test_the_page_names_first_what_is_below_chance_and_why(quick, tmp_path):
     assert "DIA, seed 0, checked without labels: It is below chance." in text and "0.400" in text
 
 
+def test_the_page_says_how_features_spread_and_whether_the_shift_was_a_task(tmp_path):
+    facts = {"shift_accuracy": 0.96, "shifts": 4, "features": [0.61, 14.2], "follows": ["mean", 0.1]}
+    check = {"auroc": 0.8, "low": 0.7, "high": 0.9, "n": 99, "verdict": "notices", "facts": facts}
+    probe = {"shift": "rotation", "accuracy": 0.9, "se": 0.02, "moved": [0.05, 0.9, 1.0], "n": 99}
+    for seed in (0, 1):
+        make_run(tmp_path / "runs", "DIA", seed=seed, self_check=check, shift_probe=probe)
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "DIA: features of variance 0.61 (1: in all directions) in 14.2 dimensions, 96% of the shifts named" in text
+    assert text.count("named 90% ± 2% of the rotation shifts") == 1 and "Shift 1 is near a symmetry" in text
+
+
 def test_the_focus_is_chosen_on_val_not_on_test():
     table = pd.DataFrame({"detector": "DIA", "label": ["a", "b"], "auroc": [0.9, 0.8], "val_auroc": [0.7, 0.8],
                           "oracle": False, "control": False})  # fmt: skip

@@ -25,6 +25,7 @@ from diawork.base.errors import CheckpointError, UsageError
 from diawork.data.images import Images, ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
 from diawork.detectors.maps import AnomalyMaps, measured_maps
+from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
 from diawork.method.encoder import build_encoder, in_channels
@@ -58,6 +59,7 @@ class DIA(Detector):
         self.cfg, self.compute = cfg or ExperimentConfig(), compute or Compute.auto()
         self.dissolve = dissolve or self._slot(ddpm)
         self.encoder = build_encoder(self.cfg.encoder, seed=self.cfg.seed, shifts=self.cfg.classes)
+        self.shift = self.cfg.views.shift
         self.bank: FeatureBank | None = None
         self.history = History()
         self.spec: dict[str, Any] = {}  # what the fitted weights belong to
@@ -139,6 +141,13 @@ class DIA(Detector):
         noise = copies_noise(features, bank, parts=self.cfg.score.parts)
         return Scores(scores.total.numpy(), parts, noise=None if noise is None else noise.numpy())
 
+    def facts(self, images: ImageSet) -> Facts:
+        """Return how the features of ``images`` spread and how many of their shifts are named, one copy a shift."""
+        features = self._features(in_channels(images.images, self.cfg.encoder.channels), images.split, samples=1)
+        logits = features.shift_logits[..., :K]
+        right = logits.argmax(-1) == torch.arange(K)[:, None]
+        return Facts(float(right.float().mean()), K, feature_spread(features.z[0].numpy()))
+
     def _fitted(self) -> FeatureBank:
         if self.bank is None:
             raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
@@ -189,6 +198,7 @@ class DIA(Detector):
             )
         detector = cls.__new__(cls)
         detector.cfg, detector.compute, detector.dissolve = cfg, compute or Compute.auto(), None
+        detector.shift = cfg.views.shift
         detector.encoder = build_encoder(cfg.encoder, seed=cfg.seed, shifts=cfg.classes)
         return detector._restore(checkpoint)
 

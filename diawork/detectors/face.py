@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from diawork.data.images import ImageSet
+from diawork.evaluation.collapse import Facts
 
 EpochHook = Callable[[int, Any], float | None]  # epoch, detector → validation score, where one is asked for
 MapMethods = dict[str, Callable[[ImageSet], np.ndarray]]  # name → maps (N, H, W)
@@ -39,6 +40,7 @@ class Detector(ABC):
     weights: str = ""  # which ones, in words
     healthy: np.ndarray | None = None  # places in the training split of the images that ``nearest`` counts
     has_map: ClassVar[bool] = False  # makes maps of its own, without a dissolver
+    shift: str = ""  # of images whose instances it learns to tell apart, where it does
 
     @property
     def pretrained(self) -> bool:
@@ -89,6 +91,10 @@ class Detector(ABC):
     @abstractmethod
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
         """Return the scores of ``images``; ``samples`` augmented copies an image, where the detector takes any."""
+
+    def facts(self, images: ImageSet) -> Facts:
+        """Return what is known of the detector on healthy images that it never saw."""
+        return Facts()
 
     def anomaly_scores(self, images: ImageSet) -> np.ndarray:
         """Return one score an image (N,); higher = more anomalous."""

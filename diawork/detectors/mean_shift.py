@@ -13,10 +13,11 @@ from torch import Tensor
 from diawork.base.checkpoints import Keeper
 from diawork.base.config import LossConfig, ViewsConfig
 from diawork.base.seeding import generator
-from diawork.data.images import Images
+from diawork.data.images import Images, ImageSet
 from diawork.detectors.deep_knn import pooled
 from diawork.detectors.learned import SeesThrough, nearest_distances
 from diawork.detectors.loop import Loop, descend
+from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.loss import nt_xent
 from diawork.method.views import augment, draw_augmentation
 
@@ -62,6 +63,10 @@ class MeanShift(SeesThrough):
 
     def _embedded(self, x: Images, *, progress: bool) -> Tensor:
         return torch.cat([self._direction(maps) for maps in self._all(x, progress=progress)])
+
+    def facts(self, images: ImageSet) -> Facts:
+        """Return how the features of ``images`` spread."""
+        return Facts(features=feature_spread(self._embedded(images.images, progress=False).numpy()))
 
     @staticmethod
     def _direction(maps: list[Tensor]) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
-from diawork.evaluation.collapse import Facts, explain
+from diawork.evaluation.collapse import CHANCE, Facts, explain
 from diawork.evaluation.comparison import Comparison
 from diawork.evaluation.wording import conclusion, interval
 
@@ -67,12 +68,35 @@ def warnings(table: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> list[str]
     said = []
     for _, row in table[~table["oracle"]].iterrows():
         label, own = row["label"], runs[row["label"]]
-        follows = next((tuple(one) for one in own["check.follows"] if one), None)
-        said += explain(label, row["auroc_low"], row["auroc_high"], Facts(follows=follows))
+        facts = own["check.facts"].iloc[0] if row["auroc_high"] < CHANCE else Facts()
+        said += explain(label, row["auroc_low"], row["auroc_high"], facts)
         for seed, verdict, findings in zip(own["seed"], own["check.verdict"], own["check.findings"], strict=True):
             if verdict not in ("", "notices"):
                 said.append(f"{label}, seed {seed}, checked without labels: {' '.join(findings[:2])}")
     return said
+
+
+def features_said(runs: Mapping[str, pd.DataFrame]) -> str:
+    """Say how the features of each trained detector spread and how many shifts it names, means over seeds."""
+    parts = []
+    for label, own in runs.items():
+        known = list(own["check.facts"])
+        spreads = [facts.features for facts in known if facts.features is not None]
+        named = [facts.shift_accuracy for facts in known if facts.shift_accuracy is not None]
+        shifts = [facts.shifts for facts in known if facts.shifts]
+        said: list[str] = []
+        if spreads:
+            variance, dimensions = np.mean(spreads, 0)
+            said.append(f"features of variance {variance:.2g} (1: in all directions) in {dimensions:.1f} dimensions")
+        if named:
+            said.append(f"{np.mean(named):.0%} of the shifts named (chance {1 / shifts[0]:.0%})")
+        parts += [f"{label}: {', '.join(said)}"] if said else []
+    return f"On healthy validation images, which no training saw: {'; '.join(parts)}." if parts else ""
+
+
+def shifts_said(runs: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return what was measured of each shift before training, once each."""
+    return list(dict.fromkeys(sentence for own in runs.values() for sentence in own["check.shift"] if sentence))
 
 
 def _oracle(table: pd.DataFrame, fair: pd.DataFrame) -> list[str]:

@@ -15,7 +15,15 @@ from diawork.evaluation.comparison import Comparison
 from diawork.evaluation.conformal import check_alarm
 from diawork.evaluation.wording import counted, limits
 from diawork.report.comparisons import Compared, Pair, compare_all
-from diawork.report.findings import SPLITS, focus_of, headline, rivals_of, warnings
+from diawork.report.findings import (
+    SPLITS,
+    features_said,
+    focus_of,
+    headline,
+    rivals_of,
+    shifts_said,
+    warnings,
+)
 from diawork.report.pictures import Runs, draw_pictures
 from diawork.report.published import beside_paper
 from diawork.report.tables import DDPM_SEED
@@ -52,7 +60,7 @@ def section(
         "warnings": warnings(table, runs), "headline": headline(table, rivals),
         "tiles": _tiles(table), "rows": table.to_dict("records"), "checked": bool(table["check_auroc"].notna().any()),
         "question": _question(table),
-        "low": _axis_start(table),
+        "low": _axis_start(table), "features": features_said(runs), "shifts": shifts_said(runs),
         "models": _models(runs), "draws": _draws(table), "tracked": bool(table["oracle_epoch"].notna().any()),
         "alarm": _alarm(runs[focus_of(table)["label"]], split), "failures": failures + missing,
         "pairs": [one.row for one in tests], "limits": limits(rivals),

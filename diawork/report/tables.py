@@ -17,6 +17,8 @@ import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.detectors.registry import is_control
+from diawork.evaluation.collapse import Facts, Spread
+from diawork.evaluation.shifts import ShiftProbe
 from diawork.report.comparisons import Compared, compare
 from diawork.runs.run import Run, find_runs
 
@@ -95,7 +97,9 @@ def _row(run: Run) -> dict[str, Any]:
         row |= {f"check.{name}": float(check.get(name, math.nan)) for name in CHECK}
         row["check.findings"] = [str(sentence) for sentence in check.get("findings", ())]
         row["check.verdict"] = str(check.get("verdict", ""))
-        row["check.follows"] = check.get("follows")
+        row["check.facts"] = _facts(check)
+        probe = result.get("shift_probe")
+        row["check.shift"] = ShiftProbe.of(probe).sentence(str(probe["shift"])) if probe else ""
         settings = result.get("settings", {})
         row["method"] = str(settings.get("detector", ""))
         row["settings"] = {k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")}
@@ -108,6 +112,16 @@ def _row(run: Run) -> dict[str, Any]:
     if np.isinf(known).any() or np.isnan(measured).any():  # ends that are NaN: no interval can be given
         raise DataError("result.json holds numbers that are not finite.")
     return row
+
+
+def _facts(check: Mapping[str, Any]) -> Facts:
+    """Return what a self-check knows of its detector; an older one knows what the scores follow alone."""
+    facts = check.get("facts") or {"follows": check.get("follows")}
+    accuracy, features, follows = (facts.get(name) for name in ("shift_accuracy", "features", "follows"))
+    return Facts(
+        None if accuracy is None else float(accuracy), None if accuracy is None else int(facts["shifts"]),
+        Spread(*map(float, features)) if features else None, (str(follows[0]), float(follows[1])) if follows else None,
+    )  # fmt: skip
 
 
 def split_of(frame: pd.DataFrame) -> str:

@@ -6,8 +6,9 @@ import math
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig
-from diawork.base.errors import UsageError
+from diawork.base.errors import DataError, UsageError
 from diawork.base.files import digest
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
@@ -34,7 +35,7 @@ from diawork.runs.evidence import evidence
 from diawork.runs.methods import fills_slot, label_of, method_config, needs_ddpm, resolve
 from diawork.runs.parents import ddpm_seconds, diffusion_data, run_dissolver, shared_bank, shared_ddpm
 from diawork.runs.run import Run, known_patients, runs_root
-from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, recorded
+from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, recorded
 
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
 
@@ -100,12 +101,12 @@ def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[I
     slot = _fill_slot(run, cfg, splits, where)
     kind, used = entry_of(cfg.detector), cfg.override(slot.strength)
     detector = kind.load().build(used, dissolve=slot.training, compute=where["compute"])
+    facts = slot.facts | _probed(detector, splits, progress=where["progress"])
     start = time.perf_counter()
     _fit(detector, cfg, splits, run, progress=where["progress"])
     cost = {"fit_seconds": max(time.perf_counter() - start, detector.seconds)}
     cost |= {name: seconds for name, seconds in slot.cost.items() if not math.isnan(seconds)}
     metrics, rows = _evaluate(detector, evaluated, cost)
-    facts = slot.facts
     if checkable(splits.val) and not detector.oracle:
         facts = facts | {"self_check": recorded(PseudoCheck(splits.val).of(detector))}
     run.write_scores(rows)
@@ -153,6 +154,20 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     acknowledged = {"acknowledged": report.digest} if report.banner else {}
     opening = Opening.of(splits.manifest)._asdict()  # for images to come
     return {"name": splits.train.name, "identity": splits.identity, "notes": notes, "opening": opening} | acknowledged
+
+
+def _probed(detector: Detector, splits: Splits, *, progress: bool) -> dict[str, Any]:
+    """Measure and print, before training, whether the detector's shift is a task on these healthy images."""
+    if not detector.shift or not checkable(splits.val):
+        return {}
+    try:
+        probe = probe_shift(detector.shift, splits)
+    except DataError as error:  # a run goes on without it
+        warnings.warn(f"the {detector.shift} shifts were not probed: {error.what}", stacklevel=2)
+        return {}
+    if progress:
+        tqdm.write(probe.sentence(detector.shift))
+    return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
 
 
 def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: bool) -> None:

@@ -8,27 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from diawork.data.images import ImageSet
+from diawork.base.config import K
+from diawork.data.images import ImageSet, Splits
 from diawork.data.pseudo import KINDS, pseudo_anomalies
 from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.detectors.face import Detector
-from diawork.evaluation.collapse import Facts
 from diawork.evaluation.metrics import followed
 from diawork.evaluation.selfcheck import SelfCheck, self_check
+from diawork.evaluation.shifts import ShiftProbe, shift_probe
+from diawork.method.views import SHIFTS
 
 STRENGTH = 1.0
 LEAST = 20  # healthy validation images, below which nothing is checked
-MOST = 200  # of them, evenly spaced: the check costs five scorings of each
+MOST = 200  # of them, evenly spaced: the check costs six passes over each
+THUMBNAIL = 16  # px, of the probe of shifts
 
 
 class PseudoCheck:
     """Healthy validation images and their pseudo-anomalies, made once and scored by any detector."""
 
     def __init__(self, val: ImageSet) -> None:
-        healthy = val.normal()
-        rows = np.linspace(0, len(healthy) - 1, min(MOST, len(healthy))).round().astype(int)
-        self.healthy = healthy.take(rows)
+        self.healthy = _some(val.normal())
         pixels = self.healthy.images[:].numpy()
         self.changed = {kind: self._with(pseudo_anomalies(pixels, kind, strength=STRENGTH).images) for kind in KINDS}
 
@@ -39,7 +41,8 @@ class PseudoCheck:
         """Return what the detector notices, from one augmented copy an image."""
         healthy = detector.score(self.healthy, samples=1).total
         scores = {(kind, STRENGTH): detector.score(images, samples=1).total for kind, images in self.changed.items()}
-        return self_check(healthy, scores, Facts(follows=self._followed(healthy)))
+        facts = dataclasses.replace(detector.facts(self.healthy), follows=self._followed(healthy))
+        return self_check(healthy, scores, facts)
 
     def _followed(self, scores: np.ndarray) -> tuple[str, float]:
         """Return the image statistic that the scores follow most, and their rank correlation."""
@@ -56,4 +59,25 @@ def checkable(val: ImageSet) -> bool:
 def recorded(check: SelfCheck) -> Mapping[str, Any]:
     """Return what ``result.json`` keeps of a check."""
     kept = {name: getattr(check, name) for name in ("auroc", "low", "high", "n", "verdict")}
-    return kept | {"follows": check.facts.follows, "findings": check.findings(), "strength": STRENGTH}
+    known = {"facts": dataclasses.asdict(check.facts), "findings": check.findings(), "strength": STRENGTH}
+    return kept | known
+
+
+def probe_shift(shift: str, splits: Splits) -> ShiftProbe:
+    """Return how well a linear probe of healthy training thumbnails names the shifts of validation images."""
+    known, held_out = (_thumbnails(_some(images.normal()), shift) for images in (splits.train, splits.val))
+    return shift_probe(known, held_out)
+
+
+def _some(images: ImageSet) -> ImageSet:
+    """Return at most ``MOST`` of the images, evenly spaced."""
+    return images.take(np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int))
+
+
+def _thumbnails(images: ImageSet, shift: str) -> np.ndarray:
+    """Return (K, N, P) pixels of the images under each shift, means of areas."""
+    x = images.images[:]
+    size = min(THUMBNAIL, *x.shape[-2:])
+    return np.stack(
+        [F.interpolate(SHIFTS[shift](x, k), (size, size), mode="area").flatten(1).numpy() for k in range(K)]
+    )
