@@ -1,4 +1,4 @@
-"""``diawork data``: list, describe, get, check and scan data sets."""
+"""``diawork data``: list, describe, get, verify, check, scan and split data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diawork.cli.options import path_option, say
 
 @click.group()
 def data() -> None:
-    """List, describe, get, check and scan data sets."""
+    """List, describe, get, verify, check, scan and split data sets."""
 
 
 @data.command("list")
@@ -68,6 +68,41 @@ def scan(folder: Path, out: Path | None, normal: str) -> None:
     for text in guess.assumed:
         say(f"assumed: {text}")
     say(f"written: {path}, contact sheet {path.with_suffix('.png').name}; read both, then: diawork data show {path}")
+
+
+@data.command()
+@click.argument("name")
+@click.option(
+    "--val", default=0.1, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="Share of train."
+)
+@click.option(
+    "--test", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="Share of train."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
+@click.option("--name", "new", default="", metavar="NEW", help="Of the new set [default: NAME-split].")
+@options.data_root
+def split(name: str, val: float, test: float, seed: int, new: str, data_root: Path | None) -> None:
+    """Divide the train images of a set, patient by patient, class by class; a file list and a manifest keep it."""
+    from diawork.data.facts import Recipe
+    from diawork.data.manifests import load_manifest
+    from diawork.data.readers.dividing import write_split
+
+    path = write_split(load_manifest(name), Recipe(seed=seed, val=val, test=test), root=data_root, name=new)
+    _describe(str(path), None)
+    say(f"written: {path} and {path.with_suffix('.csv').name}, which travel with the images")
+
+
+@data.command()
+@click.argument("name")
+@options.data_root
+def verify(name: str, data_root: Path | None) -> None:
+    """Hold a set on disk against its manifest: every image readable, the counts, the published checksum."""
+    from diawork.data import checks
+
+    facts = checks.verify(name, data_root)
+    for fact in facts:
+        say(f"{'ok' if fact.good else 'differs':<8} {fact.text}")
+    click.get_current_context().exit(0 if all(fact.good for fact in facts) else 3)
 
 
 def _describe(name: str, data_root: Path | None, *, download: bool = False) -> None:

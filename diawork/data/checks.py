@@ -18,7 +18,8 @@ from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError
 from diawork.base.files import digest, read_json, write_json
-from diawork.data.images import Splits, missing_roles
+from diawork.data.images import Splits, load, missing_roles
+from diawork.data.manifests import Manifest
 from diawork.data.twins import Pair, find_pairs
 
 MOST_PAIRS = 1000  # listed in a report
@@ -211,3 +212,28 @@ def _blank_problems(splits: Splits) -> Iterator[Problem]:
         if len(blank):
             share = f"{len(blank)} of {len(images)} images ({len(blank) / len(images):.1%})"
             yield Problem("warning", f"{images.split}: {share} are constant, first {blank[0]}.")
+
+
+# --- on disk, against the manifest ----------------------------------------------------------------------
+
+
+class Fact(NamedTuple):
+    """What was found of a set on disk, and whether it is as the manifest says."""
+
+    good: bool
+    text: str
+
+
+def verify(name: str | Path | Manifest, root: Path | str | None = None) -> list[Fact]:
+    """Hold a set on disk against its manifest; what cannot be read, or counted otherwise, is a ``DataError``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # another checksum is a fact of its own here
+        splits = load(name, root)
+    manifest, md5 = splits.manifest, splits.md5
+    n = sum(len(images) for images in splits.all())
+    counts = "counts as in the manifest" if manifest.sizes else "the manifest states no counts"
+    facts = [Fact(True, f"{n:,} images of {manifest.name}, every one readable; {counts}")]
+    if md5 is None or manifest.md5 is None:
+        return [*facts, Fact(True, "no checksum is published")]
+    same = "as published" if md5 == manifest.md5 else f"published {manifest.md5}"
+    return [*facts, Fact(md5 == manifest.md5, f"{manifest.place}: MD5 {md5}, {same}")]

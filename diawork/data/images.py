@@ -109,6 +109,7 @@ class Splits:
     identity: str = field(default="")  # short digest of the content of all splits
     notes: list[str] = field(default_factory=list)  # warnings that a report must show
     source: str = ""  # where the images came from, without machine paths
+    md5: str | None = None  # of the file, where the set is one
 
     def __post_init__(self) -> None:
         if not self.identity:
@@ -146,7 +147,9 @@ def load(name: str | Path | Manifest = "phantom", root: Path | str | None = None
         raise DataError("there is no test split.", path=manifest.name, hint=hint)
     if "val" not in sets:
         sets["val"] = replace(sets["train"].take([]), split="val", identity="")
-    splits = Splits(sets["train"], sets["val"], sets["test"], manifest, notes=notes, source=content.source)
+    splits = Splits(
+        sets["train"], sets["val"], sets["test"], manifest, notes=notes, source=content.source, md5=content.md5
+    )
     for what in missing_roles(splits):
         hint = "Check the manifest: training needs normal images, an evaluation needs both roles."
         raise DataError(what, path=manifest.name, hint=hint)

@@ -62,7 +62,8 @@ def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
     if manifest.url:
         how = f"`diawork data get {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
     elif manifest.source:
-        how = f"Get it from {manifest.source} (licence: {manifest.licence}) and"
+        check = f"look with `diawork data verify {manifest.name}`, and"
+        how = f"Get it from {manifest.source} (licence: {manifest.licence}), {check}"
     what = f"{manifest.place} was not found; looked in {', '.join(map(printable, roots))}."
     return DataError(what, path=manifest.name, hint=f"{how} set DIAWORK_DATA to the folder that holds it.")
 

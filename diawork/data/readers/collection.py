@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,17 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".dcm", ".dicom", 
 DECODER = 1  # raised where the same file gives other values than before
 
 
-def read_items(manifest: Manifest, base: Path, items: Sequence[Item], facts: dict[str, FileFacts]) -> Content:
-    """Return the splits of a set whose files lie under ``base``; ``facts`` holds what is known of files by path."""
+class Listing(NamedTuple):
+    """The images of a set that are files: where their paths begin, what is said of each, what the disk knows."""
+
+    base: Path
+    items: list[Item]
+    facts: dict[str, FileFacts]  # by path, of those already looked at
+
+
+def read_items(manifest: Manifest, listing: Listing) -> Content:
+    """Return the splits of a set of listed files."""
+    base, items, facts = listing
     if not items:
         raise DataError("there is no image of a known class.", path=base)
     every = sorted(items)
@@ -34,7 +44,7 @@ def read_items(manifest: Manifest, base: Path, items: Sequence[Item], facts: dic
         dtype="uint8" if manifest.intensity is None else "uint16",
         spec=_spec(manifest),
     )
-    kept, notes = _kept(manifest, every)
+    kept, notes = kept_items(manifest, every)
     _refuse_bad({item.path: store.bad[item.path] for item in kept if item.path in store.bad}, len(kept), base)
     kept = split_items(kept, manifest.recipe) if manifest.recipe else kept
     row_of = {item.path: row for row, item in enumerate(every)}
@@ -60,7 +70,7 @@ def _part(
     return Part(images.take(rows), names, lesions, np.array([item.path for item in items], dtype=str), patients)
 
 
-def _kept(manifest: Manifest, items: list[Item]) -> tuple[list[Item], list[str]]:
+def kept_items(manifest: Manifest, items: list[Item]) -> tuple[list[Item], list[str]]:
     """Return the items that the manifest does not leave out, and a note of what it does."""
     paths = {item.path for item in items}
     for name in manifest.drop:

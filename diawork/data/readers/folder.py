@@ -8,7 +8,7 @@ from pathlib import Path
 from diawork.base.errors import DataError, did_you_mean, printable
 from diawork.data.facts import SPLITS
 from diawork.data.manifests import Manifest
-from diawork.data.readers.collection import SUFFIXES, read_items
+from diawork.data.readers.collection import SUFFIXES, Listing, read_items
 from diawork.data.readers.splitting import Item
 from diawork.data.readers.store import FileFacts
 from diawork.data.readers.types import Content
@@ -19,11 +19,16 @@ MOST_DEPTH = 16  # links may lead in circles
 
 def read(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Content:
     """Read the images under a manifest's folder in ``root``."""
+    return read_items(manifest, list_items(manifest, root))
+
+
+def list_items(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Listing:
+    """List the images under a manifest's folder in ``root``."""
     base = find_folder(manifest, root)
     facts = {file.path: file for file in walk(base)}
     layout = manifest.layout or ()
     items = [_item(path, layout, manifest, base) for path in facts]
-    return read_items(manifest, base, [item for item in items if item.class_name], facts)
+    return Listing(base, [item for item in items if item.class_name], facts)
 
 
 def walk(base: Path) -> Iterator[FileFacts]:

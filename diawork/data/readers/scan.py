@@ -56,7 +56,12 @@ class Guess:
     @property
     def text(self) -> str:
         """Return the manifest as YAML."""
-        return "".join(f"{key}: {_yaml(value)}\n" for key, value in self.facts.items())
+        return as_yaml(self.facts)
+
+
+def as_yaml(facts: dict[str, Any]) -> str:
+    """Return facts as the YAML of a manifest, a line each."""
+    return "".join(f"{key}: {_yaml(value)}\n" for key, value in facts.items())
 
 
 def _yaml(value: Any) -> str:

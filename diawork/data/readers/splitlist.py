@@ -11,7 +11,7 @@ from typing import Any
 from diawork.base.errors import DataError, printable
 from diawork.data.facts import SPLITS, inside_root
 from diawork.data.manifests import Manifest
-from diawork.data.readers.collection import read_items
+from diawork.data.readers.collection import Listing, read_items
 from diawork.data.readers.folder import meaning, patient_of
 from diawork.data.readers.pixels import decoding
 from diawork.data.readers.splitting import Item
@@ -23,13 +23,17 @@ MOST_BYTES = 256 * 2**20
 
 def read(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Content:
     """Read the images that a manifest's split list names, from its folder."""
+    return read_items(manifest, list_items(manifest, root, download=download))
+
+
+def list_items(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Listing:
+    """List the images that a manifest's split list names."""
     path = find_file(manifest, root, download=download)
     base = manifest.path_in(root_of(path, manifest), str(manifest.folder))
     with decoding(path, "this split list is damaged"):
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path.stat().st_size:,} bytes are too many for a split list (at most {MOST_BYTES:,}).")
-        items = list(_items(json.loads(path.read_bytes()), manifest))
-    return read_items(manifest, base, items, {})
+        return Listing(base, list(_items(json.loads(path.read_bytes()), manifest)), {})
 
 
 def _items(lists: Any, manifest: Manifest) -> Iterator[Item]:

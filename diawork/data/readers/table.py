@@ -8,7 +8,7 @@ from pathlib import Path
 from diawork.base.errors import DataError, did_you_mean, printable
 from diawork.data.facts import SPLITS, Columns, inside_root
 from diawork.data.manifests import Manifest
-from diawork.data.readers.collection import read_items
+from diawork.data.readers.collection import Listing, read_items
 from diawork.data.readers.folder import meaning, patient_of
 from diawork.data.readers.pixels import decoding
 from diawork.data.readers.splitting import Item
@@ -21,17 +21,21 @@ PARQUET = b"PAR1"
 
 def read(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Content:
     """Read the images that a manifest's table lists; their paths begin at its folder, or at the manifest's."""
+    return read_items(manifest, list_items(manifest, root, download=download))
+
+
+def list_items(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Listing:
+    """List the images that a manifest's table names."""
     path = find_file(manifest, root, download=download)
     base = path.parent
     if manifest.folder is not None:
         base = manifest.path_in(root_of(path, manifest), manifest.folder)
     with decoding(path, "this table is damaged"):
-        items = list(_items(read_rows(path), manifest))
-    return read_items(manifest, base, items, {})
+        return Listing(base, list(_items(read_rows(path), manifest)), {})
 
 
 def _items(rows: Iterator[dict[str, str]], manifest: Manifest) -> Iterator[Item]:
-    columns, seen = manifest.columns or Columns(), dict[str, str]()
+    columns, seen = manifest.columns or Columns(), dict[str, Item]()
     for number, row in enumerate(rows, 2):
         if number == 2:
             _refuse_missing(columns, row)
@@ -42,13 +46,20 @@ def _items(rows: Iterator[dict[str, str]], manifest: Manifest) -> Iterator[Item]
             raise DataError(f"row {number}: the path {printable(path)!r} {error}.", field=columns.image) from None
         label = row[columns.label]
         class_name = meaning(_named(label, manifest), manifest.classes.values(), manifest, f"class (row {number})")
-        if seen.setdefault(path, class_name) != class_name:
-            raise DataError(f"row {number}: {printable(path)} stands under two labels, {seen[path]} and {class_name}.")
-        if manifest.roles[class_name] == "unused":
-            continue
         split = meaning(row.get(columns.split) or "train", SPLITS, manifest, f"split (row {number})")
-        patient = row.get(columns.patient) or patient_of(path.rpartition("/")[2], manifest)
-        yield Item(path, class_name, split, patient, row.get(columns.mask) or "")
+        if path in seen:  # a table of findings has a row for each
+            _refuse_another(number, seen[path], class_name, split)
+            continue
+        seen[path] = item = Item(path, class_name, split, mask=row.get(columns.mask) or "")
+        if manifest.roles[class_name] != "unused":
+            patient = row.get(columns.patient) or patient_of(path.rpartition("/")[2], manifest)
+            yield item._replace(patient=patient)
+
+
+def _refuse_another(number: int, item: Item, class_name: str, split: str) -> None:
+    for words, one, other in (("labels", item.class_name, class_name), ("splits", item.split, split)):
+        if one != other:
+            raise DataError(f"row {number}: {printable(item.path)} stands under two {words}, {one} and {other}.")
 
 
 def _refuse_missing(columns: Columns, row: dict[str, str]) -> None:
