@@ -30,7 +30,7 @@ def measure_all(*, quick: bool = False, compute: Compute | None = None, say: Cal
     costs = bench(cfg, compute=compute, say=say)
     costs["parts"] = step_shares(cfg, compute=compute)
     costs["scaling"] = scaling((2, 4), (28, 32), cfg=cfg, compute=compute) if quick else scaling(compute=compute)
-    costs["bank"] = bank_cost(steps=(2,) if quick else (4, 16), cfg=cfg, compute=compute)
+    costs["bank"] = bank_cost(steps=(2, 4) if quick else (4, 16), cfg=cfg, compute=compute)
     costs["loss_memory"] = loss_memory(8 if quick else 1024)
     say(f"loss of {costs['loss_memory']['views']:,} views: peak {costs['loss_memory']['peak_mib']:.0f} MiB")
     return costs
