@@ -1,6 +1,7 @@
 """The architecture: floors in one order, imports downwards only, one door for each heavy library."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -44,6 +45,7 @@ ROOMS = {
 ROOMS[""] = ROOMS.pop("__init__")
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Return the dotted names that a file reaches, wherever in it: imported, by name, or as `diawork.x`."""
     names = set()

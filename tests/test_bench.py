@@ -8,8 +8,8 @@ import torch
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, EncoderConfig
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
-from diawork.bench.bench import QUICK, Pair, ceilings, sgd
-from diawork.bench.costs import bank_cost, loss_memory, scaling, step_shares
+from diawork.bench.bench import Pair, ceilings, sgd
+from diawork.bench.costs import loss_memory
 from diawork.cli.main import main
 from diawork.method.ddpm import build_ddpm
 from diawork.method.encoder import build_encoder
@@ -36,13 +36,19 @@ def test_the_baseline_dissolves_once_a_shift_and_takes_a_step():
     assert not torch.equal(encoder.shift.weight, before)
 
 
-def test_every_stage_is_timed_and_the_page_shows_it(tmp_path):
-    page = tmp_path / "bench.html"
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The page and the findings of one quick bench, from the command line."""
+    page = tmp_path_factory.mktemp("bench") / "bench.html"
     assert main(["bench", "--quick", "--device", "cpu", "--out", str(page)]) == 0
-    found, text = json.loads(page.with_suffix(".json").read_text()), page.read_text()
-    assert len(found["rows"]) == 6 and all(row["ratio"] > 0 for row in found["rows"])
-    assert found["ceilings"]["conv_fp32"] > 1e9
-    assert all(row["stage"] in text for row in found["rows"]) and "://" not in text
+    return page.read_text(), json.loads(page.with_suffix(".json").read_text())
+
+
+def test_every_stage_is_timed_and_the_page_shows_it(quick):
+    text, costs = quick
+    assert len(costs["rows"]) == 6 and all(row["ratio"] > 0 for row in costs["rows"])
+    assert costs["ceilings"]["conv_fp32"] > 1e9
+    assert all(row["stage"] in text for row in costs["rows"]) and "://" not in text
 
 
 def test_loss_memory_grows_with_the_batch_and_not_with_its_square():
@@ -50,14 +56,14 @@ def test_loss_memory_grows_with_the_batch_and_not_with_its_square():
     assert large < 3 * small
 
 
-def test_shares_and_scaling():
-    assert [row["part"] for row in step_shares(QUICK)] == ["dissolving", "views", "encoder and loss", "optimiser"]
-    rows = scaling((2, 4), (28, 32), cfg=QUICK)
-    assert [(row["batch"], row["size"]) for row in rows] == [(2, 28), (4, 28), (4, 32)]
+def test_shares_and_scaling(quick):
+    costs = quick[1]
+    assert [row["part"] for row in costs["parts"]] == ["dissolving", "views", "encoder and loss", "optimiser"]
+    assert [(row["batch"], row["size"]) for row in costs["scaling"]] == [(2, 28), (4, 28), (4, 32)]
     assert ceilings(Compute(), repeats=1).keys() == {"conv_fp32", "matmul_fp32"}
 
 
-def test_a_bank_grows_with_its_steps():
-    small, large = bank_cost(10, (2, 4), cfg=QUICK)
-    assert large["mib"] == 2 * small["mib"] == pytest.approx(10 * 2 * 4 * 28 * 28 / 2**20)
+def test_a_bank_grows_with_its_steps(quick):
+    small, large = quick[1]["bank"]
+    assert large["mib"] == 2 * small["mib"] == pytest.approx(1148 * 2 * 4 * 28 * 28 / 2**20)
     assert large["make_s"] > 0 and large["look_up_ms"] > 0

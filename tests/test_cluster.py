@@ -16,15 +16,22 @@ from tests.sweeping import holders, toy_sweep, wait_for
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="submitit is for Unix")
 
 
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return Sweep.load(toy_sweep(tmp_path_factory.mktemp("sweep"), temperatures=(0.1,), seeds=(0, 1)))
+
+
+@pytest.fixture(scope="module")
+def ledger(sweep, tmp_path_factory):
+    """What the local executor says of the sweep."""
+    return run_sweep(sweep, out=tmp_path_factory.mktemp("local"), device="cpu", slots=2, progress=False)
+
+
 @pytest.mark.parametrize("executor", ["submitit-local", "debug"])
-def test_the_ledger_is_that_of_the_local_executor(tmp_path, executor):
-    sweep = Sweep.load(toy_sweep(tmp_path, temperatures=(0.1,), seeds=(0, 1)))
-    here, there = (
-        run_sweep(sweep, out=tmp_path / name, device="cpu", slots=2, executor=name, progress=False)
-        for name in ("local", executor)
-    )
+def test_the_ledger_is_that_of_the_local_executor(sweep, ledger, tmp_path, executor):
+    submitted = run_sweep(sweep, out=tmp_path, device="cpu", slots=2, executor=executor, progress=False)
     same = ["cell", "label", "dataset", "seed", "state", "error", "auroc"]
-    assert here[same].equals(there[same]) and set(here["state"]) == {"done"}
+    assert submitted[same].equals(ledger[same]) and set(ledger["state"]) == {"done"}
 
 
 def test_a_job_that_loses_its_machine_saves_and_goes_on(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from diawork.base.compute import Compute, count_macs, has_bf16, has_compiler, layer_macs
 from diawork.base.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
@@ -98,8 +99,9 @@ def test_a_compiled_dissolver_gives_the_same_views_for_any_number_of_images(tmp_
     assert compiled.at(x[:0], t[:0]).shape == (0, 1, 16, 16)
 
 
-def test_where_no_compiler_is_found_the_dissolver_stays_as_it_is(monkeypatch):
+def test_where_no_compiler_is_found_the_dissolver_stays_as_it_is_and_nothing_is_counted(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("diawork.base.compute.count_macs", lambda *_: pytest.fail("counted"))
     dissolver = small_dissolver()
     dissolver.expect(10**15, 4)
     assert dissolver.ddpm.model._compiled_call_impl is None
@@ -114,6 +116,23 @@ def test_layers_are_counted_as_often_as_they_run():
 
 def test_macs_of_a_convolution_by_hand():
     assert count_macs(nn.Conv2d(2, 5, 3, padding=1), torch.rand(1, 2, 8, 8)) == 2 * 5 * 9 * 64
+
+
+def test_macs_are_counted_by_shapes_and_nothing_is_computed():
+    net, seen = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), []
+    net.register_forward_hook(lambda *_: seen.append(_[2].device.type))
+    assert count_macs(net, torch.rand(1, 1, 4, 4)) == 2 * 9 * 4
+    assert seen == ["meta"] and net[1].num_batches_tracked == 0 and net[0].weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_count_by_shapes_is_that_of_a_pass(frozen):
+    ddpm = build_ddpm(DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16))
+    net = Dissolver(ddpm, compute=Compute()).ddpm.model if frozen else ddpm.model.eval()
+    inputs = torch.rand(2, 1, 16, 16), torch.zeros(2, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*inputs)
+    assert 2 * count_macs(net, *inputs) == counter.get_total_flops() > 0
 
 
 def test_true_cost_of_the_published_unet():

@@ -9,6 +9,8 @@ import nbformat
 import pytest
 
 from diawork.base.errors import UsageError
+from diawork.base.files import shipped
+from diawork.data.strictyaml import parse_yaml, yaml_text
 from diawork.report.site import to_html
 from diawork.runs.notebooks import (
     find_notebook,
@@ -63,11 +65,22 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("notebook-runs")
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """The manifest of the phantom with a third of its images, still enough for the self-check."""
+    facts = parse_yaml((shipped("data_manifests") / "phantom.yaml").read_text("utf-8"), "phantom")[0]
+    counts = {split: {name: n // 3 for name, n in some.items()} for split, some in facts["counts"].items()}
+    path = tmp_path_factory.mktemp("few") / "few.yaml"
+    path.write_text(yaml_text(facts | {"name": "few", "counts": counts}), "utf-8")
+    return str(path)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_runs_headless(path, runs, tmp_path, monkeypatch):
+def test_runs_headless(path, runs, few, tmp_path, monkeypatch):
     monkeypatch.setenv("DIAWORK_HOME", str(runs))
-    knobs = {"dia": {"loss.temperature": [0.2, 0.5]}}
-    wanted = {"preset": "smoke", "seeds": [0] if path.stem.startswith("10") else 2, "knobs": knobs}
+    knobs = {"csi": {"loss.temperature": [0.2, 0.5]}}
+    seeds = [0] if path.stem.startswith("10") else 2
+    wanted = {"preset": "smoke", "dataset": few, "seeds": seeds, "knobs": knobs}
     parameters = {name: value for name, value in wanted.items() if name in notebook_parameters(path)}
     out = run_notebook(path, runs / f"{path.stem}.ipynb", parameters=parameters, progress=False)
     executed = code_cells(out)
@@ -111,8 +124,8 @@ def test_a_slider_stays_without_a_kernel(runs):
 
 
 @pytest.mark.parametrize(("number", "more"), [("03", {}), ("06", {"method": "pixel_knn"})])
-def test_a_run_that_stops_at_val_is_shown_on_val(runs, number, more):
-    parameters = {"preset": "smoke", "out": str(runs), "overrides": {"score.evaluate": "val"}, **more}
+def test_a_run_that_stops_at_val_is_shown_on_val(runs, few, number, more):
+    parameters = {"preset": "smoke", "dataset": few, "out": str(runs), "overrides": {"score.evaluate": "val"}, **more}
     out = run_notebook(find_notebook(number), runs / f"{number}-val.ipynb", parameters=parameters, progress=False)
     assert "val AUROC" in out.read_text("utf-8")
 
@@ -176,12 +189,14 @@ def test_wrong_parameters_are_refused_before_the_run(given, message):
         typed_parameters(find_notebook("03"), given)
 
 
-def test_an_error_names_the_cell_and_keeps_the_copy(tmp_path):
+def test_an_error_names_the_cell_and_keeps_the_copy(tiny, tmp_path):
     from diawork.runs.notebooks import NotebookError
 
-    out = tmp_path / "failed.ipynb"
-    with pytest.raises(NotebookError, match=r"raised UsageError: .*'nonsense' is not a preset"):
-        run_notebook("01", out, parameters={"preset": "nonsense"}, progress=False)
+    out, nb = tmp_path / "failed.ipynb", nbformat.read(tiny, as_version=4)
+    nb.cells.append(nbformat.v4.new_code_cell("from diawork.base.errors import UsageError; raise UsageError('no.')"))
+    nbformat.write(nb, tiny)
+    with pytest.raises(NotebookError, match=r"cell 3 raised UsageError: no\."):
+        run_notebook(tiny, out, progress=False)
     assert out.exists()
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from diawork.base.errors import ResourceError, UsageError, did_you_mean
@@ -83,9 +84,7 @@ class Compute:
         Returns the seconds it took, or None where it was left as it is. The rule looks at the amount of
         arithmetic alone, so that a repeated or resumed run decides alike. Code is cached across processes.
         """
-        work = 2 * count_macs(module, *example) * passes
-        pays = work >= COMPILE_FROM.get(self.device.type, float("inf")) and has_compiler()
-        if self.compile is False or not (self.compile or pays):
+        if self.compile is False or not (self.compile or self._pays(module, example, passes)):
             return None
         _lasting_cache()
         start = time.perf_counter()
@@ -93,6 +92,11 @@ class Compute:
         with torch.no_grad():
             module(*example)
         return time.perf_counter() - start
+
+    def _pays(self, module: nn.Module, example: tuple[torch.Tensor, ...], passes: int) -> bool:
+        """Say whether so many passes pay for compiling; nothing is counted where nothing could be compiled."""
+        least = COMPILE_FROM.get(self.device.type)
+        return least is not None and has_compiler() and 2 * count_macs(module, *example) * passes >= least
 
     def autocast(self, module: nn.Module | None = None) -> contextlib.AbstractContextManager:
         """Return the context in which forward passes run; a ``module`` of low precision needs none."""
@@ -149,9 +153,11 @@ def _lasting_cache() -> None:
 
 
 def count_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
-    """Count the multiply-accumulates of one forward pass (convolutions, linear layers, attention)."""
+    """Count the multiply-accumulates of one forward pass (convolutions, linear layers, attention), by shapes alone."""
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    shapes = {name: value.to("meta") for name, value in state.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*inputs)
+        functional_call(module, shapes, tuple(x.to("meta") for x in inputs))
     return counter.get_total_flops() // 2
 
 

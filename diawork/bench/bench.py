@@ -7,8 +7,6 @@ figure here is a test.
 from __future__ import annotations
 
 import gc
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.base.compute import Compute, count_macs, has_bf16
+from diawork.base.compute import Compute, count_macs
 from diawork.base.config import (
     Bridge,
     DiffusionConfig,
@@ -34,6 +32,7 @@ from diawork.base.config import (
 )
 from diawork.base.seeding import generator
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
+from diawork.bench.machine import Load, arithmetic, load_words, machine_name
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import Dissolve, Dissolver
 from diawork.method.encoder import Encoder, build_encoder
@@ -179,6 +178,8 @@ class FromMemory:
 def bench(cfg: BenchConfig | None = None, *, compute: Compute | None = None, say: Callable[[str], Any] = print) -> dict:
     """Time every stage and return rows, ceilings and settings, ready for JSON."""
     cfg, compute = cfg or BenchConfig(), compute or Compute.auto()
+    load, machine = Load(), machine_name(compute.device)
+    say(f"{machine}; {arithmetic(compute)}")
     ceiling = ceilings(compute)
     say("ceilings: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in ceiling.items()))
     top = ceiling.get("conv_bf16", ceiling["conv_fp32"])
@@ -190,19 +191,13 @@ def bench(cfg: BenchConfig | None = None, *, compute: Compute | None = None, say
         of_ceiling = f"   {share:5.0%} of the ceiling" if share else ""
         say(f"{pair.stage:<44} {rows[-1]['ratio']:6.1f} ×{of_ceiling}{compiled}")
         gc.collect()
+    others = load.others()
+    say(load_words(others))
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
     return {
-        "settings": settings, "compute": compute.as_dict(), "machine": machine_name(compute.device),
+        "settings": settings, "compute": compute.as_dict(), "machine": machine, "others": others,
         "torch": torch.__version__, "ceilings": ceiling, "rows": rows,
     }  # fmt: skip
-
-
-def machine_name(device: torch.device) -> str:
-    """Return what the figures were measured on: the GPU's name, or the processor's kind and number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    arithmetic = " with bf16" if has_bf16(device) else ""
-    return f"{os.cpu_count()} cores, {platform.machine()}{arithmetic}"
 
 
 class Stages:

@@ -17,6 +17,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import EncoderConfig, K, LossConfig, Stem, ViewsConfig
 from diawork.base.seeding import generator
 from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
+from diawork.bench.machine import Load
 from diawork.method.bank import DissolvedBank
 from diawork.method.encoder import build_encoder
 from diawork.method.loss import dia_loss
@@ -27,11 +28,13 @@ from diawork.method.views import BranchBuilder
 def measure_all(*, quick: bool = False, compute: Compute | None = None, say: Callable[[str], Any] = print) -> dict:
     """Return everything the cost page shows: stages, parts of a step, scaling, bank, memory of the loss."""
     cfg, compute = QUICK if quick else BenchConfig(), compute or Compute.auto()
+    load = Load()
     costs = bench(cfg, compute=compute, say=say)
     costs["parts"] = step_shares(cfg, compute=compute)
     costs["scaling"] = scaling((2, 4), (28, 32), cfg=cfg, compute=compute) if quick else scaling(compute=compute)
-    costs["bank"] = bank_cost(steps=(2,) if quick else (4, 16), cfg=cfg, compute=compute)
+    costs["bank"] = bank_cost(steps=(2, 4) if quick else (4, 16), cfg=cfg, compute=compute)
     costs["loss_memory"] = loss_memory(8 if quick else 1024)
+    costs["others"] = load.others()  # over all of it
     say(f"loss of {costs['loss_memory']['views']:,} views: peak {costs['loss_memory']['peak_mib']:.0f} MiB")
     return costs
 

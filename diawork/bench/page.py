@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diawork import figures
 from diawork.base.files import PACKAGE, write_text
+from diawork.bench.machine import load_words
 from diawork.evaluation.wording import interval
 
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
@@ -41,7 +42,9 @@ def _facts(costs: dict[str, Any]) -> list[str]:
     compute, settings = costs["compute"], costs["settings"]
     rates = [f"{name.replace('_', ', ')}: {rate / 1e9:.0f} GFLOP/s" for name, rate in costs["ceilings"].items()]
     sizes = f"batch {settings['batch']}, {settings['size']} px, UNet of width {settings['dim']}"
-    return [costs["machine"], f"{compute['threads']} threads", f"torch {costs['torch']}", sizes, *rates]
+    arithmetic = f"{compute['threads']} threads, {compute['precision']}"
+    load = [load_words(costs["others"])] if "others" in costs else []  # pages made before it was measured
+    return [costs["machine"], arithmetic, *load, f"torch {costs['torch']}", sizes, *rates]
 
 
 def _figures(costs: dict[str, Any]) -> list[tuple[str, bytes]]:

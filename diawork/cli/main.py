@@ -16,8 +16,9 @@ from diawork.base.errors import DiaworkError, ResourceError
 from diawork.base.stopping import StopNow, stop_at_once
 from diawork.cli import options
 from diawork.cli.data import data
+from diawork.cli.demo import demo
 from diawork.cli.options import STOPS, pairs, parse_overrides, path_option, say
-from diawork.cli.run import demo, report, run
+from diawork.cli.run import report, run
 from diawork.cli.score import score
 from diawork.cli.sweep import sweep
 

@@ -1,13 +1,14 @@
-"""``diawork run``, ``demo`` and ``report``: methods × seeds to runs, and runs to a page."""
+"""``diawork run`` and ``report``: methods × seeds to runs, and runs to a page."""
 
 from __future__ import annotations
 
 import json
-import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from tqdm.auto import tqdm
 
 from diawork.cli import options
 from diawork.cli.options import STOPS, parse_overrides, path_option, say
@@ -15,20 +16,6 @@ from diawork.cli.options import STOPS, parse_overrides, path_option, say
 if TYPE_CHECKING:
     from diawork.base.config import ExperimentConfig
     from diawork.runs.run import Run
-
-
-@click.command(epilog=STOPS)
-@options.out
-@options.device
-@options.precision
-@click.option("--open/--no-open", "show", default=False, help="Open the report in a browser.")
-def demo(show: bool, **where: Any) -> None:
-    """Train DIA on the embedded phantom and write an HTML report: minutes, offline, no account."""
-    from diawork.runs.presets import preset
-
-    page = run_methods(preset("demo", dataset="phantom"), "demo", "dia,csi,controls", 1, **where)
-    if show:
-        webbrowser.open(page.absolute().as_uri())
 
 
 @click.command(epilog=STOPS)
@@ -74,7 +61,7 @@ def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
 
 def run_methods(
     cfg: ExperimentConfig, preset_name: str, methods: str, seeds: int, *, out: Path | None, page: Path | None = None,
-    device: str, precision: str, **where: Any,
+    device: str, precision: str, on_run: Callable[[Run], None] | None = None, **where: Any,
 ) -> Path:  # fmt: skip
     """Run methods (joined by commas) × seeds, tell each result as it comes, write the report and return its path."""
     from diawork.base.compute import Compute
@@ -87,20 +74,23 @@ def run_methods(
     named = planned(cfg, methods)
     root, dataset = runs_root(out), load_manifest(cfg.dataset).name
     compute = Compute.auto(device, precision)
-    runs = run_suite(cfg, named, range(seeds), root=root, compute=compute, on_run=_tell, **where)
+    runs = run_suite(cfg, named, range(seeds), root=root, compute=compute, on_run=on_run or tell, **where)
     page = write_html(
         [run.folder for run in runs], page or root / f"report-{dataset}-{preset_name}.html", title=f"DIA on {dataset}",
         asked=f"diawork run --dataset {cfg.dataset} --preset {preset_name} --seeds {seeds} --methods {methods}",
     )  # fmt: skip
-    say(f"report: {page}")
+    with tqdm.external_write_mode():  # above a bar, where there is one
+        say(f"report: {page}")
     return page
 
 
-def _tell(run: Run) -> None:
+def tell(run: Run) -> None:
+    """Say the result of a run in a line of its own."""
     from diawork.evaluation.wording import interval
 
     result, split = run.result(), run.primary_split
     metrics = result["metrics"][split]
     ends = interval(metrics["auroc_low"], metrics["auroc_high"])
     area = f"{split} AUROC {metrics['auroc']:.3f} ({ends})"
-    say(f"{result['detector']:<28} seed {result['seed']}  {area}")
+    with tqdm.external_write_mode():
+        say(f"{result['detector']:<28} seed {result['seed']}  {area}")

@@ -29,6 +29,7 @@ from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
 from diawork.method.encoder import build_encoder, in_channels
+from diawork.method.progress import Bars
 from diawork.method.scoring import FeatureBank, copies_noise, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
 from diawork.method.views import BranchBuilder
@@ -81,7 +82,7 @@ class DIA(Detector):
         folder: Path | str | None = None,
         on_epoch: EpochHook | None = None,
         save_every: float = 300.0,
-        progress: bool = True,
+        progress: Bars = True,
     ) -> Self:
         """Train on the healthy images of ``train`` and build their feature bank.
 
@@ -105,7 +106,7 @@ class DIA(Detector):
         if isinstance(self.dissolve, Dissolver):
             each = epoch_batches(len(x), cfg.train, seed=cfg.seed, epoch=0)
             passes = cfg.train.epochs * len(each) * (K if cfg.views.dissolve_per == "shift" else 1)
-            self.dissolve.expect(passes * len(each[0]), len(each[0]), progress=progress)
+            self.dissolve.expect(passes * len(each[0]), len(each[0]), progress=bool(progress))
         self.history = fit(
             self.encoder, x, BranchBuilder(cfg.views, self.dissolve), train=cfg.train, loss=cfg.loss, seed=cfg.seed,
             compute=self.compute, keeper=keeper, on_epoch=hook, progress=progress,
@@ -124,7 +125,7 @@ class DIA(Detector):
         finally:
             self.bank = None
 
-    def _features(self, x: Images, what: str, *, samples: int | None = None, progress: bool = False) -> Any:
+    def _features(self, x: Images, what: str, *, samples: int | None = None, progress: Bars = False) -> Any:
         cfg = self.cfg.score.model_copy(update={"samples": samples or self.cfg.score.samples})
         return extract_features(
             self.encoder, x, views=self.cfg.views, score=cfg, seed=self.cfg.seed, what=what,

@@ -12,6 +12,7 @@ import numpy as np
 
 from diawork.data.images import ImageSet
 from diawork.evaluation.collapse import Facts
+from diawork.method.progress import Bars
 
 EpochHook = Callable[[int, Any], float | None]  # epoch, detector → validation score, where one is asked for
 MapMethods = dict[str, Callable[[ImageSet], np.ndarray]]  # name → maps (N, H, W)
@@ -80,7 +81,7 @@ class Detector(ABC):
         folder: Path | str | None = None,
         on_epoch: EpochHook | None = None,
         save_every: float = 300.0,
-        progress: bool = True,
+        progress: Bars = True,
     ) -> Self:
         """Learn from the healthy images of ``train`` alone.
 

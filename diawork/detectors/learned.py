@@ -32,6 +32,7 @@ from diawork.detectors.backbones import Backbone
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
 from diawork.detectors.loop import Progress
 from diawork.method.dissolve import GaussianBlur
+from diawork.method.progress import Bars
 
 WEIGHTS = "detector"
 BATCH = 64  # images scored at once
@@ -83,7 +84,7 @@ class Learned(Detector):
         folder: Path | str | None = None,
         on_epoch: EpochHook | None = None,
         save_every: float = 300.0,
-        progress: bool = True,
+        progress: Bars = True,
     ) -> Self:
         """Learn from the healthy images of ``train``; the last step is kept, an ``on_epoch`` refused."""
         if on_epoch is not None:
@@ -106,7 +107,7 @@ class Learned(Detector):
             Keeper(folder, spec={}).clear()  # what a kill just after the last save left
             return self
         keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
-        self._learn(healthy.images, keeper, progress=progress)
+        self._learn(healthy.images, keeper, progress=progress is True)
         if folder:
             self.save(folder)
             keeper.clear()

@@ -33,6 +33,7 @@ from diawork.base.seeding import generator, isolated_rng
 from diawork.base.stopping import graceful_stop
 from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
+from diawork.method.progress import Bars, stage
 from diawork.method.unet.trained import release, restate
 
 WEIGHTS = "ddpm"
@@ -93,7 +94,7 @@ def pretrain_ddpm(
     compute: Compute | None = None,
     folder: Path | str | None = None,
     save_every: float = 300.0,
-    progress: bool = True,
+    progress: Bars = True,
 ) -> DDPM:
     """Pretrain a DDPM on the healthy images of ``train``.
 
@@ -116,7 +117,7 @@ def pretrain_ddpm(
     keeper = Keeper(folder, spec=trainer.spec, every_seconds=save_every)
     trainer.restore(keeper.restore())
     keeper.require_space(trainer.snapshot()[0], trainer.optimizer)
-    with graceful_stop(), tqdm(total=cfg.steps, initial=trainer.step, desc="DDPM", disable=not progress) as bar:
+    with graceful_stop(), stage(progress, total=cfg.steps, initial=trainer.step, desc="DDPM") as bar:
         while trainer.step < cfg.steps:
             trainer.one_step(images.images)
             bar.update()

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
 from diawork.base.config import K, ScoreConfig, ViewsConfig
@@ -22,6 +21,7 @@ from diawork.base.seeding import KeyedDraws, image_keys
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images, at_once
 from diawork.method.encoder import Encoder, evaluating
+from diawork.method.progress import Bars, stage
 from diawork.method.views import SHIFTS, augment, draw_augmentation
 
 UNDEFINED = 1e-3  # a mean shift logit nearer to zero than this, or negative, has no usable inverse
@@ -57,7 +57,7 @@ def extract_features(
     what: str = "images",
     compute: Compute | None = None,
     batch: int = 1024,
-    progress: bool = False,
+    progress: Bars = False,
 ) -> Features:
     """Embed x (N, C, H, W) in [0, 1] under T′ augmentations and K shifts; average over T′.
 
@@ -71,17 +71,19 @@ def extract_features(
     cfg = views.model_copy(update={"crop_scale": score.crop_scale})
     sums: list[Any] = [0.0, 0.0]  # over the even and the odd samples
     keys = np.concatenate([image_keys(rows) for rows in x.split(size)])
-    for sample in tqdm(range(score.samples), desc=f"features of {what}", disable=not progress):
-        per_shift: list[list[Tensor]] = [[] for _ in range(K)]
-        for start in range(0, len(x), size):
-            rows, own = x[start : start + size], keys[start : start + size]
-            mirrored = KeyedDraws(own, seed, "score", sample, "flip").rand(len(rows)) < 0.5
-            mirrored &= views.hflip
-            rows = torch.where(mirrored[:, None, None, None], rows.flip(-1), rows)
-            for k in range(K):
-                drawn = draw_augmentation(len(rows), cfg, KeyedDraws(own, seed, "score", sample, k))
-                per_shift[k].append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute))
-        sums[sample % 2] = sums[sample % 2] + torch.stack([torch.cat(parts) for parts in per_shift])
+    with stage(progress, total=score.samples, desc=f"features of {what}") as bar:
+        for sample in range(score.samples):
+            per_shift: list[list[Tensor]] = [[] for _ in range(K)]
+            for start in range(0, len(x), size):
+                rows, own = x[start : start + size], keys[start : start + size]
+                mirrored = KeyedDraws(own, seed, "score", sample, "flip").rand(len(rows)) < 0.5
+                mirrored &= views.hflip
+                rows = torch.where(mirrored[:, None, None, None], rows.flip(-1), rows)
+                for k in range(K):
+                    drawn = draw_augmentation(len(rows), cfg, KeyedDraws(own, seed, "score", sample, k))
+                    per_shift[k].append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute))
+            sums[sample % 2] = sums[sample % 2] + torch.stack([torch.cat(parts) for parts in per_shift])
+            bar.update()
     dim, counts = encoder.cfg.projection_dim, (-(-score.samples // 2), score.samples // 2)
     halves = [(n, _parted(total / n, dim)) for n, total in zip(counts, sums, strict=True) if n]
     mean = _parted((sums[0] + sums[1]) / score.samples, dim)

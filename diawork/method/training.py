@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from timm.optim.lars import Lars
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diawork.base.checkpoints import (
     Checkpoint,
@@ -31,6 +30,7 @@ from diawork.base.stopping import graceful_stop
 from diawork.data.images import Images, batches
 from diawork.method.encoder import Encoder
 from diawork.method.loss import LossParts, dia_loss
+from diawork.method.progress import Bars, stage
 from diawork.method.views import BranchBuilder, Views
 
 EpochHook = Callable[[int, Encoder], float | None]
@@ -99,7 +99,7 @@ def fit(
     compute: Compute | None = None,
     keeper: Keeper | None = None,
     on_epoch: EpochHook | None = None,
-    progress: bool = True,
+    progress: Bars = True,
 ) -> History:
     """Train ``encoder`` on healthy images (N, C, H, W) in [0, 1].
 
@@ -117,7 +117,7 @@ def fit(
     keeper.require_space(loop.snapshot()[0], loop.optimizer)
     per_epoch = len(epoch_batches(len(images), train, seed=seed, epoch=0))
     total = train.epochs * per_epoch
-    with graceful_stop(), tqdm(total=total, initial=loop.step, desc="training", disable=not progress) as bar:
+    with graceful_stop(), stage(progress, total=total, initial=loop.step, desc="training") as bar:
         while loop.epochs < train.epochs:
             order = epoch_batches(len(images), train, seed=seed, epoch=loop.epochs)
             for index in order[loop.step - loop.epochs * per_epoch :]:

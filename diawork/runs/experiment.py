@@ -30,6 +30,7 @@ from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.dissolve import Dissolver
 from diawork.method.matching import matched
+from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
 from diawork.runs.evidence import evidence
 from diawork.runs.methods import fills_slot, label_of, method_config, needs_ddpm, resolve
@@ -68,7 +69,7 @@ def run_experiment(
     data_root: Path | str | None = None,
     acknowledge_leak: str = "",
     compute: Compute | None = None,
-    progress: bool = True,
+    progress: Bars = True,
 ) -> Run:
     """Run one experiment and return its run folder; a finished one is found by digest and reused.
 
@@ -156,7 +157,7 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     return {"name": splits.train.name, "identity": splits.identity, "notes": notes, "opening": opening} | acknowledged
 
 
-def _probed(detector: Detector, splits: Splits, *, progress: bool) -> dict[str, Any]:
+def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, Any]:
     """Measure and print, before training, whether the detector's shift is a task on these healthy images."""
     if not detector.shift or not checkable(splits.val):
         return {}
@@ -170,7 +171,7 @@ def _probed(detector: Detector, splits: Splits, *, progress: bool) -> dict[str, 
     return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
 
 
-def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: bool) -> None:
+def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: Bars) -> None:
     choose = None if cfg.train.select == "last" else select_on(cfg.train.select, splits)
     hook = _tracked(choose, splits.test, run) if cfg.train.track_test else choose
     detector.fit(splits.train, folder=run.folder, on_epoch=hook, progress=progress)

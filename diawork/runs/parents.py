@@ -16,6 +16,7 @@ from diawork.data.images import Splits, load
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
+from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
 from diawork.runs.methods import resolve
 from diawork.runs.run import runs_root, slug
@@ -36,7 +37,7 @@ def shared_ddpm(
     root: Path | str | None = None,
     data_root: Path | str | None = None,
     compute: Compute | None = None,
-    progress: bool = True,
+    progress: Bars = True,
 ) -> DDPM:
     """Return the DDPM of this config on this data: found by digest, continued, or pretrained.
 
