@@ -147,9 +147,8 @@ def by_selection(epochs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         return {}
     rows = [epochs[epoch] for epoch in sorted(epochs, key=int)]
     kept = {"last": rows[-1]["test"], "oracle": max(row["test"] for row in rows)}
-    return {
-        rule: max(rows, key=lambda row: row[rule])["test"] for rule in RULES if all(rule in row for row in rows)
-    } | kept
+    known = [rule for rule in RULES if all(rule in row for row in rows)]
+    return {rule: max(rows, key=lambda row: row[rule])["test"] for rule in known} | kept
 
 
 class Agreement(NamedTuple):

@@ -200,9 +200,8 @@ def _summary(runs: pd.DataFrame, split: str) -> dict[str, Any]:
     row |= {f"{m}_sd": values(f"{split}.{m}").std(ddof=1) for m in (*METRICS, *AT_THRESHOLD)}
     row |= {f"check_{name}": values(f"check.{name}").mean() for name in CHECK}
     row |= {"weights": _joined(runs["weights"])}
-    row |= {f"epoch_{rule}": values(f"epoch.{rule}").mean() for rule in EPOCHS} | {
-        "val_auroc": values("val.auroc").mean()
-    }
+    row |= {f"epoch_{rule}": values(f"epoch.{rule}").mean() for rule in EPOCHS}
+    row |= {"val_auroc": values("val.auroc").mean()}
     row |= {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
     row |= {"split": split, "oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}
     row |= {name: int(runs[f"{split}.{name}"].iloc[0]) for name in ("n_normal", "n_anomalous")}
