@@ -15,6 +15,7 @@ from diawork.data.readers import table
 from diawork.data.readers.dividing import write_split
 from tests.test_folders import FOLDER, TABLE, make_set, picture, save, written
 from tests.test_images import arrays, toy
+from tests.test_intensity import one_sentence
 
 RECIPE = Recipe(seed=3, val=0.25, test=0.25)
 ALL_TRAIN = {("train", "well"): 16, ("train", "ill"): 8}
@@ -128,7 +129,7 @@ def read_damaged(root, n, seed):
         try:
             items = table.list_items(manifest, root).items
         except DataError as error:
-            assert "\n" not in str(error)
+            one_sentence(error)
             refused += 1
         else:
             assert all(item.class_name in ("well", "ill") and item.split in ("train", "test") for item in items)

@@ -16,7 +16,7 @@ from diawork.evaluation.metrics import auroc
 from diawork.figures import player_html
 from diawork.report import page as report
 from diawork.report.comparisons import Pair, compare, compare_all
-from diawork.report.findings import focus_of, headline
+from diawork.report.findings import agreement, focus_of, headline
 from diawork.report.page import write_html
 from diawork.report.pictures import ALL, followed, shortcuts
 from diawork.report.published import beside_published, paper_comparison, published
@@ -501,6 +501,26 @@ def test_the_page_says_how_features_spread_and_whether_the_shift_was_a_task(tmp_
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
     assert "DIA: features of variance 0.61 (1: in all directions) in 14.2 dimensions, 96% of the shifts named" in text
     assert text.count("named 90% ± 2% of the rotation shifts") == 1 and "Shift 1 is near a symmetry" in text
+
+
+def test_a_run_that_tracked_test_shows_what_each_rule_would_take(tmp_path, quick):
+    epochs = {"1": {"test": 0.91, "val": 0.8, "pseudo": 0.9}, "2": {"test": 0.88, "val": 0.9, "pseudo": 0.6}}
+    folder = make_run(tmp_path / "runs", "DIA")
+    make_run(tmp_path / "runs", "CSI")
+    (folder / "oracle_epochs.json").write_text(json.dumps(epochs))
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    table = text.split("Oracle: which epoch each rule would take")[1].partition("This table looks")[0]
+    assert "DIA0.910+0.0000.880−0.0300.880−0.0300.910" in table and "CSI" not in table
+
+
+def test_the_self_check_is_ranked_beside_eight_rows_or_more():
+    rows = {"label": list("abcdefgh"), "oracle": False, "control": [False] * 7 + [True], "split": "test"}
+    table = pd.DataFrame(rows | {"auroc": np.linspace(0.6, 0.9, 8), "check_auroc": np.linspace(0.5, 0.7, 8)})
+    said = (
+        "The self-check ranks 8 rows (1 control among them) as their test AUROC does with a rank correlation of +1.00"
+    )
+    assert agreement(table).startswith(said) and agreement(table.head(7)) == ""
+    assert "have no rank correlation: all 8 checks are equal" in agreement(table.assign(check_auroc=0.5))
 
 
 def test_the_focus_is_chosen_on_val_not_on_test():

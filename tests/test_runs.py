@@ -8,7 +8,7 @@ import pytest
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import BusyError, CheckpointError, Interrupted, UsageError
-from diawork.runs.run import Run, find_runs, runs_root, slug
+from diawork.runs.run import ORACLE, Run, find_runs, runs_root, slug
 
 DATA = {"name": "noise", "identity": "abc", "notes": []}
 
@@ -119,9 +119,9 @@ def test_a_run_says_why_it_has_no_result(tmp_path):
 def test_what_a_run_did_not_keep_is_empty(tmp_path):
     run = Run(tmp_path)
     assert run.evidence() == {} and run.oracle_epochs() == {}
-    run.track_test(1, 0.5)
-    run.track_test(2, 0.75)
-    assert run.oracle_epochs() == {"1": 0.5, "2": 0.75}
+    (tmp_path / ORACLE).write_text('{"1": 0.5}')  # as version 0.1.0 noted it
+    run.track(2, {"test": 0.75, "val": 0.6})
+    assert run.oracle_epochs() == {"1": {"test": 0.5}, "2": {"test": 0.75, "val": 0.6}}
 
 
 def test_runs_are_found_below_a_folder(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.evaluation.collapse import Facts, Spread, collapse, explain, feature_spread, likely_reasons, verdict
 from diawork.evaluation.metrics import auroc
-from diawork.evaluation.selfcheck import rank_agreement, self_check
+from diawork.evaluation.selfcheck import by_selection, rank_agreement, self_check
 
 
 def checked(gains, n=120, noise=0.5, seed=0, **facts):
@@ -152,6 +152,17 @@ def test_spread_does_not_depend_on_length_or_order():
     features = np.random.default_rng(0).normal(size=(40, 6))
     scaled = features[::-1] * np.linspace(0.1, 9, 40)[:, None]
     assert feature_spread(scaled) == pytest.approx(feature_spread(features)) and collapse(None) == ""
+
+
+def test_each_rule_takes_its_own_epoch():
+    epochs = {
+        "10": {"test": 0.70, "val": 0.5, "pseudo": 0.9},
+        "2": {"test": 0.80, "val": 0.9, "pseudo": 0.9},
+        "1": {"test": 0.85, "val": 0.8, "pseudo": 0.1},
+    }
+    assert by_selection(epochs) == {"pseudo": 0.80, "val": 0.80, "last": 0.70, "oracle": 0.85}
+    assert by_selection({"1": {"test": 0.6}, "2": {"test": 0.5, "val": 1.0}}) == {"last": 0.5, "oracle": 0.6}
+    assert by_selection({}) == {}
 
 
 def test_agreement_of_ranks():

@@ -22,6 +22,7 @@ from diawork.evaluation.metrics import finite, placements
 
 LEVEL = 0.95
 PERMUTATIONS = 9_999
+RULES = ("pseudo", "val")  # what an epoch may be chosen by
 EQUAL = 1e-6  # of the largest score: a smaller range is rounding
 
 
@@ -135,6 +136,19 @@ def _interval(shares: np.ndarray, level: float) -> tuple[float, float, float]:
         return (area, bound, 1.0) if area >= 1 else (area, 0.0, 1 - bound)
     reach = float(norm.ppf((1 + level) / 2)) * 2 * float(np.std(shares, ddof=1)) / math.sqrt(n) / (area * (1 - area))
     return area, float(expit(logit(area) - reach)), float(expit(logit(area) + reach))
+
+
+def by_selection(epochs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the test AUROC of the epoch that each rule takes: pseudo and val where noted, last, and oracle (the best).
+
+    ``epochs`` maps each epoch to its AUROCs: test, and what a rule looks at; of equal epochs the first is taken.
+    """
+    if not epochs:
+        return {}
+    rows = [epochs[epoch] for epoch in sorted(epochs, key=int)]
+    kept = {"last": rows[-1]["test"], "oracle": max(row["test"] for row in rows)}
+    known = [rule for rule in RULES if all(rule in row for row in rows)]
+    return {rule: max(rows, key=lambda row: row[rule])["test"] for rule in known} | kept
 
 
 class Agreement(NamedTuple):

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from diawork.base.errors import DataError
 from diawork.evaluation.collapse import CHANCE, Facts, explain
 from diawork.evaluation.comparison import Comparison
-from diawork.evaluation.wording import conclusion, interval
+from diawork.evaluation.selfcheck import rank_agreement
+from diawork.evaluation.wording import conclusion, counted, interval, signed
 
+ENOUGH = 8  # rows from which ranks are compared
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
 SPLITS = {"test": "test", "val": "validation"}  # in words
 
@@ -74,6 +77,23 @@ def warnings(table: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> list[str]
             if verdict not in ("", "notices"):
                 said.append(f"{label}, seed {seed}, checked without labels: {' '.join(findings[:2])}")
     return said
+
+
+def agreement(table: pd.DataFrame) -> str:
+    """Say how the self-check ranks ``ENOUGH`` rows or more against their AUROC on labelled images; else nothing."""
+    rows = table[~table["oracle"] & table["check_auroc"].notna()]
+    if len(rows) < ENOUGH:
+        return ""
+    split, controls = SPLITS[rows["split"].iloc[0]], int(rows["control"].sum())
+    basis = f"{len(rows)} rows" + (f" ({counted(controls, 'control')} among them)" if controls else "")
+    try:
+        ranks = rank_agreement(rows["check_auroc"].to_numpy(), rows["auroc"].to_numpy())
+    except DataError as error:
+        return f"The self-check and the {split} AUROC of {basis} have no rank correlation: {error.what}"
+    return (
+        f"The self-check ranks {basis} as their {split} AUROC does with a rank correlation of {signed(ranks.rho, 2)} "
+        f"(95 % interval {signed(ranks.low, 2)} to {signed(ranks.high, 2)}, p = {ranks.p:.3f})."
+    )
 
 
 def features_said(runs: Mapping[str, pd.DataFrame]) -> str:

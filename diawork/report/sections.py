@@ -17,6 +17,7 @@ from diawork.evaluation.wording import counted, limits
 from diawork.report.comparisons import Compared, Pair, compare_all
 from diawork.report.findings import (
     SPLITS,
+    agreement,
     features_said,
     focus_of,
     headline,
@@ -60,8 +61,9 @@ def section(
         "warnings": warnings(table, runs), "headline": headline(table, rivals),
         "tiles": _tiles(table), "rows": table.to_dict("records"), "checked": bool(table["check_auroc"].notna().any()),
         "question": _question(table),
-        "low": _axis_start(table), "features": features_said(runs), "shifts": shifts_said(runs),
-        "models": _models(runs), "draws": _draws(table), "tracked": bool(table["oracle_epoch"].notna().any()),
+        "low": _axis_start(table), "agreement": agreement(table),
+        "features": features_said(runs), "shifts": shifts_said(runs),
+        "models": _models(runs), "draws": _draws(table), "tracked": bool(table["epoch_oracle"].notna().any()),
         "alarm": _alarm(runs[focus_of(table)["label"]], split), "failures": failures + missing,
         "pairs": [one.row for one in tests], "limits": limits(rivals),
         "paper": paper.to_dict("records"), "ran": int(paper["auroc"].notna().sum()),

@@ -11,7 +11,7 @@ import pandas as pd
 from diawork import figures
 from diawork.base.files import read_json, write_json
 from diawork.report.comparisons import Compared, Pair, compare_all
-from diawork.report.findings import SPLITS
+from diawork.report.findings import SPLITS, agreement
 from diawork.report.page import links, write_html
 from diawork.report.published import beside_published
 from diawork.report.tables import collect, groups, split_of, summary_table
@@ -50,13 +50,15 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
 def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
     """Write the numbers behind the page of a sweep's folder to ``out`` (``report.json`` inside it)."""
     out, frame = Path(out or Path(folder) / "report.json"), sweep_frame(folder)
-    sweep = Sweep.read(folder)
+    sweep, table = Sweep.read(folder), summary_table(frame)
     tests, failures = baseline_tests(frame, sweep.baseline)
-    measured = [c for c in frame.columns if c.startswith(("val.", "test.", "cost."))]
-    kept = ["row", "dataset", "detector", "seed", "selection", "oracle_epoch", "digest", "data", *measured, "settings"]
+    ranks = {str(name): agreement(rows) for name, rows in table.groupby("section")} if len(table) else {}
+    measured = [c for c in frame.columns if c.startswith(("val.", "test.", "cost.", "epoch.")) or c == "check.auroc"]
+    kept = ["row", "dataset", "detector", "seed", "selection", "digest", "data", *measured, "settings"]
     numbers = {
         "sweep": sweep.model_dump(include={"name", "title", "size", "baseline"}), "split": split_of(frame),
-        "rows": _plain(summary_table(frame)), "not_compared": failures,
+        "rows": _plain(table), "not_compared": failures,
+        "self_check_ranks": ranks,
         "tests": _plain(pd.DataFrame([one.row for one in tests])),
         "runs": _plain(frame[kept]) if len(frame) else [],
     }  # fmt: skip

@@ -18,6 +18,7 @@ import pandas as pd
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.detectors.registry import is_control
 from diawork.evaluation.collapse import Facts, Spread
+from diawork.evaluation.selfcheck import by_selection
 from diawork.evaluation.shifts import ShiftProbe
 from diawork.report.comparisons import Compared, compare
 from diawork.runs.run import Run, find_runs
@@ -28,6 +29,7 @@ COSTS = ("ddpm_seconds", "bank_seconds", "fit_seconds", "score_seconds", "peak_m
 NOISE = ("noise_share", "noise_auroc")  # what other augmented copies would do, where a detector draws any
 NEEDED = ("auroc", "auroc_low", "auroc_high", "n_normal", "n_anomalous")  # a run without any other metric is read
 CHECK = ("auroc", "low", "high", "n")  # of the self-check without labels
+EPOCHS = ("pseudo", "val", "last", "oracle")  # rules by which an epoch could be taken, where test was tracked
 OF_A_MAP = ("pixel_auroc", "pixel_auroc_low", "pixel_auroc_high", "aupro", "aupro_low", "aupro_high")
 SEARCHED = "scored on val alone, as part of a search"
 OLDER = "scored under draws {}, others here under {}: run its command again, which scores it anew"
@@ -91,7 +93,8 @@ def _row(run: Run) -> dict[str, Any]:
         for scored, metrics in result["metrics"].items():
             row |= {f"{scored}.{k}": float(value) for k, value in metrics.items() if isinstance(value, int | float)}
         row |= {f"cost.{name}": value for name, value in result.get("cost", {}).items()}
-        row["oracle_epoch"] = max(map(float, run.oracle_epochs().values()), default=math.nan)
+        taken = by_selection(run.oracle_epochs())
+        row |= {f"epoch.{rule}": float(taken.get(rule, math.nan)) for rule in EPOCHS}
         row["facts"] = {name: result[name] for name in ("diffusion_images", "matched") if name in result}
         check = result.get("self_check") or {}
         row |= {f"check.{name}": float(check.get(name, math.nan)) for name in CHECK}
@@ -197,7 +200,8 @@ def _summary(runs: pd.DataFrame, split: str) -> dict[str, Any]:
     row |= {f"{m}_sd": values(f"{split}.{m}").std(ddof=1) for m in (*METRICS, *AT_THRESHOLD)}
     row |= {f"check_{name}": values(f"check.{name}").mean() for name in CHECK}
     row |= {"weights": _joined(runs["weights"])}
-    row |= {"oracle_epoch": values("oracle_epoch").mean(), "val_auroc": values("val.auroc").mean()}
+    row |= {f"epoch_{rule}": values(f"epoch.{rule}").mean() for rule in EPOCHS}
+    row |= {"val_auroc": values("val.auroc").mean()}
     row |= {"seeds": len(runs), "selection": _joined(runs["selection"]), "control": bool(runs["control"].all())}
     row |= {"split": split, "oracle": bool(runs["oracle"].any()), "pretrained": bool(runs["pretrained_weights"].any())}
     row |= {name: int(runs[f"{split}.{name}"].iloc[0]) for name in ("n_normal", "n_anomalous")}

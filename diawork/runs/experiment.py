@@ -41,7 +41,7 @@ from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, r
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
 
 
-def select_on(split: str, splits: Splits) -> EpochHook:
+def select_on(split: str, splits: Splits) -> Callable[[int, Detector], float]:
     """Return what an epoch is chosen by: validation AUROC ("val") or, without labels, the self-check ("pseudo").
 
     It refuses ``test``.
@@ -172,19 +172,25 @@ def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, 
 
 
 def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: Bars) -> None:
-    choose = None if cfg.train.select == "last" else select_on(cfg.train.select, splits)
-    hook = _tracked(choose, splits.test, run) if cfg.train.track_test else choose
+    rule = cfg.train.select
+    hook: EpochHook | None = None if rule == "last" else select_on(rule, splits)
+    if cfg.train.track_test:
+        hook = _tracked(rule, splits, run)
     detector.fit(splits.train, folder=run.folder, on_epoch=hook, progress=progress)
     if detector.steps:
         run.write_metrics([{"stage": "train", **row} for row in detector.steps])
 
 
-def _tracked(choose: EpochHook | None, test: ImageSet, run: Run) -> EpochHook:
-    """Return a hook that notes the test AUROC of each epoch, and hands on what ``choose`` says, untouched by it."""
+def _tracked(rule: str, splits: Splits, run: Run) -> EpochHook:
+    """Return a hook that notes what each rule says of an epoch and its test AUROC, and hands on the chosen rule's."""
+    val, test = splits.val, splits.test
+    possible = {"val": val.anomalous.any() and not val.anomalous.all(), "pseudo": checkable(val)}
+    rules = {name: select_on(name, splits) for name, offered in possible.items() if offered or name == rule}
 
     def ask(epoch: int, detector: Detector) -> float | None:
-        run.track_test(epoch, auroc(detector.score(test, samples=1).total, test.anomalous))
-        return choose(epoch, detector) if choose else None
+        said = {name: asked(epoch, detector) for name, asked in rules.items()}
+        run.track(epoch, said | {"test": auroc(detector.score(test, samples=1).total, test.anomalous)})
+        return said.get(rule)
 
     return ask
 

@@ -41,7 +41,7 @@ from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
 
 SCHEMA = 1
 CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
-ORACLE = "oracle_epochs.json"  # test AUROC by epoch, where train.track_test asked for it
+ORACLE = "oracle_epochs.json"  # test AUROC by epoch and what could choose one, where train.track_test asked for it
 _PACKAGES = ("torch", "torchvision", "denoising-diffusion-pytorch", "ema-pytorch", "kornia", "timm", "numpy")
 
 
@@ -266,14 +266,15 @@ class Run:
             write_json(path, decide())
         return read_json(path)
 
-    def track_test(self, epoch: int, auroc: float) -> None:
-        """Note the test AUROC of an epoch in a file that nothing but columns named oracle reads."""
-        write_json(self.folder / ORACLE, self.oracle_epochs() | {str(epoch): auroc})
+    def track(self, epoch: int, aurocs: dict[str, float]) -> None:
+        """Note AUROCs of an epoch, test's among them, in a file that nothing but tables named oracle reads."""
+        write_json(self.folder / ORACLE, self.oracle_epochs() | {str(epoch): aurocs})
 
-    def oracle_epochs(self) -> dict[str, float]:
-        """Return the test AUROC by epoch, where it was tracked: for columns named oracle, never for ours."""
+    def oracle_epochs(self) -> dict[str, dict[str, float]]:
+        """Return the AUROCs by epoch, where test's was tracked: for tables named oracle, never for ours."""
         path = self.folder / ORACLE
-        return read_json(path) if path.exists() else {}
+        read = read_json(path) if path.exists() else {}
+        return {epoch: one if isinstance(one, dict) else {"test": one} for epoch, one in read.items()}
 
     def evidence(self) -> dict[str, np.ndarray]:
         """Return the pictures saved with the run, by name; of a control, which saves none, {}."""
