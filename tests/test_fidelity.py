@@ -1,14 +1,21 @@
 """Fidelity: every path is trained on the same seeds and compared with the plain one, on validation images alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from diawork.base.compute import Compute, has_bf16
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.bench.fidelity import compare_paths, compare_pretraining, paths_table
+from diawork.base.files import read_json
+from diawork.bench.fidelity import Paths, compare_paths, compare_pretraining, paths_table
+from diawork.bench.page import write_cost_html
 from diawork.data.images import load
+from diawork.evaluation.comparison import compare_detectors
+from diawork.evaluation.metrics import summary
 from diawork.runs.methods import resolve
 from diawork.runs.parents import shared_ddpm
 from diawork.runs.presets import preset
@@ -33,15 +40,51 @@ def test_every_path_and_seed_is_a_row_and_plain_differs_from_itself_by_nothing(p
         pytest.skip("this processor has no bf16 arithmetic")
     cfg, splits, ddpm, _ = parts
     compute = Compute.auto("cpu", precision)
-    rows = compare_paths(
+    found = compare_paths(
         cfg, splits, ddpm, folder=tmp_path, seeds=(0, 1), bank_steps=2, samples=1, compute=compute, progress=False
     )
+    rows = found.rows
     assert list(rows["path"]) == paths * 2 and list(rows["seed"]) == [0] * len(paths) + [1] * len(paths)
-    plain = rows[rows["path"] == "plain"]
-    assert (plain["difference"] == 0).all()
-    table = paths_table(rows)
+    table = paths_table(found)
+    assert table["difference"].notna().tolist()[0] is False and {s.shape for s in found.scores.values()} == {(2, 4)}
     assert list(table["path"]) == paths and (table["seeds"] == 2).all()
     assert table["auroc"][paths.index("bank")] == pytest.approx(rows[rows["path"] == "bank"]["auroc"].mean())
+
+
+def made(gain, seeds=3, n=200):
+    """Paths of random scores, ``fast`` with less of the truth than ``plain`` by ``gain``."""
+    rng, anomalous = np.random.default_rng(0), np.arange(n) >= n // 2
+    plain = anomalous + rng.normal(size=(1, n)) + 0.1 * rng.normal(size=(seeds, n))
+    scores = {"plain": plain, "fast": plain - gain * anomalous + 0.03 * rng.normal(size=(seeds, n))}
+    rows = [
+        {"path": path, "seed": seed, "fit_seconds": 1.0} | summary(row, anomalous)
+        for path, of_seeds in scores.items()
+        for seed, row in enumerate(of_seeds)
+    ]
+    return Paths(pd.DataFrame(rows), scores, anomalous)
+
+
+@pytest.mark.parametrize(("gain", "seeds", "says"), [(0.8, 3, "plain is ahead"), (0.8, 1, "undecided: one seed"),
+                                                     (0.0, 3, "equal within 0.01")])  # fmt: skip
+def test_a_path_is_compared_with_plain_over_images_and_seeds(gain, seeds, says):
+    paths = made(gain, seeds)
+    table = paths_table(paths).set_index("path")
+    known = compare_detectors(paths.scores["fast"], paths.scores["plain"], paths.anomalous, paired_seeds=True)
+    assert says in table.loc["fast", "reading"] and table.loc["fast", "difference_low"] == pytest.approx(known.low)
+    assert pd.isna(table.loc["plain", ["difference", "p", "reading"]]).all()
+
+
+def test_the_page_shows_the_reading_of_each_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("diawork.bench.page._figures", lambda costs: [])
+    accuracy = {"asked": "?", "paths": paths_table(made(0.8)).to_dict("records"), "pretraining": [], "last": 50}
+    costs = read_json(Path(__file__).parent.parent / "reports" / "cost.json") | {"accuracy": accuracy}
+    page = write_cost_html(costs, tmp_path / "cost.html").read_text("utf-8")
+    assert "plain is ahead" in page and "images and seeds" in page
+
+
+def test_why_a_path_is_not_compared_is_said():
+    few = made(0.8)._replace(anomalous=np.arange(200) >= 199)
+    assert "not compared: 1 anomalous and 199 normal" in paths_table(few).set_index("path").loc["fast", "reading"]
 
 
 def test_precisions_are_compared_on_equal_draws(parts):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,8 @@ from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.data.images import Splits, load
 from diawork.detectors.dia import DIA
-from diawork.evaluation.metrics import paired_test, summary
+from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
+from diawork.evaluation.metrics import summary
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.runs.methods import resolve
 from diawork.runs.parents import run_dissolver, shared_bank, shared_ddpm
@@ -27,6 +28,14 @@ from diawork.runs.presets import preset
 from diawork.runs.run import runs_root
 
 LAST = 50  # steps whose mean loss is compared
+
+
+class Paths(NamedTuple):
+    """What ``compare_paths`` returns: a row a path and seed, and each path's scores (S, N) of images anomalous (N,)."""
+
+    rows: pd.DataFrame
+    scores: dict[str, np.ndarray]
+    anomalous: np.ndarray
 
 
 def compare_paths(
@@ -40,11 +49,11 @@ def compare_paths(
     samples: int = 2,
     compute: Compute | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
-    """Train and score DIA on every path; return one row a path and seed.
+) -> Paths:
+    """Train and score DIA on every path.
 
-    Columns: path, seed, auroc with its BCa interval on ``val``, fit_seconds, and ``difference`` to ``plain`` of
-    the same seed with its paired interval (DeLong). Trainings under ``folder`` are found again and continued.
+    Columns of the rows: path, seed, auroc with its BCa interval on ``val``, fit_seconds. Trainings under ``folder``
+    are found again and continued.
     """
     if not len(splits.val) or splits.val.anomalous.all() or not splits.val.anomalous.any():
         raise DataError(f"{splits.val.name} has no healthy and anomalous validation images to compare paths on.")
@@ -60,32 +69,59 @@ def compare_paths(
         ways[fast.precision] = (cfg, fast, None)
     ways["bank"] = (banked, fast, bank)
     rows: list[dict[str, Any]] = []
+    scores: dict[str, list[np.ndarray]] = {path: [] for path in (*ways, "few samples")}
     for seed in seeds:
-        scores: dict[str, np.ndarray] = {}
         for path, (one, chosen, slot) in ways.items():
             detector = DIA(ddpm, one.override({"seed": seed}), dissolve=slot, compute=chosen)
             detector.fit(splits.train, folder=Path(folder) / f"{path}-s{seed}", progress=progress)
-            scores[path] = detector.anomaly_scores(splits.val)
-            rows.append(_row(path, seed, scores, splits) | {"fit_seconds": detector.history.seconds})
-        scores["few samples"] = detector.score(splits.val, samples=samples).total
-        rows.append(_row("few samples", seed, scores, splits) | {"fit_seconds": detector.history.seconds})
-    return pd.DataFrame(rows)
+            scores[path].append(detector.anomaly_scores(splits.val))
+            rows.append(_row(path, seed, detector, scores[path][-1], splits.val.anomalous))
+        scores["few samples"].append(detector.score(splits.val, samples=samples).total)
+        rows.append(_row("few samples", seed, detector, scores["few samples"][-1], splits.val.anomalous))
+    stacked = {path: np.stack(of_seeds) for path, of_seeds in scores.items()}
+    return Paths(pd.DataFrame(rows), stacked, splits.val.anomalous)
 
 
-def _row(path: str, seed: int, scores: dict[str, np.ndarray], splits: Splits) -> dict[str, Any]:
-    truth = splits.val.anomalous
-    metrics = summary(scores[path], truth)
-    row = {"path": path, "seed": seed} | {name: metrics[name] for name in ("auroc", "auroc_low", "auroc_high")}
-    test = paired_test(scores[path], scores["plain"], truth)
-    return row | {"difference": test.difference, "difference_low": test.low, "difference_high": test.high}
+def _row(path: str, seed: int, detector: DIA, scores: np.ndarray, anomalous: np.ndarray) -> dict[str, Any]:
+    metrics = summary(scores, anomalous)
+    kept = {name: metrics[name] for name in ("auroc", "auroc_low", "auroc_high")}
+    return {"path": path, "seed": seed, **kept, "fit_seconds": detector.history.seconds}
 
 
-def paths_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a path: means over seeds of AUROC, its interval, the difference's, and the seconds of training."""
-    table = rows.groupby("path", sort=False).mean(numeric_only=True).drop(columns="seed")
-    table.insert(1, "auroc_sd", rows.groupby("path", sort=False)["auroc"].std(ddof=1))
-    table["seeds"] = rows.groupby("path", sort=False)["seed"].nunique()
-    return table.reset_index()
+def paths_table(paths: Paths) -> pd.DataFrame:
+    """Return one row a path: means over seeds, and its comparison with ``plain`` over images and seeds as one family.
+
+    Columns: path, auroc with its interval and ``auroc_sd``, fit_seconds, seeds, and of the comparison ``difference``
+    with its interval, ``p`` and ``reading``; for ``plain`` itself, and where no test can be made, they are empty.
+    """
+    by_path = paths.rows.groupby("path", sort=False)
+    table = by_path.mean(numeric_only=True).drop(columns="seed")
+    table.insert(1, "auroc_sd", by_path["auroc"].std(ddof=1))
+    table["seeds"] = by_path["seed"].nunique()
+    known, reasons = _against_plain(paths)
+    compared = {
+        path: {"difference": c.difference, "difference_low": c.low, "difference_high": c.high, "p": c.p,
+               "reading": c.reading(path, "plain")}
+        for path, c in known.items()
+    }  # fmt: skip
+    compared |= {path: {"reading": f"not compared: {reason}"} for path, reason in reasons.items()}
+    columns = ["difference", "difference_low", "difference_high", "p", "reading"]
+    return table.join(pd.DataFrame.from_dict(compared, orient="index").reindex(columns=columns)).reset_index(
+        names="path"
+    )
+
+
+def _against_plain(paths: Paths) -> tuple[dict[str, Comparison], dict[str, str]]:
+    """Return the comparison of each path with ``plain``, adjusted for their number, and why some could not be made."""
+    tests, reasons = {}, {}
+    for path, scores in paths.scores.items():
+        if path == "plain":
+            continue
+        try:
+            tests[path] = compare_detectors(scores, paths.scores["plain"], paths.anomalous, paired_seeds=True)
+        except DataError as error:
+            reasons[path] = error.what
+    return dict(zip(tests, adjust(list(tests.values())), strict=True)), reasons
 
 
 def compare_pretraining(
@@ -142,7 +178,7 @@ def accuracy(
     return {
         "asked": f"{asked} Validation split, {len(splits.val)} images; test was not touched.",
         "paths": paths_table(paths).to_dict("records"),
-        "runs": paths.to_dict("records"),
+        "runs": paths.rows.to_dict("records"),
         "pretraining": pretraining.to_dict("records"),
         "last": LAST,
     }
