@@ -7,12 +7,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from diawork import figures
 from diawork.base.errors import DiaworkError
 from diawork.figures import charts, images
 from diawork.figures.slider import GridFrames
+from diawork.figures.styles import DETECTOR_COLORS
 
 RNG = np.random.default_rng(0)
 X = RNG.random((4, 8, 8), np.float32)
@@ -156,12 +158,37 @@ def test_the_reports_frames_are_those_of_its_figure():
 
 
 def test_a_detector_has_one_colour_and_controls_are_grey():
-    assert figures.detector_style("DIA")["color"] == charts.DETECTOR_COLORS["DIA"]
-    assert figures.detector_style("DIA (loss.mask naive)")["color"] == charts.DETECTOR_COLORS["DIA"]
-    assert figures.detector_style("gaussian blur in the slot")["color"] == charts.DETECTOR_COLORS["Gaussian blur"]
+    assert figures.detector_style("DIA")["color"] == DETECTOR_COLORS["DIA"]
+    assert figures.detector_style("DIA (loss.mask naive)")["color"] == DETECTOR_COLORS["DIA"]
+    assert figures.detector_style("gaussian blur in the slot")["color"] == DETECTOR_COLORS["Gaussian blur"]
     for name in ("image statistics, 5-NN", "pixel 5-NN", "best statistic (oracle)", "Mahalanobis"):
         red, green, blue = (figures.detector_style(name)["color"][i : i + 2] for i in (1, 3, 5))
         assert red == green == blue
+
+
+VARIANTS = [f"DIA (t {t})" for t in range(30)]
+
+
+def test_variants_on_one_page_have_looks_of_their_own_whatever_their_order():
+    looks = figures.styles_of(["CSI", "5-NN on pixels", *VARIANTS])
+    assert looks == figures.styles_of([*VARIANTS[::-1], "CSI", "5-NN on pixels"])
+    assert len({(look["color"], look["linestyle"]) for look in looks.values()}) == len(looks)
+    assert len({look["color"] for look in figures.styles_of(VARIANTS[:14]).values()}) == 14
+    assert looks["CSI"] == figures.detector_style("CSI") and looks["DIA (t 0)"]["color"] == DETECTOR_COLORS["DIA"]
+
+
+def test_a_variant_has_one_colour_in_curves_bars_and_losses():
+    looks = figures.styles_of(["DIA", *VARIANTS[:3]])
+    name, color = VARIANTS[2], looks[VARIANTS[2]]["color"]
+    rows = [{"stage": "train", "step": i, "loss": 1.0} for i in range(3)]
+    drawn = [
+        figures.roc({name: [(SCORES, TRUTH)]}, styles=looks).axes[0].lines[-1].get_color(),
+        figures.ablation_bars([{"detector": "DIA", "label": name, "auroc": 0.9}], styles=looks).axes[0].patches[0],
+        figures.loss_curve({name: [rows]}, styles=looks).axes[0].lines[-1].get_color(),
+        figures.auroc_curves({name: [(1, 0.5, 0)]}, {}, xlabel="t", styles=looks).axes[0].lines[0].get_color(),
+    ]
+    drawn[1] = to_hex(drawn[1].get_facecolor(), keep_alpha=False).upper()
+    assert set(drawn) == {color} != {looks["DIA"]["color"]}
 
 
 def test_the_axis_of_a_curve_names_its_split():

@@ -9,7 +9,6 @@ from diawork.figures.charts import (
     ablation_bars,
     auroc_curves,
     cost_bars,
-    detector_style,
     loss_curve,
     roc,
     score_histogram,
@@ -29,12 +28,13 @@ from diawork.figures.images import (
 )
 from diawork.figures.panels import BRANCHES, Pairs, Reasons, map_limits, maps_grid, pair_figure, score_figure, table_map
 from diawork.figures.slider import DissolveFrames, dissolve_frame, dissolve_frames, player_html
+from diawork.figures.styles import Styles, detector_style, styles_of
 
 __all__ = [
     "BRANCHES", "EXCLUDED", "FIGURE_STEPS", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Pairs",
-    "Reasons", "ablation_bars", "auroc_curves", "colours", "cost_bars", "detector_style", "dissolve_frame",
+    "Reasons", "Styles", "ablation_bars", "auroc_curves", "colours", "cost_bars", "detector_style", "dissolve_frame",
     "dissolve_frames", "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours",
     "overlay", "pair_figure", "pixels_png", "player_html", "png_bytes", "roc", "score_figure", "score_histogram",
-    "similarity_matrix", "table_map",
+    "similarity_matrix", "styles_of", "table_map",
     "views_grid",
 ]  # fmt: skip

@@ -1,13 +1,11 @@
 """Charts of losses, scores and tables; scores are "higher = more anomalous" on every axis.
 
-A detector has one colour everywhere, controls are grey and hatched.
+Whatever names detectors takes the ``styles`` of its page; without them it makes those of its own names.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,42 +20,12 @@ from matplotlib.patches import Patch
 from diawork.base.errors import UsageError
 from diawork.evaluation.metrics import auroc, by_class, finite
 from diawork.figures.images import ACCENT, INK, SOFT, new_figure, show, styled, word
+from diawork.figures.styles import Styles, styles_of
 
-# Okabe-Ito and Tol colours: told apart with any common colour blindness.
-DETECTOR_COLORS = {
-    "DIA": "#0072B2", "CSI": "#E69F00", "Gaussian blur": "#009E73", "Median blur": "#CC79A7",
-    "Resize": "#56B4E9", "Noise": "#882255", "Identity": "#999933", "RD4AD": "#332288", "SCRD4AD": "#AA4499",
-    "SimSID": "#117733", "KDAD": "#44AA99", "PatchCore": "#DDCC77", "PaDiM": "#CC6677", "deep kNN": "#88CCEE",
-    "mean-shifted contrastive": "#661100", "SimCLR": "#6699CC",
-}  # fmt: skip
-_CONTROL_LOOKS = {  # first word that fits; grey, line, hatch
-    "oracle": ("#3d3d3d", ":", "xxx"), "pixel": ("#a3a3a3", "--", "..."), "mahalanobis": ("#7f7f7f", "-.", "\\\\\\"),
-    "statistic": ("#5c5c5c", (0, (5, 1, 1, 1)), "///"), "control": ("#8f8f8f", "-.", "++"),
-    "nn": ("#8f8f8f", "--", "++"), "neighbour": ("#8f8f8f", "--", "++"),
-}  # fmt: skip
-_SPARE = ("#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#661100", "#6699CC")
 HEALTHY, ANOMALOUS = "#8a94a3", "#C1440E"
 EXCLUDED, POSITIVE, NEGATIVE = 0, 1, 2  # codes of ``similarity_matrix``
 PAIR_COLORS = {"excluded": "#e9ecef", "positive": "#0072B2", "negative": "#F2B77C"}
 SCORE_AXIS = "score (higher = more anomalous)"
-
-
-def detector_style(name: str) -> dict[str, Any]:
-    """Return ``color``, ``linestyle`` and ``hatch`` of a detector, the same in every figure.
-
-    A variant ("DIA (loss.mask naive)", "gaussian blur in the slot") has its family's colour and a dashed line.
-    """
-    words = re.split(r"[^a-z]+", name.lower())
-    if look := next((look for key, look in _CONTROL_LOOKS.items() if any(w.startswith(key) for w in words)), None):
-        return dict(zip(("color", "linestyle", "hatch"), look, strict=True))
-    family = next((k for k in DETECTOR_COLORS if re.match(rf"{k}\b", name, re.IGNORECASE)), "")
-    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)  # Python's own hash changes with the process
-    color = DETECTOR_COLORS[family] if family else _SPARE[number % len(_SPARE)]
-    return {"color": color, "linestyle": "-" if name == family else (0, (6, 1.5)), "hatch": ""}
-
-
-def _line_look(name: str) -> dict[str, Any]:
-    return {key: value for key, value in detector_style(name).items() if key != "hatch"}
 
 
 def draw_pairs(ax: Any, matrix: np.ndarray, block: int | None = None, **legend: Any) -> Any:
@@ -98,15 +66,14 @@ def similarity_matrix(matrix: np.ndarray, labels: Sequence[str] | None = None, *
     return figure
 
 
-def _loss_line(ax: Any, rows: pd.DataFrame, name: str, smooth: float) -> None:
-    color = detector_style(name)["color"] if name else INK
+def _loss_line(ax: Any, rows: pd.DataFrame, name: str, smooth: float, *, color: str) -> None:
     ax.plot(rows["step"], rows["loss"], color=color, alpha=0.2, lw=0.8)
     mean = rows["loss"].ewm(alpha=1 - smooth).mean()
     ax.plot(rows["step"], mean, color=color, lw=1.3, label=word(name))
 
 
 @styled
-def loss_curve(metrics: Any, *, smooth: float = 0.9) -> Figure:
+def loss_curve(metrics: Any, *, smooth: float = 0.9, styles: Styles | None = None) -> Figure:
     """Return the loss against the step, a panel a stage: raw values faint, their running mean on top.
 
     ``metrics`` is the rows of one run's metrics (a frame or a list of dicts), or a dict of detector name
@@ -119,9 +86,11 @@ def loss_curve(metrics: Any, *, smooth: float = 0.9) -> Figure:
     if not stages:
         raise UsageError("no row of these metrics holds stage, step and loss.")
     figure, axes = new_figure(4.4 * len(stages) + (2.4 if any(runs) else 0), 2.9, 1, len(stages))
+    looks = styles or styles_of(runs)
     for ax, stage in zip(axes[0], stages, strict=True):
         for name, rows in frames:
-            _loss_line(ax, rows[rows["stage"] == stage], name, smooth)
+            color = looks[name]["color"] if name else INK
+            _loss_line(ax, rows[rows["stage"] == stage], name, smooth, color=color)
         ax.set(xlabel="step", ylabel="loss", title=word(stage))
     if any(runs):
         handles, names = axes[0, -1].get_legend_handles_labels()
@@ -179,13 +148,17 @@ def _roc_points(scores: Any, anomalous: Any) -> tuple[np.ndarray, np.ndarray]:
     return false, true
 
 
+def _line_look(style: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in style.items() if key != "hatch"}
+
+
 @styled
-def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
+def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "", styles: Styles | None = None) -> Figure:
     """Return mean ROC curves with a band of one sd over seeds; ``curves`` is name -> [(scores, anomalous), …]."""
     figure, axes = new_figure(7.6, 3.9)
     ax, grid = axes[0, 0], np.linspace(0, 1, 401)
     ax.plot([0, 1], [0, 1], color="#c9ced6", lw=1, zorder=0)
-    lines = []
+    looks, lines = styles or styles_of(curves), []
     for name, seeds in curves.items():
         points = [_roc_points(*seed) for seed in seeds]
         areas = np.array([auroc(*seed) for seed in seeds])
@@ -193,7 +166,7 @@ def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
         heights[:, 0] = 0
         lines.append((areas.mean(), areas.std(ddof=1) if len(areas) > 1 else None, name, heights))
     for area, spread, name, heights in sorted(lines, key=lambda line: -line[0]):
-        style = _line_look(name)
+        style = _line_look(looks[name])
         mean, half = heights.mean(0), heights.std(0, ddof=min(1, len(heights) - 1))
         number = f"{area:.3f}" if spread is None else f"{area:.3f} ± {spread:.3f}"
         ax.plot(grid, mean, lw=1.7, label=f"{number}  {word(name)}", **style)
@@ -205,7 +178,9 @@ def roc(curves: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
 
 
 @styled
-def ablation_bars(table: pd.DataFrame, *, label: str = "", value: str = "auroc") -> Figure:
+def ablation_bars(
+    table: pd.DataFrame, *, label: str = "", value: str = "auroc", styles: Styles | None = None
+) -> Figure:
     """Return a bar a row from chance (0.5) to its value, with the interval ``value_low`` to ``value_high``.
 
     Rows are named by the column ``label`` (by default that of this name, else the detector). A column
@@ -215,8 +190,10 @@ def ablation_bars(table: pd.DataFrame, *, label: str = "", value: str = "auroc")
     label = label or ("label" if "label" in table else "detector")
     figure, axes = new_figure(7.0, 0.34 * len(table) + 1.0)
     ax = axes[0, 0]
+    names = [str(name) for name in table[next(key for key in ("label", "detector", label) if key in table)]]
+    looks = styles or styles_of(names)
     for i, row in table.iterrows():
-        style = detector_style(str(row.get("detector", row[label])))
+        style = looks[names[i]]
         ax.barh(i, row[value] - 0.5, left=0.5, height=0.62, color=style["color"], alpha=0.85,
                 hatch=style["hatch"] or None, edgecolor="white" if style["hatch"] else "none")  # fmt: skip
         low, high = row.get(f"{value}_low", np.nan), row.get(f"{value}_high", np.nan)
@@ -256,26 +233,28 @@ def _bottom(lowest: Sequence[float]) -> float:
 
 @styled
 def auroc_curves(
-    series: Mapping[str, Sequence[tuple]], levels: Mapping[str, float], *, xlabel: str, split: str = "test"
-) -> Figure:
+    series: Mapping[str, Sequence[tuple]], levels: Mapping[str, float], *, xlabel: str, split: str = "test",
+    styles: Styles | None = None,
+) -> Figure:  # fmt: skip
     """Return AUROC on a split against one setting: ``series`` is name -> [(x, mean, sd)], ``levels`` what has no x.
 
     An x is a number or a range (low, high); ranges are drawn from end to end, and not joined by a line. The axis
     starts below the lowest point: a level further down stands in the legend alone.
     """
     figure, ((ax,),) = new_figure(7.8, 3.9)
+    looks = styles or styles_of([*series, *levels])
     bottom = _bottom([mean - np.nan_to_num(sd) for points in series.values() for _, mean, sd in points])
     for name, points in series.items():
         points = sorted(points, key=lambda point: np.mean(point[0]))
         low, high = np.array([np.broadcast_to(x, 2) for x, _, _ in points], float).T
         mean, sd = np.array([point[1:] for point in points], float).T
         reach = np.where(high > low, (high - low) / 2, np.nan)  # nan: no bar
-        look = _line_look(name) | ({"linestyle": "none"} if (high > low).any() else {})
+        look = _line_look(looks[name]) | ({"linestyle": "none"} if (high > low).any() else {})
         ax.errorbar((low + high) / 2, mean, np.nan_to_num(sd), reach, marker="o", ms=4, lw=1.6, capsize=3,
                     label=word(name), **look)  # fmt: skip
     for name, value in levels.items():
         below = ", below the axis" if value < bottom else ""
-        ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}{below}", **_line_look(name))
+        ax.axhline(value, lw=1.2, alpha=0.8, label=f"{word(name)}: {value:.3f}{below}", **_line_look(looks[name]))
     ax.set(xlabel=word(xlabel), ylabel=f"{split} AUROC (0.5 = chance)")
     if any(value < bottom for value in levels.values()):
         ax.set_ylim(bottom=bottom)

@@ -92,10 +92,11 @@ def _pvalue(value: float) -> str:
 
 def _context(frame: pd.DataFrame, out: Path, pictures: str, sweep: dict[str, Any] | None) -> dict[str, Any]:
     table, rows = summary_table(frame), groups(frame)
+    styles = sweep["styles"] if sweep else figures.styles_of(row["label"] for row, _ in rows)
     sections = []
     for name in dict.fromkeys(table["section"] if len(table) else ()):
         runs = {row["label"]: runs for row, runs in rows if row["section"] == name}
-        sections.append(section(table[table["section"] == name], runs, pictures, sweep=sweep))
+        sections.append(section(table[table["section"] == name], runs, pictures, styles=styles, sweep=sweep))
     environment, mixed = _environment(frame)
     return {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "reduced": pictures != "all", "sections": sections,
@@ -103,7 +104,7 @@ def _context(frame: pd.DataFrame, out: Path, pictures: str, sweep: dict[str, Any
         "finished": len(frame), "found": max(frame.attrs.get("found", 0), len(frame)),
         "missing": [*frame.attrs.get("unfinished", ()), *frame.attrs.get("unreadable", ())],
         "costs": table.to_dict("records"), "environment": environment, "mixed": mixed,
-        "losses": _losses(rows) if pictures != "none" else None,
+        "losses": _losses(rows, styles) if pictures != "none" else None,
         "runs": [_details(name["label"], run, out) for name, runs in rows for _, run in runs.iterrows()],
     }  # fmt: skip
 
@@ -122,14 +123,14 @@ def _environment(frame: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
     return {name: " / ".join(known) for name, known in values.items()}, mixed
 
 
-def _losses(rows: list[tuple[dict[str, Any], pd.DataFrame]]) -> bytes | None:
+def _losses(rows: list[tuple[dict[str, Any], pd.DataFrame]], styles: figures.Styles) -> bytes | None:
     curves: dict[str, list] = {}
     for name, runs in rows:
         for folder in runs["folder"]:
             metrics = Run(folder).metrics()
             if any({"stage", "step", "loss"} <= set(row) for row in metrics):
                 curves.setdefault(name["label"], []).append(metrics[:: max(1, len(metrics) // MOST_POINTS)])
-    return figures.png_bytes(figures.loss_curve(curves), 110) if curves else None
+    return figures.png_bytes(figures.loss_curve(curves, styles=styles), 110) if curves else None
 
 
 def _details(label: str, row: pd.Series, out: Path) -> dict[str, Any]:

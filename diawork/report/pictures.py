@@ -27,7 +27,9 @@ Arrays = Mapping[str, np.ndarray]
 Runs = dict[str, pd.DataFrame]  # label → runs, one a seed
 
 
-def draw_pictures(table: pd.DataFrame, runs: Runs, amount: str) -> tuple[dict[str, Any], list[str]]:
+def draw_pictures(
+    table: pd.DataFrame, runs: Runs, amount: str, styles: figures.Styles
+) -> tuple[dict[str, Any], list[str]]:
     """Return what can be drawn of one data set, and a sentence for each picture that is damaged.
 
     ``amount`` is "all", "few" (no slider, no histograms) or "none".
@@ -38,7 +40,7 @@ def draw_pictures(table: pd.DataFrame, runs: Runs, amount: str) -> tuple[dict[st
     order = [focus_of(table)["label"], *table["label"]]
     drawn, failures = dict(NONE), []
     for draw in (
-        lambda: _curves(table, runs, few),
+        lambda: _curves(table, runs, few, styles),
         lambda: _dissolving(*_evidence(order, runs, "strip"), few),
         lambda: _errors(*_evidence(order, runs, "errors_images")),
         lambda: localisation(*_evidence(order, runs, "maps"), runs),
@@ -65,10 +67,10 @@ def _picture(figure: figures.Figure, caption: str, dpi: int = 110) -> dict[str, 
     return {"image": figures.png_bytes(figure, dpi), "caption": caption}
 
 
-def _curves(table: pd.DataFrame, runs: Runs, few: bool) -> dict[str, Any]:
+def _curves(table: pd.DataFrame, runs: Runs, few: bool, styles: figures.Styles) -> dict[str, Any]:
     labels, split = list(table["label"])[:MOST_CURVES], table["split"].iloc[0]
     pairs = {label: score_pairs(runs[label]) for label in labels}
-    roc = _picture(figures.roc(pairs), "ROC curves, mean and one standard deviation over seeds.")
+    roc = _picture(figures.roc(pairs, styles=styles), "ROC curves, mean and one standard deviation over seeds.")
     if few:
         return {"curves": [roc]}
     limits = {label: runs[label].iloc[0].get(f"{split}.threshold") for label in labels}

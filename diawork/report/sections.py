@@ -35,7 +35,7 @@ CHOSEN_ON_VAL = ("best validation", "best self-check")
 
 
 def section(
-    table: pd.DataFrame, runs: Runs, pictures: str, *, sweep: Mapping[str, Any] | None = None
+    table: pd.DataFrame, runs: Runs, pictures: str, *, styles: figures.Styles, sweep: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return what the page says about one data set; ``table`` is its part of the summary table.
 
@@ -49,11 +49,11 @@ def section(
         declared = {label for label, row in sweep["repeats"].items() if len(row) == 1}
         paper = paper[paper["label"].isin(list(declared))]
     values = dict(zip(paper["label"], paper["published"], strict=True))
-    colors = [figures.detector_style(label)["color"] for label in table["label"]]
+    colors = [styles[label]["color"] for label in table["label"]]
     table = table.assign(color=colors, published=[values.get(label, math.nan) for label in table["label"]])
     tests, failures = _comparisons(table, runs, sweep)
     rivals = _of_focus(focus_of(table)["label"], tests)
-    drawn, missing = draw_pictures(table, runs, pictures)
+    drawn, missing = draw_pictures(table, runs, pictures, styles)
     title, facts = _facts(dataset)
     return drawn | {
         "title": title + name.removeprefix(dataset), "split": SPLITS[split], "facts": facts,

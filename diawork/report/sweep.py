@@ -34,13 +34,14 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
     out = Path(out or folder / "report.html")
     sweep, cells, frame = Sweep.read(folder), ledger(folder), sweep_frame(folder)
     tests, failures = baseline_tests(frame, sweep.baseline)
+    styles = figures.styles_of([*_series(frame), *(name["label"] for name, _ in groups(frame))])
     states = cells.loc[cells["state"] != "done", "state"].value_counts()
     added = sweep.model_dump(include={"notebook", "needs", "baseline", "conclusion", "repeats"}) | {
         "tests": tests, "pairs": [one.row for one in tests], "failures": failures,
         "cells": [row | {"links": _links(row, out)} for row in cells.to_dict("records")],
         "done": int((cells["state"] == "done").sum()),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
-        "plot": _curve(frame, sweep.x), "drawings": _drawings(cells),
+        "plot": _curve(frame, sweep.x, styles), "styles": styles, "drawings": _drawings(cells),
         "published": [beside_published(key, frame, sweep.repeats) for key in sweep.published],
     }  # fmt: skip
     asked = f"diawork sweep {sweep.name}{' --size ' + sweep.size if sweep.size else ''}"
@@ -127,22 +128,26 @@ def _counterpart(runs: pd.DataFrame, rows: list, base: str) -> tuple[str | None,
     return None, None
 
 
-def _curve(frame: pd.DataFrame, x_key: str) -> dict[str, Any] | None:
+def _series(frame: pd.DataFrame) -> list[str]:
+    """Return the names of the lines that a sweep's rows lie on, one a row: its parts but the last, or its detector."""
+    return [", ".join(runs["parts"].iloc[0][:-1]) or name["detector"] for name, runs in groups(frame)]
+
+
+def _curve(frame: pd.DataFrame, x_key: str, styles: figures.Styles | None = None) -> dict[str, Any] | None:
     """Return AUROC against the setting ``x_key``, a line a series; what has no x lies across as a level."""
     if not x_key or frame.empty or frame["x"].isna().all():
         return None
     split = split_of(frame)
     series: dict[str, list[tuple]] = {}
     levels: dict[str, float] = {}
-    for name, runs in groups(frame):
+    for line, (name, runs) in zip(_series(frame), groups(frame), strict=True):
         x, values = runs["x"].iloc[0], runs[f"{split}.auroc"]
         if x is None:
             levels[name["label"]] = values.mean()
             continue
-        line = ", ".join(runs["parts"].iloc[0][:-1]) or name["detector"]
         series.setdefault(line, []).append((x, values.mean(), values.std(ddof=1)))
     words = AXES.get(x_key, x_key.rpartition(".")[2].replace("_", " "))
-    figure = figures.auroc_curves(series, levels, xlabel=words, split=SPLITS[split])
+    figure = figures.auroc_curves(series, levels, xlabel=words, split=SPLITS[split], styles=styles)
     text = f"AUROC on {split} (higher score = more anomalous), mean and standard deviation over seeds; "
     text += "a bar along x is a range of it; rows without x lie across."
     return {"image": figures.png_bytes(figure, 120), "caption": text}
