@@ -1,7 +1,7 @@
 """Named settings: what the sources say (`paper`, `repo2023`, `repo2024`) and our own by size.
 
-Each preset's docstring gives the command, the expected time and the score; our own defaults are
-chosen by measurement, and say so.
+Each preset's docstring gives the command, the expected time and the report that holds its scores; our own
+defaults are chosen by measurement, and say by which.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def smoke() -> dict[str, Any]:
 def demo() -> dict[str, Any]:
     """The phantom in minutes: `diawork demo`, 4.6 minutes on 2 cores with bf16 for DIA and CSI together.
 
-    Measured, seed 0, 120 + 120 test images: DIA 0.881 [0.830, 0.916], CSI 0.897 [0.849, 0.930], best
-    label-free control 0.622. The phantom was tuned to be visible to such a detector: no evidence for either.
+    Scores of one seed: reports/phantom-demo.html. The phantom was tuned to be visible to such a detector, so they
+    are no evidence for either.
     """
     return {
         "diffusion.dim": 16,
@@ -71,8 +71,7 @@ def demo() -> dict[str, Any]:
 def demo_short() -> dict[str, Any]:
     """The phantom in half that time, for a slow or a busy machine: `diawork demo --size demo_short`.
 
-    `demo` with half the DDPM's steps, 4 epochs and 4 augmented copies an image. Measured, seed 0, bf16, 120 + 120
-    test images: DIA 0.869 [0.818, 0.907], CSI 0.871 [0.820, 0.908]; the controls are those of `demo`.
+    `demo` with half the DDPM's steps, 4 epochs and 4 augmented copies an image.
     """
     return demo() | {"diffusion.steps": 100, "train.epochs": 4, "score.samples": 4}
 
@@ -83,15 +82,10 @@ def cpu() -> dict[str, Any]:
     Expected on 2 cores with bf16: DDPM 7.6 minutes, an epoch of DIA 17 s and of CSI 8 s; so about 16
     minutes for DDPM and DIA of one seed, an hour for three seeds of DIA, CSI and blur.
 
-    Chosen on validation among eleven variants, one seed each (reports/recipe_search.html): 30 epochs 0.959,
-    10 epochs 0.940; milder augmentations, a CIFAR stem and a classifier of shift × dissolved were worse,
-    AdamW, the other mask and t 200–400 better than 10 epochs alone but below 30. The shift, cutperm, is the
-    better one on validation, too: 0.945 against rotation's 0.932 over three seeds (reports/t2.json).
-
-    Measured on PneumoniaMNIST's test split, scored once, by sweep `recipe` (reports/recipe.html), which adds a bank of
-    16 steps and takes seeds 1 to 5, while the preset dissolves live from seed 0; one DDPM for all seeds, draws 1: DIA
-    0.901 ± 0.008, CSI 0.896 ± 0.008, Gaussian blur in the slot 0.897 ± 0.009; no two of them are told apart, and all
-    clear the best label-free control, 0.833. The best single statistic, its sign chosen by the test labels, has 0.910.
+    Chosen on PneumoniaMNIST's validation split among the variants of sweep `recipe_search`, one seed each
+    (reports/recipe_search.json); the shift, cutperm, by sweep `t2`, three seeds (reports/t2.json, whose test scores
+    had been seen). Its test scores: reports/recipe.json, by sweep `recipe`, which adds a bank of 16 steps and takes
+    seeds 1 to 5, while the preset dissolves live from seed 0; one DDPM for all seeds, draws 1.
     """
     return {
         "diffusion.dim": 32,
