@@ -225,6 +225,12 @@ def test_many_damaged_pngs_are_refused_or_whole():
     assert injure(3000, 1) < 900
 
 
+@pytest.mark.parametrize(("end", "says"), [(0, "this file is empty"), (40, "it ends too early")])
+def test_a_file_that_holds_too_little_says_so(end, says):
+    with pytest.raises(DataError, match=says):
+        read_image(encoded(GREY, "PNG")[:end])
+
+
 def survive(n, seed):
     """Damage n files of formats without checksums: what is lost or malformed is one sentence, never a traceback."""
     rng, smooth = random.Random(seed), np.tile(np.arange(64, dtype=np.uint8) * 3, (48, 1))

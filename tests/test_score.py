@@ -1,6 +1,9 @@
 """A finished run applied to loose files: the run's own scores again, bad files left out, stopped and continued."""
 
+import base64
 import csv
+import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -112,10 +115,21 @@ def test_share_p_value_and_alarm_are_those_of_healthy_validation_images(run, tmp
     assert (scores["alarm"] == (scores["score"] > predictor.threshold)).all()
 
 
-def test_the_nearest_healthy_image_is_named(own, tmp_path, small):
+def test_the_nearest_healthy_image_is_named_by_its_file(own, tmp_path, small):
     scores, _ = load_detector(made(own, "csi", tmp_path)).predict(tmp_path / "set/train/well", progress=False)
-    assert scores["nearest"].str.fullmatch(r"train/\d+").all()
-    assert scores["nearest"].nunique() > 6  # of twelve healthy images, most are nearest to themselves
+    itself = [image.endswith(f"/{nearest}") for image, nearest in zip(scores["image"], scores["nearest"], strict=True)]
+    assert all((tmp_path / "set" / nearest).parent == tmp_path / "set/train/well" for nearest in scores["nearest"])
+    assert sum(itself) > 6  # of twelve healthy images, most are nearest to themselves
+
+
+def test_an_image_without_a_file_is_named_by_its_place(toy, tmp_path, small):
+    save(tmp_path / "new/x.png", picture(1))
+    predictor = load_detector(made(toy, "csi", tmp_path))
+    name = predictor.predict(tmp_path / "new", progress=False).scores["nearest"][0]
+    train = diawork.load(toy).train
+    row = np.flatnonzero(train.index == int(name.removeprefix("train/")))[0]
+    assert "training_images" not in vars(predictor)  # nothing was opened for it
+    np.testing.assert_array_equal(predictor.neighbours([name])[name], train.images[row])
 
 
 def test_a_run_of_an_earlier_version_opens_as_its_manifest_says(run):
@@ -256,11 +270,14 @@ def test_the_page_shows_the_nearest_healthy_image(own, tmp_path, small, capsys):
     run = made(own, "csi", tmp_path)
     assert main(["score", str(run.folder), str(tmp_path / "set/test"), "--html", "page.html"]) == 0
     page, scores = (tmp_path / "page.html").read_text(), read_scores(tmp_path / "scores.csv")
-    train = diawork.load(own).train
-    files = [train.files[train.index == int(place.removeprefix("train/"))][0] for place in scores["nearest"]]
-    assert page.count("nearest healthy training image") == 1 + 12 and all(
-        f"nearest healthy: {f}" in page for f in files
-    )
+    assert page.count("nearest healthy training image") == 1 + 12
+    assert all(f"nearest healthy: {nearest}</figcaption>" in page for nearest in scores["nearest"])
+    drawn = re.findall(r'base64,([^"]+)" alt="nearest healthy training image">', page)
+    order = scores.sort_values("score", ascending=False, kind="stable")["nearest"]
+    for data, nearest in zip(drawn, order, strict=True):
+        shown = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+        wanted = Opening(16, 1, "crop").read(tmp_path / "set" / nearest)[0] * 255
+        np.testing.assert_allclose(shown, wanted, atol=1)
 
 
 @pytest.mark.filterwarnings("default:the run's training images")

@@ -15,6 +15,7 @@ from PIL import Image
 import diawork
 from diawork.base.compute import Compute
 from diawork.runs.experiment import run_experiment
+from diawork.runs.predict import score_files
 from diawork.runs.presets import preset
 from tests.test_folders import make_set, picture, written
 
@@ -85,9 +86,13 @@ def killed_and_continued(tmp_path, tested, loose, broken):
     assert said["code"] == 0
     with open(out, newline="") as f, open(tmp_path / "scores-left-out.csv", newline="") as g:
         rows, left_out = list(csv.DictReader(f)), list(csv.DictReader(g))
-    files = diawork.load(manifest).test.files
-    own = {str(tmp_path / "set" / file): score for file, score in zip(files, run.scores("test")["score"], strict=True)}
-    return rows, left_out, own, said["gib"]
+    return rows, left_out, own_scores(tmp_path, run), said["gib"]
+
+
+def own_scores(root, run):
+    """Return file → score of the run's own test images."""
+    files = diawork.load(root / "own.yaml").test.files
+    return {str(root / "set" / file): score for file, score in zip(files, run.scores("test")["score"], strict=True)}
 
 
 def check(rows, left_out, own, tested, loose, broken):
@@ -95,6 +100,19 @@ def check(rows, left_out, own, tested, loose, broken):
     assert len(left_out) == broken and all(row["reason"] for row in left_out)
     scored = {row["image"]: float(row["score"]) for row in rows}
     np.testing.assert_allclose([scored[image] for image in own], list(own.values()), rtol=2e-5)
+
+
+def test_forty_files_of_every_kind(tmp_path, small):
+    make_set(tmp_path, counts=dict.fromkeys(((s, c) for s in ("train", "val", "test") for c in ("well", "ill")), 6))
+    cfg = preset("smoke", dataset=str(written(tmp_path / "own.yaml"))).override({"detector": "csi"})
+    run = run_experiment(cfg, root=tmp_path / "runs", progress=False)
+    loose_files(tmp_path / "loose", 24)
+    broken_files(tmp_path / "broken", 4)
+    out, sources = tmp_path / "scores.csv", [tmp_path / name for name in ("set/test", "loose", "broken")]
+    left_out = score_files(diawork.load_detector(run), sources, out, progress=False)
+    with open(out, newline="") as f:
+        rows = list(csv.DictReader(f))
+    check(rows, [{"reason": reason} for reason in left_out.values()], own_scores(tmp_path, run), 12, 24, 4)
 
 
 @pytest.mark.slow

@@ -34,13 +34,13 @@ def score(
     from diawork.base.errors import DataError
     from diawork.runs.predict import load_detector, score_files
 
-    predictor = load_detector(run, compute=Compute.auto(device, precision))
-    name, make = predictor.mapper(data_root) if maps else ("", None)
+    predictor = load_detector(run, compute=Compute.auto(device, precision), data_root=data_root)
+    name, make = predictor.mapper() if maps else ("", None)
     write = functools.partial(_write_maps, make=make, folder=maps) if make and maps else None
     left_out = score_files(predictor, images, out, on_batch=write)
     scores = read_scores(out)
     if html and len(scores):
-        _write_page(predictor, scores, html, left_out=left_out, maps=(name, make), data_root=data_root)
+        _write_page(predictor, scores, html, left_out=left_out, maps=(name, make))
     say(f"{len(scores):,} images in {out}" + (f", page: {html}" if html and len(scores) else ""))
     for file, reason in list(left_out.items())[:5]:
         say(f"left out: {file}: {reason}", err=True)
@@ -70,9 +70,7 @@ def map_name(image: str) -> str:
     return f"{Path(image).stem}-{hashlib.sha256(image.encode()).hexdigest()[:8]}.png"
 
 
-def _write_page(
-    predictor: Predictor, scores: Any, html: Path, *, left_out: dict, maps: tuple[str, Any], data_root: Path | None
-) -> None:
+def _write_page(predictor: Predictor, scores: Any, html: Path, *, left_out: dict, maps: tuple[str, Any]) -> None:
     import torch
 
     from diawork import figures
@@ -83,7 +81,7 @@ def _write_page(
         image = predictor.opening.read(file)
         values = make(torch.from_numpy(image)[None])[0] if make else None
         pictures.append(figures.colours(image) if values is None else figures.overlay(image, values))
-    found = predictor.neighbours(set(worst(scores)["nearest"].dropna()), data_root)
-    healthy = {place: (figures.colours(one.image), one.name) for place, one in found.items()}
+    nearest = predictor.neighbours(worst(scores)["nearest"].dropna())
+    healthy = {name: figures.colours(image) for name, image in nearest.items()}
     facts = predictor.facts
     write_scored(scores, pictures, html, facts=facts, left_out=left_out, map_name=map_name, healthy=healthy)

@@ -163,19 +163,19 @@ def worst(scores: pd.DataFrame, n: int = SHOWN) -> pd.DataFrame:
 
 def write_scored(
     scores: pd.DataFrame, pictures: Sequence[np.ndarray], out: Path, *, facts: Mapping[str, Any],
-    left_out: Mapping[str, str], map_name: str = "", healthy: Mapping[str, tuple[np.ndarray, str]] | None = None,
+    left_out: Mapping[str, str], map_name: str = "", healthy: Mapping[str, np.ndarray] | None = None,
 ) -> Path:  # fmt: skip
     """Write the page of all ``scores``; ``pictures`` (H, W, 3) are those of the ``worst``.
 
-    ``healthy`` holds picture and name of what the column ``nearest`` names, where they can be had.
+    ``healthy`` holds the pictures of what the column ``nearest`` names, where they can be had.
     """
-    known = {place: (figures.pixels_png(picture), name) for place, (picture, name) in (healthy or {}).items()}
+    known = {name: figures.pixels_png(picture) for name, picture in (healthy or {}).items()}
     rows = worst(scores).head(len(pictures)).to_dict("records")
     for row, picture in zip(rows, pictures, strict=True):
         row["picture"] = figures.pixels_png(picture)
         row["name"] = Path(str(row["image"])).name
         row["nearest"] = row["nearest"] if isinstance(row["nearest"], str) else ""
-        row["healthy"], row["healthy_name"] = known.get(row["nearest"], (None, row["nearest"]))
+        row["healthy"] = known.get(row["nearest"])
     alarms = None if facts["threshold"] is None else int(scores["alarm"].sum())
     context = {
         "title": f"{len(scores):,} images scored by {facts['detector']}", "rows": rows, "facts": facts,

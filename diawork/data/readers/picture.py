@@ -98,6 +98,8 @@ def _decode(data: bytes, frame: medical.Frame) -> Stored:
         return _picture(data)
     if data.startswith((JPEG, *TIFF)):
         return _picture(data)
+    if not data:
+        raise DataError("this file is empty.")
     start = printable(data[:12].decode("latin-1"))
     raise DataError(f"this is no {KINDS} file: it begins with {start!r}.")
 

@@ -26,6 +26,8 @@ def checked(data: bytes) -> tuple[Header, bytes]:
     """Return the header and the compressed pixels of a PNG file, of which every chunk's CRC-32 holds."""
     at, chunks = len(SIGNATURE), list[tuple[bytes, bytes]]()
     while not chunks or chunks[-1][0] != b"IEND":
+        if len(data) < at + 12:
+            raise ValueError("it ends too early")
         length, kind = struct.unpack(">I4s", data[at : at + 8])
         body = data[at + 8 : at + 8 + length]
         if data[at + 8 + length : at + 12 + length] != zlib.crc32(kind + body).to_bytes(4, "big"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig, validated
 from diawork.base.errors import CheckpointError, DiaworkError, UsageError, printable
 from diawork.data.images import ImageSet, at_once
-from diawork.data.manifests import load_manifest
+from diawork.data.manifests import UNCOUNTED, load_manifest
 from diawork.data.readers.opening import Opening, image_files
 from diawork.data.variants import open_data
 from diawork.detectors.face import Detector
@@ -45,13 +46,6 @@ class Prediction(NamedTuple):
     left_out: dict[str, str]
 
 
-class Neighbour(NamedTuple):
-    """A healthy training image: its pixels (C, H, W), and its file, or its place where it has none."""
-
-    image: np.ndarray
-    name: str
-
-
 @dataclass(frozen=True)
 class Predictor:
     """A fitted detector with all it takes to score a loose file as its run scored its own images."""
@@ -62,12 +56,14 @@ class Predictor:
     opening: Opening
     calibration: Calibration | None  # by the run's healthy validation images, where it has any
     threshold: float | None  # of its 95 % specificity on them
+    data_root: Path | str | None = None  # where the run's training images lie, if not where they are searched
 
     def predict(self, images: Any, *, progress: bool = True) -> Prediction:
         """Score files, folders of them, or tables that list them; higher = more anomalous.
 
         Columns: ``image``, ``score``, ``share_below`` (of healthy validation images), ``p_value`` (conformal),
-        ``alarm`` and ``nearest``, the nearest healthy training image, where the detector knows it.
+        ``alarm`` and ``nearest``, the file of the nearest healthy training image (its place, e.g. "train/211", where
+        it is no file of its own or the training images are not at hand), where the detector knows it.
         """
         sources = [images] if isinstance(images, str | Path) else list(images)
         rows, left_out, files = [], dict[str, str](), image_files(sources)
@@ -111,36 +107,44 @@ class Predictor:
             columns["alarm"] = [int(value > self.threshold) for value in total]
         if "nearest" in scores.parts and self.detector.healthy is not None:
             places = self.detector.healthy[scores.parts["nearest"][:, 0].astype(int)]
-            columns["nearest"] = [f"train/{place}" for place in places]
+            columns["nearest"] = [self._training_files.get(int(place), f"train/{place}") for place in places]
         rows = pd.DataFrame(columns, columns=list(COLUMNS))
         return rows.astype({"score": float, "share_below": float, "p_value": float}).to_dict("records")
 
-    def mapper(self, data_root: Path | str | None = None) -> tuple[str, Callable[[Tensor], np.ndarray]]:
+    def mapper(self) -> tuple[str, Callable[[Tensor], np.ndarray]]:
         """Return the best map of this detector in words, and what makes maps (n, H, W) of images (n, C, H, W)."""
-        wanted = not self.detector.has_map
-        methods = self.detector.map_methods(None, self.training_images(data_root) if wanted else None)
+        methods = self.detector.map_methods(None, None if self.detector.has_map else self.training_images)
         if not methods:
             hint = "Leave --maps out, or score with a detector that has maps, e.g. dia, rd4ad or patchcore."
             raise UsageError(f"{entry_of(self.cfg.detector).label} makes no anomaly maps.", hint=hint)
         name, make = next(iter(methods.items()))
         return name, lambda x: make(_loose(x))
 
-    def training_images(self, data_root: Path | str | None = None) -> ImageSet | None:
+    @cached_property
+    def training_images(self) -> ImageSet | None:
         """Return the images that the run was fitted on; where they cannot be opened, a warning and None."""
         try:
-            return open_data(self.cfg, data_root).train
+            return open_data(self.cfg, self.data_root).train
         except DiaworkError as error:
             warnings.warn(f"the run's training images, which cannot be opened, stay out: {error}", stacklevel=2)
             return None
 
-    def neighbours(self, names: Iterable[str], data_root: Path | str | None = None) -> dict[str, Neighbour]:
-        """Return the healthy training images that ``nearest`` names, e.g. "train/211", where they can be opened."""
-        places = {name: int(name.rpartition("/")[2]) for name in names}
-        train = self.training_images(data_root) if places else None
+    @cached_property
+    def _training_files(self) -> dict[int, str]:
+        """Return place → file of the training images; empty where they have none, or cannot be opened."""
+        train = self.training_images if _of_files(self.cfg.dataset) else None
+        if train is None or train.files is None:
+            return {}
+        return {int(place): printable(str(file)) for place, file in zip(train.index, train.files, strict=True)}
+
+    def neighbours(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return the healthy training images (C, H, W) that ``nearest`` names, where they can be opened."""
+        names = set(names)
+        train = self.training_images if names else None
         if train is None:
             return {}
-        rows = {name: np.flatnonzero(train.index == place) for name, place in places.items()}
-        return {name: _neighbour(train.take(row), name) for name, row in rows.items() if len(row)}
+        named = {self._training_files.get(int(place), f"train/{place}"): row for row, place in enumerate(train.index)}
+        return {name: train.images[named[name]].numpy() for name in names if name in named}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -153,11 +157,17 @@ class Predictor:
                                            self.opening._asdict().items()}}  # fmt: skip
 
 
-def _neighbour(one: ImageSet, name: str) -> Neighbour:
-    return Neighbour(one.images[:1][0].numpy(), name if one.files is None else str(one.files[0]))
+def _of_files(dataset: str) -> bool:
+    """Say whether the images of a set are files of their own."""
+    try:
+        return load_manifest(dataset).kind in UNCOUNTED
+    except DiaworkError:  # which says nothing of a set whose manifest is gone
+        return True
 
 
-def load_detector(run: Run | Path | str, *, compute: Compute | None = None) -> Predictor:
+def load_detector(
+    run: Run | Path | str, *, compute: Compute | None = None, data_root: Path | str | None = None
+) -> Predictor:
     """Return the fitted detector of a finished run, ready to ``predict`` scores of image files."""
     run = run if isinstance(run, Run) else Run(run)
     if not (run.folder / "result.json").exists():
@@ -172,7 +182,7 @@ def load_detector(run: Run | Path | str, *, compute: Compute | None = None) -> P
         raise CheckpointError(what, path=run.folder, hint="Run its command again: the weights stay.")
     detector = entry.load().load(run.folder, compute=compute or Compute.auto())
     calibration, threshold = _calibration(run, result)
-    return Predictor(run, detector, cfg, _opening(record, cfg), calibration, threshold)
+    return Predictor(run, detector, cfg, _opening(record, cfg), calibration, threshold, data_root)
 
 
 def _opening(record: dict[str, Any], cfg: ExperimentConfig) -> Opening:
