@@ -10,6 +10,7 @@ from diawork.cli.demo import SIZES, WITHIN, Whole, choose, plan, sized
 from diawork.cli.main import main
 from diawork.cli.probe import Costs, probe
 from diawork.data.manifests import load_manifest
+from diawork.runs.experiment import run_suite
 from diawork.runs.methods import method_config, resolve
 from diawork.runs.presets import preset
 from diawork.runs.run import Run
@@ -87,6 +88,19 @@ def test_what_is_found_finished_leaves_the_bar(whole):
     assert whole.done == pytest.approx(0.75 * training) and ddpm > 0 < rest
     work(whole, "an unplanned stage")
     assert whole.done == pytest.approx(0.75 * training)
+
+
+def test_a_run_tells_every_stage_of_the_plan(small, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "tell", lambda run: None)
+    cfg = preset("smoke", dataset=str(toy))
+    whole = Whole(plan(cfg, SLOW))
+    total, last = whole.total, whole.left[-1]
+    run_suite(
+        cfg, ["dia", "csi", "pixel_knn"], [0], root=tmp_path / "runs", compute=Compute(), progress=whole.stage,
+        on_run=whole.after_run,
+    )  # fmt: skip
+    assert whole.left == [last] and whole.total == total
+    assert whole.done == pytest.approx(total - last.seconds)
 
 
 def test_the_probe_times_the_trainings_themselves():

@@ -1,5 +1,6 @@
 """Manifests: the facts about a data set, as strictly typed YAML; what is wrong is told with line and field."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -28,7 +29,7 @@ from diawork.data.facts import (
     printable_text,
     refuse_other_names,
 )
-from diawork.data.strictyaml import StrictModel, load_document, read_document, wrong
+from diawork.data.strictyaml import StrictModel, document_bytes, read_document, wrong
 
 
 class Kind(NamedTuple):
@@ -218,9 +219,20 @@ def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
 
 def list_manifests() -> list[str]:
     """Return the names of the data sets that come with the package."""
+    return list(_manifests_in(shipped("data_manifests")))
+
+
+@functools.cache
+def _manifests_in(folder: Path) -> tuple[str, ...]:
     # other facts may lie beside them (published numbers): a data set is what says its kind
-    files = sorted(shipped("data_manifests").glob("*.yaml"))
-    return [path.stem for path in files if re.search(r"^kind:", path.read_text("utf-8"), re.MULTILINE)]
+    files = sorted(folder.glob("*.yaml"))
+    return tuple(path.stem for path in files if re.search(r"^kind:", path.read_text("utf-8"), re.MULTILINE))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(content: bytes, path: Path) -> Manifest:
+    """Return the manifest of these bytes; a sweep asks for the same one several times a cell."""
+    return check_manifest(content, path)
 
 
 def load_manifest(name_or_path: str | Path) -> Manifest:
@@ -233,6 +245,6 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     else:
         hint = f"{did_you_mean(text, list_manifests())} Your own set: the path of its manifest.yaml."
         raise UsageError(f"unknown data set {text!a}.", hint=hint)
-    manifest = load_document(Manifest, path, "manifest", list_manifests())[0]
+    manifest = _read(document_bytes(path, "manifest", list_manifests()), path).model_copy()
     manifest._home = path.absolute().parent if own else None
     return manifest

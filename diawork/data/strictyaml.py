@@ -192,16 +192,20 @@ def read_document(model: type[Document], text: str | bytes, name: object, kind: 
 
 def load_document(model: type[Document], path: Path, kind: str, names: Iterable[str]) -> tuple[Document, Source]:
     """Return what ``read_document`` reads in a file; ``names`` are those that come with the package, for a hint."""
+    return read_document(model, document_bytes(path, kind, names), path, kind)
+
+
+def document_bytes(path: Path, kind: str, names: Iterable[str]) -> bytes:
+    """Return the content of a document's file, of one that is too large no more than shows it."""
     try:
         if not path.is_file():
             raise FileNotFoundError(2, "no such file")
         with open(path, "rb") as f:
-            content = f.read(MAX_BYTES + 1)
+            return f.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = did_you_mean(path.stem, names)
         raise UsageError(f"the {kind} cannot be read ({reason}).", path=path, hint=hint) from None
-    return read_document(model, content, path, kind)
 
 
 _WORDS = {

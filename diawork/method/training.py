@@ -146,6 +146,7 @@ class _Loop:
         lr = learning_rate(epoch, self.train)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        x = x.to(self.compute.device, non_blocking=True)  # the views are made where the dissolver's are
         views = builder(x, index=index, seed=self.seed, step=self.step)
         if not torch.isfinite(views.images).all():  # one such pixel would poison the BatchNorm statistics
             raise self._not_finite("the views of these images hold NaN or infinite values", index)
