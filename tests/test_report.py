@@ -513,6 +513,14 @@ def test_a_run_that_tracked_test_shows_what_each_rule_would_take(tmp_path, quick
     assert "DIA0.910+0.0000.880−0.0300.880−0.0300.910" in table and "CSI" not in table
 
 
+def test_a_page_over_several_sets_ranks_the_rows_that_ran_on_all(tmp_path, quick):
+    for dataset in ("pneumoniamnist", "phantom"):
+        make_run(tmp_path / "runs", "DIA", dataset=dataset)
+        make_run(tmp_path / "runs", CONTROL, dataset=dataset, strength=0.2)
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "Over 2 data sets and 2 rows the mean ranks are not told apart" in text and "DIA1.001.0" in text
+
+
 def test_the_self_check_is_ranked_beside_eight_rows_or_more():
     rows = {"label": list("abcdefgh"), "oracle": False, "control": [False] * 7 + [True], "split": "test"}
     table = pd.DataFrame(rows | {"auroc": np.linspace(0.6, 0.9, 8), "check_auroc": np.linspace(0.5, 0.7, 8)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pandas as pd
 from diawork.base.errors import DataError
 from diawork.evaluation.collapse import CHANCE, Facts, explain
 from diawork.evaluation.comparison import Comparison
+from diawork.evaluation.ranks import rank_over_sets
 from diawork.evaluation.selfcheck import rank_agreement
 from diawork.evaluation.wording import conclusion, counted, interval, signed
 
@@ -94,6 +96,25 @@ def agreement(table: pd.DataFrame) -> str:
         f"The self-check ranks {basis} as their {split} AUROC does with a rank correlation of {signed(ranks.rho, 2)} "
         f"(95 % interval {signed(ranks.low, 2)} to {signed(ranks.high, 2)}, p = {ranks.p:.3f})."
     )
+
+
+def over_sets(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the rows that ran on every data set, ranked over them, and what the ranks say; of one set, nothing.
+
+    Each row has its mean and worst rank, and its lowest AUROC with the set that has it. The least mean rank is first.
+    """
+    if table.empty or table["section"].nunique() < 2:
+        return {}
+    fair = table[~table["oracle"]].pivot_table(index="section", columns="label", values="auroc").dropna(axis="columns")
+    if fair.shape[1] < 2 or len(fair) < 2:
+        return {}
+    ranking = rank_over_sets(fair.to_numpy())
+    rows = pd.DataFrame({
+        "label": fair.columns, "mean_rank": ranking.mean, "worst_rank": ranking.worst,
+        "lowest": fair.min().to_numpy(), "lowest_on": fair.idxmin().to_numpy(),
+    })  # fmt: skip
+    ordered = rows.sort_values("mean_rank", kind="stable").to_dict("records")
+    return {"sentence": ranking.sentence, "critical": ranking.critical, "p": ranking.p, "rows": ordered}
 
 
 def features_said(runs: Mapping[str, pd.DataFrame]) -> str:

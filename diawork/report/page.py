@@ -23,6 +23,7 @@ from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
 from diawork.evaluation.wording import interval, signed
+from diawork.report.findings import over_sets
 from diawork.report.sections import section
 from diawork.report.tables import collect, groups, summary_table
 from diawork.runs.presets import preset
@@ -103,7 +104,7 @@ def _context(frame: pd.DataFrame, out: Path, pictures: str, sweep: dict[str, Any
         "smoke": bool(len(frame)) and any(map(_is_smoke, frame["settings"])),
         "finished": len(frame), "found": max(frame.attrs.get("found", 0), len(frame)),
         "missing": [*frame.attrs.get("unfinished", ()), *frame.attrs.get("unreadable", ())],
-        "costs": table.to_dict("records"), "environment": environment, "mixed": mixed,
+        "over_sets": over_sets(table), "costs": table.to_dict("records"), "environment": environment, "mixed": mixed,
         "losses": _losses(rows, styles) if pictures != "none" else None,
         "runs": [_details(name["label"], run, out) for name, runs in rows for _, run in runs.iterrows()],
     }  # fmt: skip

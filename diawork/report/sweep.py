@@ -11,7 +11,7 @@ import pandas as pd
 from diawork import figures
 from diawork.base.files import read_json, write_json
 from diawork.report.comparisons import Compared, Pair, compare_all
-from diawork.report.findings import SPLITS, agreement
+from diawork.report.findings import SPLITS, agreement, over_sets
 from diawork.report.page import links, write_html
 from diawork.report.published import beside_published
 from diawork.report.tables import collect, groups, split_of, summary_table
@@ -59,7 +59,7 @@ def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
     numbers = {
         "sweep": sweep.model_dump(include={"name", "title", "size", "baseline"}), "split": split_of(frame),
         "rows": _plain(table), "not_compared": failures,
-        "self_check_ranks": ranks,
+        "self_check_ranks": ranks, "over_sets": over_sets(table),
         "tests": _plain(pd.DataFrame([one.row for one in tests])),
         "runs": _plain(frame[kept]) if len(frame) else [],
     }  # fmt: skip
