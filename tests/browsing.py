@@ -99,14 +99,14 @@ def start_all(page):
 
 
 def wait_for_every_cell(page, seconds=600):
-    """Wait until every code cell of the notebook on show has run; return the errors that stand in it."""
+    """Wait until every code cell of the notebook on show has run; return the errors and warnings that stand in it."""
     done = """() => {
       const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
       return prompts.length > 0 && prompts.every(p => /\\[\\d+\\]/.test(p));
     }"""
-    failed = "() => document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
+    failed = "() => document.querySelector('[data-mime-type=\"application/vnd.jupyter.stderr\"]')"
     page.wait_for_function(f"() => ({done})() || ({failed})()", timeout=seconds * 1000)
-    return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+    return page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
 
 
 MEASURE = """async (moves) => {

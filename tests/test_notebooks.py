@@ -93,12 +93,14 @@ def test_runs_headless(path, runs, few, tmp_path, monkeypatch):
 
 
 def unreadable(cells):
-    """Yield what a reader should not meet in an executed notebook: warnings, empty tables, bare widgets."""
+    """Yield what a reader should not meet in an executed notebook: warnings, empty or cut tables, bare widgets."""
     for output in (output for cell in cells for output in cell.outputs):
         text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
         if output.output_type == "stream" and output.name == "stderr":
             yield text
         if "Empty DataFrame" in text or any("widget" in kind for kind in output.get("data", {})):
+            yield text
+        if "...</td>" in output.get("data", {}).get("text/html", ""):
             yield text
 
 
