@@ -49,8 +49,8 @@ class ShiftProbe:
         moved = ", ".join(f"{share:.2f}" for share in self.moved)
         return (
             f"Before training, a linear probe of thumbnails named {self.accuracy:.0%} ± {self.se:.0%} (standard error) "
-            f"of the {shift} shifts of {self.n} held-out healthy images (chance {self.chance:.0%}); they move an image by "
-            f"{moved} of the squared distance between two healthy images. {self._reading}"
+            f"of the {shift} shifts of {self.n} held-out healthy images (chance {self.chance:.0%}); they move an image "
+            f"by {moved} of the squared distance between two healthy images. {self._reading}"
         )
 
     @property
