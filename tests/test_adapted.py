@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from diawork.base.errors import DataError, UsageError
 from diawork.detectors.kdad import Cloner
+from diawork.evaluation.collapse import feature_spread
 from diawork.method.loss import nt_xent
 from tests.test_detectors import TEST, TRAIN, build, made
 
@@ -92,6 +93,15 @@ def test_simclr_scores_by_the_nearest_direction_and_the_length():
     known, z = detector._embedded(TRAIN.images).z[0], detector._embedded(TEST.images).z[0]
     wanted = -(z @ F.normalize(known, dim=1).T).amax(1) / known.norm(dim=1).mean()
     assert detector.anomaly_scores(TEST) == pytest.approx(wanted.numpy(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["simclr", "mean_shift"])
+def test_the_spread_of_held_out_features_is_told(name):
+    detector = build(name).fit(TRAIN, progress=False)
+    features = detector._embedded(TEST.images, **({} if name == "simclr" else {"progress": False}))
+    rows = features.z[0] if name == "simclr" else features
+    facts = detector.facts(TEST)
+    assert facts.features == pytest.approx(feature_spread(rows.numpy()), rel=1e-3) and facts.shift_accuracy is None
 
 
 def test_simclr_refuses_colour_for_a_grey_encoder_and_selection_by_epoch():

@@ -500,7 +500,8 @@ def test_the_page_says_how_features_spread_and_whether_the_shift_was_a_task(tmp_
         make_run(tmp_path / "runs", "DIA", seed=seed, self_check=check, shift_probe=probe)
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
     assert "DIA: features of variance 0.61 (1: in all directions) in 14.2 dimensions, 96% of the shifts named" in text
-    assert text.count("named 90% ± 2% of the rotation shifts") == 1 and "Shift 1 is near a symmetry" in text
+    assert text.count("named 90% ± 2% (standard error) of the rotation shifts") == 1
+    assert "Shift 1 is near a symmetry" in text
 
 
 def test_a_run_that_tracked_test_shows_what_each_rule_would_take(tmp_path, quick):

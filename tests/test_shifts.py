@@ -16,7 +16,9 @@ def turned(n, seed, ramp=3.0, side=6):
 def test_a_plain_shift_is_easy():
     probe = shift_probe(turned(80, 0), turned(60, 1))
     assert probe.accuracy > 0.995 and probe.n == 60 and probe.chance == 0.25
-    assert "linear probe of thumbnails named 100% ± 0% of the rotation shifts of 60" in probe.sentence("rotation")
+    assert "linear probe of thumbnails named 100% ± 0% (standard error) of the rotation shifts of 60" in probe.sentence(
+        "rotation"
+    )
     assert "easy for a linear map" in probe.sentence("rotation")
 
 

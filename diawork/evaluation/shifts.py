@@ -48,9 +48,9 @@ class ShiftProbe:
         """Return what a page says of the shift before training."""
         moved = ", ".join(f"{share:.2f}" for share in self.moved)
         return (
-            f"Before training, a linear probe of thumbnails named {self.accuracy:.0%} ± {self.se:.0%} of the {shift} "
-            f"shifts of {self.n} held-out healthy images (chance {self.chance:.0%}); they move an image by {moved} of "
-            f"the squared distance between two healthy images. {self._reading}"
+            f"Before training, a linear probe of thumbnails named {self.accuracy:.0%} ± {self.se:.0%} (standard error) "
+            f"of the {shift} shifts of {self.n} held-out healthy images (chance {self.chance:.0%}); they move an image "
+            f"by {moved} of the squared distance between two healthy images. {self._reading}"
         )
 
     @property
