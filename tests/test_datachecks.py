@@ -104,6 +104,13 @@ def test_duplicates_within_a_split_and_between_val_and_test_are_warnings():
     assert report.ok and {p.severity for p in report.problems} == {"warning"}
     assert {(p.first_split, p.first_index, p.second_split, p.second_index) for p in report.pairs} == {
         ("train", 4, "train", 5), ("train", 4, "train", 6), ("val", 2, "test", 3)}  # fmt: skip
+    assert report.duplicates == "1 exact between val and test, 2 exact within train"
+
+
+def test_without_duplicates_the_check_says_what_was_sought(monkeypatch):
+    assert check_splits(clean()).duplicates.startswith("none: exact ones were sought within and across splits")
+    monkeypatch.setattr("diawork.data.checks.MOST_PAIRS", 3)
+    assert check_splits(leaky()).duplicates.endswith("(of the first 3 pairs)")
 
 
 def test_a_fitted_twin_is_told_even_behind_an_anomalous_one():
@@ -238,7 +245,9 @@ def test_a_leak_stops_the_command_and_an_acknowledged_one_is_told_in_the_report(
     assert main([*own, "--acknowledge-leak", digest]) == 0
     data = json.loads(next(Path("runs").glob("own-*/config.json")).read_text())["data"]
     assert data["acknowledged"] == digest and data["notes"][0].startswith(f"Leak, acknowledged as {digest}: 1 exact")
-    assert f"Leak, acknowledged as {digest}" in Path("runs/report-own-smoke.html").read_text()
+    page = Path("runs/report-own-smoke.html").read_text()
+    assert f"Leak, acknowledged as {digest}" in page
+    assert "<dt>duplicates</dt><dd>1 exact between train and test</dd>" in page
 
 
 def test_pairs_are_shown_side_by_side():

@@ -211,8 +211,20 @@ def test_every_set_of_the_papers_has_a_manifest_and_a_way_to_get_it(name):
     assert manifest.name == name in list_manifests() and (manifest.url or manifest.source)
     known = manifest.counts or manifest.images
     assert known or manifest.uncertain, "counts are known, or what is believed is marked"
-    with pytest.raises(DataError, match=r"was not found.*([Gg]et|download)"):
+    with pytest.raises(DataError, match=r"was not found.*([Gg]et|press Download)"):
         load(manifest, "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "clicks"),
+    [
+        ("aptos2019", "sign in, press Join, accept the rules, open Data, press Download, unzip"),
+        ("sars_cov_2_ct", "sign in, press Download, unzip"),
+    ],
+)
+def test_get_names_the_clicks_of_a_set_that_no_program_may_fetch(name, clicks, tmp_path):
+    with pytest.raises(DataError, match=rf"On https://www\.kaggle\.com/[^ ]+: {clicks} .*data verify {name}"):
+        load(name, tmp_path, download=True)
 
 
 def test_sets_that_sweeps_and_published_tables_name_have_manifests():

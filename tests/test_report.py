@@ -73,7 +73,7 @@ def make_run(
     config = {
         "config": {},
         "digest": f"d{seed}",
-        "data": {"name": dataset, "identity": data, "notes": ["val has labels"]},
+        "data": {"name": dataset, "identity": data, "notes": ["val has labels"], "duplicates": "none"},
     }
     config |= {"versions": {"torch": "2.6", "python": "3.12"}, "created": f"2026-01-0{seed + 1}T00:00:00+00:00"}
     trained = detector in ("DIA", "CSI")

@@ -5,7 +5,7 @@ image), unless its digest is acknowledged, and a warning elsewhere.
 """
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,6 +64,18 @@ class DataReport:
         """Return what the report of a run must show: the banner, then the warnings."""
         banner = [f"Leak, acknowledged as {self.digest}: {self.banner}"] if self.banner else []
         return banner + [problem.text for problem in self.problems if problem.severity == "warning"]
+
+    @property
+    def duplicates(self) -> str:
+        """Say how many twins there are: exact ones within and across splits, near ones across."""
+        groups = Counter((pair.kind, pair.first_split, pair.second_split) for pair in self.pairs)
+        said = [
+            f"{n:,} {kind} {f'within {first}' if first == second else f'between {first} and {second}'}"
+            for (kind, first, second), n in groups.items()
+        ]
+        if not said:
+            return "none: exact ones were sought within and across splits, near ones across"
+        return ", ".join(said) + (f" (of the first {MOST_PAIRS:,} pairs)" if len(self.pairs) == MOST_PAIRS else "")
 
     def acknowledge(self, leaks: str) -> Self:
         """Return the report with leaks turned from errors into a banner, where ``leaks`` is their digest."""

@@ -36,7 +36,7 @@ def find_file(manifest: Manifest, root: Path | str | None = None, *, download: b
             raise DataError(f"cannot be read ({error.strerror}).", path=path) from None
         if path.exists():
             raise DataError("not a file.", path=path)
-    if download:
+    if download and (manifest.url or not manifest.source):
         return _download(manifest, roots[0])
     raise _not_found(manifest, roots)
 
@@ -58,14 +58,23 @@ def root_of(path: Path, manifest: Manifest) -> Path:
 
 
 def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
-    how = "Please"
+    put, how = "set DIAWORK_DATA to the folder that holds it", "Please"
     if manifest.url:
         how = f"`diawork data get {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
     elif manifest.source:
-        check = f"look with `diawork data verify {manifest.name}`, and"
-        how = f"Get it from {manifest.source} (licence: {manifest.licence}), {check}"
+        how = f"{_by_hand(manifest)} (licence: {manifest.licence}),"
+        put += f", and look with `diawork data verify {manifest.name}`"
     what = f"{manifest.place} was not found; looked in {', '.join(map(printable, roots))}."
-    return DataError(what, path=manifest.name, hint=f"{how} set DIAWORK_DATA to the folder that holds it.")
+    return DataError(what, path=manifest.name, hint=f"{how} {put}.")
+
+
+def _by_hand(manifest: Manifest) -> str:
+    """Say what a person does on the page of a set that no program may fetch."""
+    source = str(manifest.source)
+    if not source.startswith("https://www.kaggle.com/"):
+        return f"Get it from {source}"
+    joined = "press Join, accept the rules, open Data, " if "/competitions/" in source else ""
+    return f"On {source}: sign in, {joined}press Download, unzip"
 
 
 def _download(manifest: Manifest, folder: Path) -> Path:

@@ -55,6 +55,7 @@ def section(
     rivals = _of_focus(focus_of(table)["label"], tests)
     drawn, missing = draw_pictures(table, runs, pictures, styles)
     title, facts = _facts(dataset)
+    facts += _duplicates(runs)
     return drawn | {
         "title": title + name.removeprefix(dataset), "split": SPLITS[split], "facts": facts,
         "notes": list(dict.fromkeys(note for group in runs.values() for notes in group["notes"] for note in notes)),
@@ -190,6 +191,12 @@ def _facts(dataset: str) -> tuple[str, list[tuple[str, str]]]:
         lesions = f"{manifest.phantom.describe()}, in synthetic {manifest.phantom.kind} images"
         rows.append(("lesions", lesions))
     return manifest.title.partition(",")[0], rows
+
+
+def _duplicates(runs: Runs) -> list[tuple[str, str]]:
+    """Return what the data checks of these runs counted; runs that left twins out say something else."""
+    counted = dict.fromkeys(text for group in runs.values() for text in group["duplicates"] if text)
+    return [("duplicates", "; or ".join(counted))] if counted else []
 
 
 def _with_role(name: str, role: str) -> str:

@@ -86,6 +86,7 @@ def _row(run: Run) -> dict[str, Any]:
         row["weights"] = str(result.get("weights") or ("pretrained" if row["pretrained_weights"] else "not pretrained"))
         row |= {"run": run.folder.name, "folder": str(run.folder), "split": split}
         row |= {"data": str(config["data"]["identity"]), "notes": list(config["data"].get("notes", ()))}
+        row |= {"duplicates": str(config["data"].get("duplicates", ""))}
         versions = {**config.get("versions", {}), **config.get("compute", {})}
         row |= {"versions": {str(k): str(v) for k, v in versions.items()}, "created": str(config.get("created", ""))}
         row |= {"draws": run.draws}

@@ -154,7 +154,8 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     notes = [*report.notes, *splits.notes]
     acknowledged = {"acknowledged": report.digest} if report.banner else {}
     opening = Opening.of(splits.manifest)._asdict()  # for images to come
-    return {"name": splits.train.name, "identity": splits.identity, "notes": notes, "opening": opening} | acknowledged
+    facts = {"notes": notes, "duplicates": report.duplicates, "opening": opening}
+    return {"name": splits.train.name, "identity": splits.identity} | facts | acknowledged
 
 
 def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, Any]:
