@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import warnings
 from types import ModuleType
 from typing import Any, Literal
 
@@ -41,12 +42,14 @@ def dicom_values(data: bytes, frame: Frame) -> Stored:
     """Return one picture of a DICOM file after its rescale slope and intercept; MONOCHROME1 is told as inverted."""
     pydicom = _package("pydicom", "DICOM")
     try:
-        file = pydicom.dcmread(io.BytesIO(data))
-        photometric = str(file.get("PhotometricInterpretation", ""))
-        frames = int(file.get("NumberOfFrames", 1) or 1)
-        slope, intercept = float(file.get("RescaleSlope", 1) or 1), float(file.get("RescaleIntercept", 0) or 0)
-        lookup = "ModalityLUTSequence" in file
-        values = _pixels(file, frames, frame)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they may quote a field of the header
+            file = pydicom.dcmread(io.BytesIO(data))
+            photometric = str(file.get("PhotometricInterpretation", ""))
+            frames = int(file.get("NumberOfFrames", 1) or 1)
+            slope, intercept = float(file.get("RescaleSlope", 1) or 1), float(file.get("RescaleIntercept", 0) or 0)
+            lookup = "ModalityLUTSequence" in file
+            values = _pixels(file, frames, frame)
     except DiaworkError:
         raise
     except Exception:  # what pydicom says may quote a field of the header
