@@ -14,11 +14,11 @@ import torch
 
 from diawork.data.images import ImageSet
 
-LONGEST = ("test_notebooks.py", "test_widgets.py")  # with -n 2 a long file that starts last is waited for
+LONGEST = "test_notebooks.py"  # with -n 2 a long file that starts last is waited for
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)  # stable: the others keep their order
+    items.sort(key=lambda item: item.path.name != LONGEST)  # stable: the others keep their order
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.timeout(0))
