@@ -327,7 +327,7 @@ def test_forty_payloads_in_a_report_are_text(tmp_path, monkeypatch, place):
     monkeypatch.setattr(
         sections, "draw_pictures", lambda *_: (NONE, [])
     )  # pixels; drawn with such names in test_report
-    monkeypatch.setattr("diawork.report.page._losses", lambda _: None)
+    monkeypatch.setattr("diawork.report.page._losses", lambda *_: None)
     (tmp_path / "runs").mkdir()
     place(tmp_path / "runs", monkeypatch)
     first = PAYLOADS[0]
