@@ -82,7 +82,7 @@ def half_transparent():
 
 REFUSED = {
     "no PNG, JPEG, TIFF, npy, DICOM or NIfTI file: it begins with 'hello'": lambda: b"hello",
-    "it begins with ''": lambda: b"",
+    "this file is empty": lambda: b"",
     "this image is damaged": lambda: encoded(GREY)[:46],
     "partly transparent": half_transparent,
     "its colours are CMYK": lambda: encoded(Image.fromarray(COLOUR).convert("CMYK"), "tiff"),
