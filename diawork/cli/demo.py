@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SIZES = ("demo", "demo_short")  # presets, the largest first
 WITHIN = 300.0  # s that a demo may take
-REST = 15.0  # s of a run beside training and scoring (maps, intervals, pictures), and of the controls and the page
+REST = 6.0  # s of a run beside training and scoring (maps, intervals, pictures), and of the controls and the page
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
 SCORING = "scoring"  # the stage that a run ends with
 _SIZE = "A preset; auto: the largest that a probe of this machine expects to end within 5 minutes."

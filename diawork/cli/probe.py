@@ -18,7 +18,7 @@ from diawork.detectors.dia import CSI
 from diawork.method.ddpm import pretrain_ddpm
 from diawork.runs.methods import method_config
 
-IMAGES, STEPS = 16, 3  # a step; the first one warms up
+IMAGES, STEPS = 32, 3  # a step, as in the presets: smaller batches cost more an image; the first step warms up
 
 
 class Costs(NamedTuple):
