@@ -11,8 +11,9 @@ from scipy.stats import chi2, norm, t
 from diawork.base.errors import DataError, UsageError
 from diawork.evaluation import comparison, wording
 from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
-from diawork.evaluation.metrics import auroc, paired_test
+from diawork.evaluation.metrics import auroc
 from diawork.report.comparisons import compare
+from tests.delong import paired_test
 
 SEED_SD, CENTRE = 0.0075, 1.593  # of the AUROC between trainings; shift of the anomalous scores: AUROC 0.87
 SLOPE = norm.pdf(CENTRE / 2**0.5) / 2**0.5  # of the AUROC in the shift
@@ -153,6 +154,17 @@ def test_one_seed_each_has_the_interval_of_delong():
     found = compare_detectors(a, b, ANOMALOUS, paired_seeds=True)
     known = paired_test(a[0], b[0], ANOMALOUS)
     assert (found.difference, found.low, found.high, found.p) == pytest.approx(known)
+
+
+def test_one_seed_each_agrees_with_a_paired_bootstrap_over_images():
+    a, b = draw(np.random.default_rng(9), 1, 0.05)
+    found = compare_detectors(a, b, ANOMALOUS, paired_seeds=True)
+    rng, values = np.random.default_rng(2), []
+    for _ in range(600):
+        rows = np.concatenate([rng.choice(np.flatnonzero(c), c.sum()) for c in (ANOMALOUS, ~ANOMALOUS)])
+        values.append(auroc(a[0, rows], ANOMALOUS[rows]) - auroc(b[0, rows], ANOMALOUS[rows]))
+    assert found.difference == pytest.approx(auroc(a[0], ANOMALOUS) - auroc(b[0], ANOMALOUS))
+    assert (found.high - found.low) / 3.92 == pytest.approx(np.std(values), rel=0.15)
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -99,44 +99,12 @@ def test_constant_scores_are_chance_for_certain():
     assert metrics.bootstrap_ci([1, 1, 1, 1], [0, 0, 1, 1]) == (0.5, 0.5)
 
 
-def test_no_comparison_is_made_where_the_images_cannot_make_one():
-    with pytest.raises(DataError, match="1 anomalous and 3 normal images: a comparison needs two of each"):
-        metrics.paired_test([0, 1, 2, 3], [3, 1, 2, 0], [0, 0, 0, 1])
-    with pytest.raises(DataError, match="every image says the same"):
-        metrics.paired_test([0, 1, 2, 3], [1, 1, 1, 1], [0, 0, 1, 1])
-
-
 def test_large_sets_are_bounded_in_time_and_fall_back_to_percentiles():
     scores, anomalous = scored(metrics.BCA_MAX_IMAGES + 1)
     start = time.perf_counter()
     low, high = metrics.bootstrap_ci(scores, anomalous, n=200)
     assert time.perf_counter() - start < 10
     assert low < metrics.auroc(scores, anomalous) < high < low + 0.05
-
-
-def test_paired_test_agrees_with_a_paired_bootstrap():
-    a, anomalous = scored(300)
-    b = a + 3 * np.random.default_rng(1).normal(size=300)
-    test = metrics.paired_test(a, b, anomalous)
-    rng, values = np.random.default_rng(2), []
-    for _ in range(600):
-        rows = np.concatenate([rng.choice(np.flatnonzero(c), c.sum()) for c in (anomalous, ~anomalous)])
-        values.append(metrics.auroc(a[rows], anomalous[rows]) - metrics.auroc(b[rows], anomalous[rows]))
-    assert test.difference == pytest.approx(metrics.auroc(a, anomalous) - metrics.auroc(b, anomalous))
-    assert (test.high - test.low) / 3.92 == pytest.approx(np.std(values), rel=0.15)
-    assert test.p < 0.01
-
-
-def test_paired_test_of_a_detector_with_itself_finds_nothing():
-    scores, anomalous = scored()
-    assert metrics.paired_test(scores, 2 * scores, anomalous) == (0.0, 0.0, 0.0, 1.0)
-
-
-def test_paired_test_of_equal_detectors_is_rarely_significant():
-    anomalous = np.arange(100) < 50
-    noise = np.random.default_rng(0).normal(size=(200, 3, 100))
-    p = [metrics.paired_test(anomalous + n[0] + n[1], anomalous + n[0] + n[2], anomalous).p for n in noise]
-    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.1
 
 
 @pytest.mark.parametrize("n", [1, 7, 20, 100])

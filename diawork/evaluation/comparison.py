@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import chi2, t
 
 from diawork.base.errors import DataError, UsageError
-from diawork.evaluation.metrics import UNANIMOUS, by_class, holm, placements
+from diawork.evaluation.metrics import by_class, holm, placements
 
 MARGIN = 0.01  # of AUROC: detectors that differ by less are equal for every purpose named here
 LEVEL = 0.95
@@ -141,7 +141,9 @@ def compare_detectors(
     variance, df = _satterthwaite(parts)
     difference = float(areas_a.mean() - areas_b.mean())
     if variance == 0 and difference != 0:
-        raise DataError(UNANIMOUS)
+        raise DataError(
+            "every image says the same of the difference, so neither an interval nor a p value can be given."
+        )
     test = _tested(difference, math.sqrt(variance), df, level)
     return Comparison(
         **test._asdict(), se=math.sqrt(variance), df=df, covers=IMAGES if one_seed else CROSSED, n_normal=counts[1],

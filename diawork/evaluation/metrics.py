@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap, norm, rankdata
+from scipy.stats import bootstrap, rankdata
 
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
 
 BCA_MAX_IMAGES = 5_000  # above, the jackknife of BCa costs minutes and moves the interval by nothing visible
 _BATCH_VALUES = 2_000_000  # resampled scores in memory at once
 _TPR = 0.95
-UNANIMOUS = "every image says the same of the difference, so neither an interval nor a p value can be given."
 
 Arrays = tuple[np.ndarray, np.ndarray]
-
-
-class PairedTest(NamedTuple):
-    """AUROC of a minus AUROC of b on the same images, its confidence interval and two-sided p value."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
 
 
 def by_class(scores: np.ndarray, anomalous: np.ndarray) -> Arrays:
@@ -152,25 +141,6 @@ def bootstrap_ci(
     if np.isnan(interval).any():
         interval = np.quantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
     return float(interval[0]), float(interval[1])
-
-
-def paired_test(a: np.ndarray, b: np.ndarray, anomalous: np.ndarray, *, level: float = 0.95) -> PairedTest:
-    """Compare the AUROC of two detectors on the same images (DeLong, DeLong and Clarke-Pearson, 1988).
-
-    ``DataError`` where these images cannot tell a difference from chance: one of a class, or all of them agree on it.
-    """
-    pairs = [by_class(scores, anomalous) for scores in (a, b)]
-    difference = float(_auroc(*pairs[0]) - _auroc(*pairs[1]))
-    counts = tuple(map(len, pairs[0]))
-    if min(counts) < 2:
-        raise DataError(f"{counts[0]} anomalous and {counts[1]} normal images: a comparison needs two of each.")
-    by_image = [np.subtract(one, two) for one, two in zip(placements(*pairs[0]), placements(*pairs[1]), strict=True)]
-    sd = float(np.sqrt(sum(np.var(d, ddof=1) / len(d) for d in by_image)))
-    if sd == 0 and difference != 0:
-        raise DataError(UNANIMOUS)
-    half = float(norm.ppf((1 + level) / 2)) * sd
-    p = 2 * float(norm.sf(abs(difference) / sd)) if sd > 0 else 1.0
-    return PairedTest(difference, difference - half, difference + half, p)
 
 
 def placements(abnormal: np.ndarray, normal: np.ndarray) -> Arrays:

@@ -35,6 +35,5 @@ __all__ = [
     "Reasons", "Styles", "ablation_bars", "auroc_curves", "colours", "cost_bars", "detector_style", "dissolve_frame",
     "dissolve_frames", "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid", "nearest_neighbours",
     "overlay", "pair_figure", "pixels_png", "player_html", "png_bytes", "roc", "score_figure", "score_histogram",
-    "similarity_matrix", "styles_of", "table_map",
-    "views_grid",
+    "similarity_matrix", "styles_of", "table_map", "views_grid",
 ]  # fmt: skip
