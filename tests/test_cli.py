@@ -86,6 +86,7 @@ def test_doctor_and_data(call):
     assert "by the affinity mask" in out and "threads:" in out
     assert "breastmnist" in call("data", "list")[1]
     assert "healthy" in call("data", "show", "phantom")[1]
+    assert "ring, 6 px wide" in call("data", "show", "phantom_lung_ring")[1]
 
 
 @pytest.fixture

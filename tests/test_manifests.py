@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from diawork.base import files
 from diawork.base.errors import DataError, UsageError
 from diawork.base.files import shipped
-from diawork.data.manifests import Manifest, check_manifest, list_manifests, load_manifest
+from diawork.data.images import load
+from diawork.data.manifests import PHANTOMS, Manifest, check_manifest, list_manifests, load_manifest
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
 TEXT = (shipped("data_manifests") / "pneumoniamnist.yaml").read_text(encoding="utf-8")
@@ -163,6 +164,13 @@ def test_hostile_file_names_are_escaped():
     with pytest.raises(UsageError) as caught:
         check_manifest("a", "x\x1b[31m\n.yaml")
     assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_anatomy_has_every_sort_of_lesions_as_a_data_set_of_its_own():
+    made = {name: load_manifest(name) for name in PHANTOMS}
+    assert len(made) == 9 and all(manifest.name == name for name, manifest in made.items())
+    assert len({load(name).test.identity for name in ("phantom_lung_spot", "phantom_lung_ring", "phantom")}) == 3
+    assert load("phantom_oct_twist").test.identity == load("phantom").test.identity
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from diawork.base.errors import UsageError
-from diawork.data.images import ImageSet
+from diawork.data.images import ImageSet, load
+from diawork.data.manifests import PHANTOMS
 from diawork.data.phantom import KINDS, LESIONS, PhantomSpec, make_phantom
 from diawork.detectors.controls import PixelKNN, StatsKNN, StatsMahalanobis
 from diawork.evaluation.metrics import auroc
@@ -141,6 +142,15 @@ def test_no_label_free_control_sees_the_default_lesions(seed):
     test = as_set(*make_phantom(spec, 240, anomalous=np.arange(240) >= 120, seed=seed + 1))
     for control in (StatsKNN, StatsMahalanobis, PixelKNN):
         assert auroc(control().fit(train).anomaly_scores(test), test.anomalous) < 0.7, control.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PHANTOMS)
+def test_no_label_free_control_sees_the_finest_lesions_of_any_anatomy(name):
+    splits = load(name)
+    for control in (StatsKNN, StatsMahalanobis, PixelKNN):
+        scores = control().fit(splits.train).anomaly_scores(splits.test)
+        assert auroc(scores, splits.test.anomalous) < 0.71, control.name
 
 
 def test_a_thousand_images_take_seconds():

@@ -24,6 +24,7 @@ def list_all() -> None:
     for name in manifests.list_manifests():
         manifest = manifests.load_manifest(name)
         say(f"{name:<16} {manifest.title} · {manifest.licence}")
+    say(f"{len(manifests.PHANTOMS)} other anatomies and lesions of the phantom: {', '.join(manifests.PHANTOMS)}")
 
 
 @data.command()

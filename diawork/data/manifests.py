@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from diawork.base.config import Bridge
 from diawork.base.errors import DataError, UsageError, did_you_mean
 from diawork.base.files import shipped
+from diawork.data import phantom
 from diawork.data.facts import (
     Columns,
     Count,
@@ -57,6 +58,7 @@ KINDS = {  # each is read by the room of its name in data.readers
     "cifar": Kind(needs=("folder",), may_have=("recipe",)),
 }
 UNCOUNTED = ("folder", "table", "splitlist")  # kinds whose manifest may leave the counts open
+PHANTOMS = {f"phantom_{kind}_{lesion}": (kind, lesion) for kind in phantom.KINDS for lesion in phantom.FINEST}
 _KEYS_OF_KINDS = sorted({key for kind in KINDS.values() for key in (*kind.needs, *kind.may_have)})
 
 
@@ -236,10 +238,12 @@ def _read(content: bytes, path: Path) -> Manifest:
 
 
 def load_manifest(name_or_path: str | Path) -> Manifest:
-    """Return a shipped manifest by name, or a user's own by the path of its ``.yaml`` file."""
+    """Return a shipped manifest by name, one of ``PHANTOMS``, or a user's own by the path of its ``.yaml`` file."""
     text, own = str(name_or_path), False
     if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
         path, own = Path(text), True
+    elif text in PHANTOMS:
+        return _another_phantom(text)
     elif text in list_manifests():
         path = shipped("data_manifests") / f"{text}.yaml"
     else:
@@ -248,3 +252,14 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     manifest = _read(document_bytes(path, "manifest", list_manifests()), path).model_copy()
     manifest._home = path.absolute().parent if own else None
     return manifest
+
+
+def _another_phantom(name: str) -> Manifest:
+    """Return the manifest of one anatomy of the phantom with one sort of lesions, at their finest."""
+    usual, (kind, lesion) = load_manifest("phantom"), PHANTOMS[name]
+    size, contrast = phantom.FINEST[lesion]
+    dialled = {"kind": kind, "lesion": lesion, "lesion_size": size, "lesion_contrast": contrast}
+    facts = PhantomFacts.model_validate({"seed": 0} | dialled)
+    notes = (f"One of {len(PHANTOMS)} anatomies and lesions, made to see where a recipe fails: {facts.describe()}.",)
+    title = f"Phantom, synthetic {kind} with lesions of the sort {lesion}"
+    return usual.model_copy(update={"name": name, "title": title, "phantom": facts, "notes": notes})

@@ -15,7 +15,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from diawork.base.errors import UsageError, did_you_mean
 
-LESIONS = ("spot", "ring", "twist")
+FINEST = {  # size (px) and contrast of each lesion at which no label-free control sees it (AUROC ≤ 0.70) in any anatomy
+    "spot": (6.0, 0.3), "ring": (6.0, 0.2), "twist": (12.0, 1.0),
+}  # fmt: skip
+LESIONS = tuple(FINEST)
 _VISIBLE = 0.03  # of the grey range: smaller changes are not counted into the mask
 _ATTEMPTS = 6  # places tried until a quarter of the lesion's disc is visible; the last one stands
 

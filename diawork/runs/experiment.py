@@ -175,7 +175,7 @@ def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, 
 def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: Bars) -> None:
     rule = cfg.train.select
     hook: EpochHook | None = None if rule == "last" else select_on(rule, splits)
-    if cfg.train.track_test:
+    if cfg.train.track_test and "train" in entry_of(cfg.detector).uses:  # of one sweep for all kinds of detectors
         hook = _tracked(rule, splits, run)
     detector.fit(splits.train, folder=run.folder, on_epoch=hook, progress=progress)
     if detector.steps:
