@@ -8,8 +8,9 @@ import torch
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, EncoderConfig
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
-from diawork.bench.bench import Pair, ceilings, sgd
+from diawork.bench.bench import ceilings, sgd
 from diawork.bench.costs import loss_memory
+from diawork.bench.timing import Pair
 from diawork.cli.main import main
 from diawork.method.ddpm import build_ddpm
 from diawork.method.encoder import build_encoder
@@ -46,7 +47,7 @@ def quick(tmp_path_factory):
 
 def test_every_stage_is_timed_and_the_page_shows_it(quick):
     text, costs = quick
-    assert len(costs["rows"]) == 6 and all(row["ratio"] > 0 for row in costs["rows"])
+    assert len(costs["rows"]) == 7 and all(row["ratio"] > 0 for row in costs["rows"])
     assert costs["ceilings"]["conv_fp32"] > 1e9
     assert all(row["stage"] in text for row in costs["rows"]) and "://" not in text
 

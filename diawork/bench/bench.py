@@ -1,7 +1,6 @@
 """What each stage costs, against the machine's own measured ceiling and the released scheme, in one run.
 
-Ratios come from pairs timed in turn (A B A B …), so that a drifting machine does not tilt them; no
-figure here is a test.
+The DDPM's training step stands against the library's own. No figure here is a test.
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,6 +31,8 @@ from diawork.base.config import (
 from diawork.base.seeding import generator
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.bench.machine import Load, arithmetic, load_words, machine_name
+from diawork.bench.pretraining import WIDTHS, pretraining_steps
+from diawork.bench.timing import Pair, seconds, time_pairs
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import Dissolve, Dissolver
 from diawork.method.encoder import Encoder, build_encoder
@@ -55,6 +55,7 @@ class BenchConfig:
     fast_samples: int = 2  # of the fast protocol
     expected_images: int = 10**6  # dissolved in all: decides whether the dissolver is compiled
     stems: tuple[Stem, ...] = ("imagenet", "cifar")
+    pretrained: tuple[int, ...] = WIDTHS  # widths of the UNets whose training step is timed
 
     @property
     def bridge(self) -> Bridge:
@@ -71,55 +72,7 @@ class BenchConfig:
 
 
 QUICK = BenchConfig(batch=2, dim=8, pairs=1, score_images=4, score_samples=2, fast_samples=1, expected_images=0,
-                    stems=("imagenet",))  # fmt: skip
-
-
-@dataclass
-class Pair:
-    """Baseline and ours, timed in turn."""
-
-    stage: str
-    baseline: list[float] = field(default_factory=list)  # s
-    ours: list[float] = field(default_factory=list)  # s
-    flops: float = 0.0  # the arithmetic that ours must do at least
-    ceiling: float = 0.0  # FLOP/s
-    compile_s: float | None = None  # what compiling took, before any timing
-
-    def row(self) -> dict[str, Any]:
-        """Return medians, the ratio pair by pair and the share of the ceiling."""
-        ratios = [b / o for b, o in zip(self.baseline, self.ours, strict=True)]
-        ours = median(self.ours)
-        share = self.flops / ours / self.ceiling if self.ceiling and self.flops else None
-        spread = {"ratio_min": min(ratios), "ratio_max": max(ratios)}
-        times = {"baseline_s": median(self.baseline), "ours_s": ours}
-        return {
-            "stage": self.stage, **times, "ratio": median(ratios), **spread, "share_of_ceiling": share,
-            "compile_s": self.compile_s,
-        }  # fmt: skip
-
-
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the wall time of one call, synchronised with the device."""
-    _synchronize(device)
-    start = time.perf_counter()
-    work()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def time_pairs(pair: Pair, baseline: Callable, ours: Callable, *, pairs: int, device: torch.device) -> Pair:
-    """Warm both up, then time them in turn."""
-    for work in (baseline, ours):
-        work()
-    for _ in range(pairs):
-        pair.baseline.append(seconds(baseline, device))
-        pair.ours.append(seconds(ours, device))
-    return pair
+                    stems=("imagenet",), pretrained=(8,))  # fmt: skip
 
 
 def ceilings(compute: Compute, *, repeats: int = 5) -> dict[str, float]:
@@ -212,6 +165,8 @@ class Stages:
         self.bank = FromMemory((self.x.cpu() * 255).byte())
 
     def __iter__(self) -> Iterator[Pair]:
+        rest = {"batch": self.cfg.batch, "size": self.cfg.model_size, "pairs": self.cfg.pairs}
+        yield from pretraining_steps(self.compute, self.ceiling, widths=self.cfg.pretrained, **rest)
         yield from self._dissolving()
         for stem in self.cfg.stems:
             yield self._step(stem, "live", self.dissolver, self._dissolving_flops())

@@ -16,8 +16,9 @@ import torch
 from diawork.base.compute import Compute
 from diawork.base.config import EncoderConfig, K, LossConfig, Stem, ViewsConfig
 from diawork.base.seeding import generator
-from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, seconds, sgd
+from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, sgd
 from diawork.bench.machine import Load
+from diawork.bench.timing import seconds
 from diawork.method.bank import DissolvedBank
 from diawork.method.encoder import build_encoder
 from diawork.method.loss import dia_loss
