@@ -18,7 +18,14 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "denoising_diffusion_pytorch": {"method.ddpm", "method.unet"},
     "ema_pytorch": {"method.ddpm"},
     "kornia": {"method"},
-    "timm": {"method.training", "detectors.backbones"},
+    "anomalib": set(),  # by name alone, in detectors.adopted
+    "timm": {
+        "method.training",
+        "detectors.backbones",
+        "detectors.adopted_flows",
+        "detectors.adopted_banks",
+        "detectors.adopted_students",
+    },
     "PIL": {"data.readers"},
     "yaml": {"data.strictyaml"},
     "pooch": {"data.sources"},

@@ -174,16 +174,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 _ADAM, _MOMENTUM = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)
-_SLOTS = {"Adam": _ADAM, "AdamW": _ADAM, "SGD": _MOMENTUM, "Lars": _MOMENTUM}
+_SLOTS = {"Adam": _ADAM, "AdamW": _ADAM, "StableAdamW": _ADAM, "SGD": _MOMENTUM, "Lars": _MOMENTUM}
+_COUNTED = {"StableAdamW"}  # whose step is a plain number
 
 
 def expected_state(optimizer: torch.optim.Optimizer) -> Tensors:
     """Return what ``optimizer_state`` returns after a step: names, shapes and dtypes, no content."""
-    slots, expected = _SLOTS[type(optimizer).__name__], {}
-    parameters = [(p, group.get("momentum", 1)) for group in optimizer.param_groups for p in group["params"]]
-    for index, (p, momentum) in enumerate(parameters):
-        for slot in slots if momentum else ():
-            shape, dtype = ((), torch.float32) if slot == "step" else (p.shape, p.dtype)
+    kind, expected = type(optimizer).__name__, {}
+    number = torch.int64 if kind in _COUNTED else torch.float32
+    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    for index, (p, group) in enumerate(parameters):
+        slots = (*_SLOTS[kind], "max_exp_avg_sq") if group.get("amsgrad") else _SLOTS[kind]
+        for slot in slots if group.get("momentum", 1) else ():
+            shape, dtype = ((), number) if slot == "step" else (p.shape, p.dtype)
             expected[f"{index}.{slot}"] = torch.empty(shape, dtype=dtype, device="meta")
     return expected
 
@@ -193,7 +196,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix
     whole = optimizer.state_dict() | {"state": {}}
     for name, value in matching(tensors, prefix, expected_state(optimizer), path=path).items():
         index, slot = name.split(".", 1)
-        whole["state"].setdefault(int(index), {})[slot] = value
+        plain = slot == "step" and type(optimizer).__name__ in _COUNTED
+        whole["state"].setdefault(int(index), {})[slot] = value.item() if plain else value
     optimizer.load_state_dict(whole)
 
 

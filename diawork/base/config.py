@@ -29,6 +29,7 @@ from diawork.base.knobs import (
     later,
 )
 from diawork.base.rivals import (
+    AnomalibConfig,
     BackboneConfig,
     DeepKnnConfig,
     KdadConfig,
@@ -238,6 +239,7 @@ class ExperimentConfig(Frozen):
     simsid: SimsidConfig = later(SimsidConfig())
     kdad: KdadConfig = later(KdadConfig())
     mean_shift: MeanShiftConfig = later(MeanShiftConfig())
+    anomalib: AnomalibConfig = later(AnomalibConfig())
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:

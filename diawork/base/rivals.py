@@ -107,6 +107,16 @@ class MeanShiftConfig(Frozen):
     neighbours: Count = 2
 
 
+class AnomalibConfig(Frozen):
+    """Models of anomalib; None is a model's own default."""
+
+    strides: Strides | None = None  # stages of the backbone that it looks at
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    lr: Positive | None = None
+    natural_images: str = ""  # folder of pictures for EfficientAD's penalty
+
+
 class SimsidConfig(Frozen):
     """SimSID (Xiang et al., TPAMI 2024); the switches are those of its Table II."""
 

@@ -215,9 +215,12 @@ class SeesThrough(Learned):
     requires_weights = True
 
     def _prepare(self) -> None:
-        backbone = Backbone(self.cfg.backbone, self.own.strides, seed=self.cfg.seed)
+        backbone = self._looked_through()
         self.weights, self._sha256 = backbone.weights, backbone.sha256
         self.backbone: Any = self.compute.prepare(backbone.requires_grad_(False).eval())
+
+    def _looked_through(self) -> Backbone:
+        return Backbone(self.cfg.backbone, self.own.strides, seed=self.cfg.seed)
 
     def _frozen(self) -> dict[str, Any]:
         return {"backbone": self._sha256}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from diawork.base.errors import pick
+from diawork.base.errors import UsageError, pick
 
 if TYPE_CHECKING:
     from diawork.detectors.face import Detector
@@ -28,11 +29,30 @@ class Entry:
     control: bool = False
     oracle: bool = False
     seeded: bool = True  # whether its training draws anything
+    extra: str = ""  # package that it is a model of, where diawork does not install it
+
+    @property
+    def installed(self) -> bool:
+        """Whether what it needs is there."""
+        return not self.extra or find_spec(self.extra) is not None
+
+    def require(self) -> None:
+        """Say what to install, where its package is missing."""
+        if not self.installed:
+            what = f"{self.label} is a model of {self.extra}, which is not installed."
+            raise UsageError(what, hint=f"pip install 'diawork[{self.extra}]'.")
 
     def load(self) -> type[Detector]:
         """Import and return the detector's class."""
+        self.require()
         module, _, kind = self.home.partition(":")
         return getattr(import_module(module), kind)
+
+
+def _adopted(name: str, label: str, home: str, *uses: str) -> Entry:
+    """Return the entry of a model of anomalib."""
+    sections = ("data", "backbone", "anomalib", *uses)
+    return Entry(name, label, f"diawork.detectors.adopted_{home}", sections, extra="anomalib")
 
 
 _OURS = (
@@ -50,6 +70,16 @@ _OURS = (
     Entry("deep_knn", "deep kNN", "diawork.detectors.deep_knn:DeepKnn", ("data", "backbone", "deep_knn")),
     Entry("patchcore", "PatchCore", "diawork.detectors.patchcore:PatchCore", ("data", "backbone", "patchcore")),
     Entry("padim", "PaDiM", "diawork.detectors.padim:PaDiM", ("data", "backbone", "padim")),
+    _adopted("fastflow", "FastFlow", "flows:FastFlow"),
+    _adopted("cflow", "CFlow", "flows:CFlow"),
+    _adopted("uflow", "U-Flow", "flows:UFlow"),
+    _adopted("cfa", "CFA", "banks:CFA"),
+    _adopted("anomaly_dino", "AnomalyDINO", "banks:AnomalyDINO", "patchcore"),
+    _adopted("dinomaly", "Dinomaly", "students:Dinomaly"),
+    _adopted("efficient_ad", "EfficientAD", "efficientad:EfficientAD"),
+    _adopted("ganomaly", "GANomaly", "students:GANomaly"),
+    _adopted("anomalib_rd4ad", "RD4AD of anomalib", "students:RD4AD"),
+    _adopted("anomalib_patchcore", "PatchCore of anomalib", "banks:PatchCore", "patchcore"),
     Entry("stats_knn", "5-NN on statistics", "diawork.detectors.controls:StatsKNN", control=True, seeded=False),
     Entry(
         "stats_mahalanobis", "Mahalanobis on statistics", "diawork.detectors.controls:StatsMahalanobis", control=True,
@@ -63,11 +93,19 @@ _OURS = (
 )  # fmt: skip
 _OTHERS = (point.load() for point in metadata.entry_points(group="diawork.detectors"))
 DETECTORS: dict[str, Entry] = {entry.name: entry for entry in (*_OURS, *_OTHERS)}
+NOT_BUILT = {  # detectors that people look for here → what is missing
+    "uniad": "it needs ImageNet weights of EfficientNet-B4 (timm's efficientnet_b4), which no package ships, "
+    "and anomalib has no UniAD",
+    "transformaly": "it needs ImageNet weights of a ViT-B/16 (timm's vit_base_patch16_224), which no package ships, "
+    "and anomalib has no Transformaly",
+}
 CONTROLS = tuple(name for name, entry in DETECTORS.items() if entry.control)
 
 
 def entry_of(name: str) -> Entry:
-    """Return a detector's entry; an unknown name is refused with the nearest one."""
+    """Return a detector's entry; an unknown name is refused with the nearest one, one not built with the reason."""
+    if name in NOT_BUILT and name not in DETECTORS:
+        raise UsageError(f"{name!r} is not built: {NOT_BUILT[name]}.", hint=f"There are {', '.join(DETECTORS)}.")
     return pick(DETECTORS, name, "detector")
 
 

@@ -56,6 +56,7 @@ def refuse_misfits(cfg: ExperimentConfig, facts: Splits | Manifest) -> None:
     cfg, images = resolve(cfg, facts), _images(facts)
     if isinstance(facts, Manifest):  # else: the changes are made
         _refuse_changes(cfg.data, facts)
+    entry_of(cfg.detector).require()
     sections = entry_of(cfg.detector).uses
     if cfg.score.evaluate == "val" and not images.val:
         raise UsageError(f"{images.name} has no validation images to score.", hint="Use score.evaluate='test'.")

@@ -7,7 +7,7 @@ from typing import Any
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import pick
 from diawork.data.manifests import Manifest
-from diawork.detectors.registry import CONTROLS, DETECTORS, entry_of
+from diawork.detectors.registry import CONTROLS, DETECTORS, NOT_BUILT, entry_of
 
 SLOT = ("gaussian_blur", "median_blur", "resize", "noise", "identity")  # what may stand in the dissolver's place
 METHODS: dict[str, dict[str, Any]] = {name: {"detector": name} for name in DETECTORS if name not in CONTROLS}
@@ -17,6 +17,8 @@ METHODS |= {name: {"detector": name} for name in CONTROLS}
 
 def method_config(cfg: ExperimentConfig, method: str) -> ExperimentConfig:
     """Return ``cfg`` with a method's detector and slot, e.g. "csi" or "gaussian_blur"."""
+    if method in NOT_BUILT:
+        entry_of(method)  # which says what is missing
     return cfg.override(pick(METHODS, method, "method"))
 
 

@@ -47,6 +47,7 @@ def smoke() -> dict[str, Any]:
         "kdad.epochs": 1,
         "kdad.strides": (4, 8),
         "mean_shift.epochs": 1,
+        "anomalib.epochs": 1,
     }
 
 
