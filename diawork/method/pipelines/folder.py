@@ -14,7 +14,7 @@ from typing import Any
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import digest, read_json, sha256_file
 
-INDEX, RECORD = "model_index.json", "diawork.json"
+INDEX, RECORD = "model_index.json", "diawork_ddpm.json"
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS = {"ema": None, "raw": "non_ema"}  # of the weights, by dissolve.weights
 TWIN = "LibraryUNet"  # the class of a DDPM of ours that was exported
@@ -52,10 +52,11 @@ class PipelineFolder:
     @classmethod
     def read(cls, folder: Path | str | None, *, weights: str = "ema") -> PipelineFolder:
         """Read the configs below ``folder``; ``UsageError`` for what cannot fill the slot."""
-        if not folder or not (folder := Path(folder)).is_dir():
+        if not folder or not Path(folder).is_dir():
             hint = "Name the folder of a diffusers pipeline on this disk; nothing is downloaded."
             what = f"{folder!s:.200} is no folder." if folder else "no folder is named."
             raise UsageError(what, field="dissolve.model", hint=hint)
+        folder = Path(folder)
         unet = _config(folder, "unet", UNETS)
         scheduler = _config(folder, "scheduler", SCHEDULERS)
         latent = next((name for name in ("vae", "vqvae") if (folder / name).is_dir()), None)
