@@ -49,7 +49,7 @@ NO_STEP = -1  # the dissolving step of a view that was not dissolved
 Model = TypeVar("Model", bound=BaseModel)
 Bridge = Literal["pad", "resize", "none"]
 Stem = Literal["imagenet", "cifar"]
-Operator = Literal["ddpm", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
+Operator = Literal["ddpm", "diffusers", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
 
 
 def bridgeable(bridge: str, size: int, height: int, width: int) -> bool:
@@ -127,6 +127,9 @@ class DissolveConfig(Frozen):
     sigma: Annotated[float, Field(ge=0.01)] | None = None  # px; None: the rule 0.3((k−1)/2−1)+0.8
     noise_sd: Positive = 0.1  # of [0, 1]; additive noise
     resize_to: Count = 14  # px; the resize-only control
+    model: Annotated[str, Field(min_length=1)] | None = later(
+        None
+    )  # folder of "diffusers"; None: the run's DDPM, exported
     match: Literal["none", "ddpm"] = "none"  # an alternative's strength: as set, or changing images as the ddpm does
 
     def filled(self, t_range: tuple[int, int] = (30, 130), bridge: Bridge = "pad") -> DissolveConfig:

@@ -29,6 +29,7 @@ from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
 from diawork.method.encoder import build_encoder, in_channels
+from diawork.method.pipelines.pipeline import pipeline_dissolver
 from diawork.method.progress import Bars
 from diawork.method.scoring import FeatureBank, copies_noise, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
@@ -72,8 +73,10 @@ class DIA(Detector):
         return cls(None, cfg, dissolve=dissolve, compute=compute)
 
     def _slot(self, ddpm: DDPM | None) -> Dissolve | None:
-        model = ddpm.weights(self.cfg.dissolve.weights) if ddpm else None
-        return build_operator(self.cfg.dissolve, model, compute=self.compute)
+        cfg = self.cfg.dissolve
+        if cfg.operator == "diffusers":
+            return pipeline_dissolver(cfg.model, cfg, self.cfg.diffusion, compute=self.compute)
+        return build_operator(cfg, ddpm.weights(cfg.weights) if ddpm else None, compute=self.compute)
 
     def fit(
         self,

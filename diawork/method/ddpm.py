@@ -1,4 +1,4 @@
-"""The only door to denoising-diffusion-pytorch: build, pretrain, sample, save and load a DDPM."""
+"""A DDPM of denoising-diffusion-pytorch: build, pretrain, sample, save and load it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from denoising_diffusion_pytorch import GaussianDiffusion
 from ema_pytorch import EMA
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -34,6 +34,7 @@ from diawork.base.stopping import graceful_stop
 from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
 from diawork.method.progress import Bars, stage
+from diawork.method.unet.plain import build_unet
 from diawork.method.unet.trained import release, restate
 
 WEIGHTS = "ddpm"
@@ -58,17 +59,8 @@ class DDPM:
 
 def build_ddpm(cfg: DiffusionConfig) -> GaussianDiffusion:
     """Return an untrained DDPM; every setting that matters is written out, none left to the library."""
-    with isolated_rng(cfg.seed, "ddpm", "init"):
-        unet = Unet(
-            dim=cfg.dim,
-            dim_mults=cfg.dim_mults,
-            channels=cfg.channels,
-            attn_heads=4,
-            attn_dim_head=32,
-            dropout=0.0,
-        )
     return GaussianDiffusion(
-        unet,
+        build_unet(cfg),
         image_size=cfg.image_size,
         timesteps=cfg.timesteps,
         objective=cfg.objective,

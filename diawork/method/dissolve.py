@@ -118,12 +118,19 @@ def dissolve(
     x_t = to_model(compute.to(x), size, bridge, antialias=antialias, channels=channels)
     if range_mode == "normalized":
         x_t = x_t * 2 - 1
-    with compute.autocast(ddpm.model):
-        noise = ddpm.model(x_t.to(_dtype(ddpm.model)), steps)
-    x_0 = ddpm.predict_start_from_noise(x_t, steps, noise.float()).clamp_(-1, 1)
+    x_0 = _predict_start(ddpm, x_t, steps, compute).clamp(-1, 1)
     if range_mode == "normalized":
         x_0 = (x_0 + 1) / 2
     return from_model(x_0, x, bridge, antialias=antialias)
+
+
+def _predict_start(ddpm: Any, x_t: Tensor, steps: Tensor, compute: Compute) -> Tensor:
+    """Return x̂ as the model's own objective gives it, where it has one, else from the predicted noise."""
+    if hasattr(ddpm, "predict_start"):
+        return ddpm.predict_start(x_t, steps, compute)
+    with compute.autocast(ddpm.model):
+        noise = ddpm.model(x_t.to(_dtype(ddpm.model)), steps)
+    return ddpm.predict_start_from_noise(x_t, steps, noise.float())
 
 
 def _dtype(module: Any) -> torch.dtype:
@@ -131,7 +138,7 @@ def _dtype(module: Any) -> torch.dtype:
 
 
 class Dissolver:
-    """The paper's occupant of the slot: a pretrained DDPM and a range of steps."""
+    """The paper's occupant of the slot: a pretrained DDPM, or a ``Pipeline`` with its face, and a range of steps."""
 
     def __init__(self, ddpm: Any, cfg: DissolveConfig | None = None, *, compute: Compute | None = None) -> None:
         self.cfg, self.compute = (cfg or DissolveConfig()).filled(), compute or Compute()
@@ -170,15 +177,12 @@ class Dissolver:
         return torch.randint(low, high + 1, (draws,), generator=generator).expand(n)
 
     def at(self, x: Tensor, t: int | Tensor) -> Tensor:
-        """Dissolve (B, C, H, W) at given steps with this dissolver's settings."""
+        """Dissolve (B, C, H, W) at given steps; compiled code knows one size of batch: the last one is filled up."""
         if not (self._batch and len(x)):
             return self._dissolve(x, t)
         steps, whole = check_t(t, self.ddpm.num_timesteps, len(x)), self._batch
-        parts = []
-        for start in range(0, len(x), whole):  # compiled code knows one size of batch: the last one is filled up
-            rows = torch.arange(start, start + whole).clamp_max(len(x) - 1)
-            parts.append(self._dissolve(x[rows], steps[rows])[: len(x) - start])
-        return torch.cat(parts)
+        batches = [torch.arange(start, start + whole).clamp_max(len(x) - 1) for start in range(0, len(x), whole)]
+        return torch.cat([self._dissolve(x[rows], steps[rows]) for rows in batches])[: len(x)]
 
     def _dissolve(self, x: Tensor, t: int | Tensor) -> Tensor:
         cfg = self.cfg
@@ -284,15 +288,13 @@ class Identity(_Operator):
 
 
 def build_operator(cfg: DissolveConfig, ddpm: Any = None, *, compute: Compute | None = None) -> Occupant:
-    """Return the occupant of the slot that ``cfg.operator`` names; "ddpm" needs a pretrained model."""
-    if cfg.operator == "ddpm":
+    """Return the occupant of the slot that ``cfg.operator`` names; "ddpm" and "diffusers" need a pretrained model."""
+    if cfg.operator in ("ddpm", "diffusers"):
         if ddpm is None:
-            raise UsageError("operator='ddpm' needs a pretrained model.", hint="See diawork.pretrain_ddpm.")
+            raise UsageError(f"operator={cfg.operator!r} needs a pretrained model.", hint="See diawork.pretrain_ddpm.")
         return Dissolver(ddpm, cfg, compute=compute)
     return {
-        "gaussian_blur": lambda: GaussianBlur(cfg.kernel_size, cfg.sigma),
-        "median_blur": lambda: MedianBlur(cfg.kernel_size),
-        "resize": lambda: ResizeOnly(cfg.resize_to),
+        "gaussian_blur": lambda: GaussianBlur(cfg.kernel_size, cfg.sigma), "identity": Identity,
+        "median_blur": lambda: MedianBlur(cfg.kernel_size), "resize": lambda: ResizeOnly(cfg.resize_to),
         "noise": lambda: AddNoise(cfg.noise_sd),
-        "identity": Identity,
-    }[cfg.operator]()
+    }[cfg.operator]()  # fmt: skip

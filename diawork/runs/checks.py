@@ -9,7 +9,8 @@ from diawork.base.config import DataConfig, ExperimentConfig, bridgeable
 from diawork.base.errors import UsageError
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.detectors.registry import CONTROLS, entry_of
-from diawork.runs.methods import fills_slot, has_slot, method_config, needs_ddpm, resolve
+from diawork.method.pipelines.folder import PipelineFolder, require_diffusers
+from diawork.runs.methods import fills_slot, has_slot, method_config, needs_ddpm, resolve, slot_folder
 
 if TYPE_CHECKING:
     from diawork.data.images import Splits
@@ -66,6 +67,10 @@ def refuse_misfits(cfg: ExperimentConfig, facts: Splits | Manifest) -> None:
         _refuse_grey("encoder", cfg.encoder.channels, images)
     if has_slot(cfg) and not fills_slot(cfg):
         _refuse_operator(cfg, images)
+    if has_slot(cfg) and cfg.dissolve.operator == "diffusers":
+        require_diffusers()
+    if folder := slot_folder(cfg):
+        _refuse_pipeline(cfg, PipelineFolder.read(folder, weights=cfg.dissolve.weights), images)
     if needs_ddpm(cfg):
         _refuse_ddpm(cfg, images)
 
@@ -107,13 +112,26 @@ def _refuse_operator(cfg: ExperimentConfig, images: _Images) -> None:
 
 def _refuse_ddpm(cfg: ExperimentConfig, images: _Images) -> None:
     """Refuse a DDPM that could not be pretrained on its images, or could not dissolve those of the run."""
-    t_range, steps = cfg.dissolve.t_range or (0, 0), cfg.diffusion.timesteps
     seen = [replace(images, bridge=cfg.dissolve.bridge or images.bridge)]
     seen += [_images(load_manifest(cfg.diffusion.dataset))] if cfg.diffusion.dataset else []
     for one in seen:
-        _refuse_bridge(cfg, one)
+        _refuse_bridge(cfg.diffusion.image_size, one)
         if one.channels > cfg.diffusion.channels:
             _refuse_grey("diffusion", cfg.diffusion.channels, one)
+    _refuse_steps(cfg)
+
+
+def _refuse_pipeline(cfg: ExperimentConfig, model: PipelineFolder, images: _Images) -> None:
+    """Refuse a model of others that could not see the images of the run."""
+    _refuse_bridge(model.image_size, replace(images, bridge=cfg.dissolve.bridge or images.bridge))
+    if images.channels > model.channels:
+        what = f"it sees {model.channels} channel; the images of {images.name} have {images.channels}."
+        raise UsageError(what, path=model.folder, field="dissolve.model", hint="Choose a model of colour images.")
+    _refuse_steps(cfg)
+
+
+def _refuse_steps(cfg: ExperimentConfig) -> None:
+    t_range, steps = cfg.dissolve.t_range or (0, 0), cfg.diffusion.timesteps
     if t_range[1] >= steps:
         what = f"{list(t_range)} must lie in [0, {steps}), the steps of diffusion.timesteps={steps}."
         raise UsageError(what, field="dissolve.t_range")
@@ -123,8 +141,8 @@ def _refuse_ddpm(cfg: ExperimentConfig, images: _Images) -> None:
         raise UsageError(what, field="dissolve.bank_steps")
 
 
-def _refuse_bridge(cfg: ExperimentConfig, images: _Images) -> None:
-    size, bridge = cfg.diffusion.image_size, images.bridge
+def _refuse_bridge(size: int, images: _Images) -> None:
+    bridge = images.bridge
     if not bridgeable(bridge, size, images.height, images.width):
         px = f"the {images.height}×{images.width} px of {images.name}"
         what = f"bridge {bridge!r} cannot bring {px} to the model's {size}×{size}."

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.base.files import digest
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.images import ImageSet, Splits
@@ -34,7 +33,7 @@ from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
 from diawork.runs.evidence import evidence
 from diawork.runs.methods import fills_slot, label_of, method_config, needs_ddpm, resolve
-from diawork.runs.parents import ddpm_seconds, diffusion_data, run_dissolver, shared_bank, shared_ddpm
+from diawork.runs.parents import identity_with_models, run_dissolver, shared_bank, shared_ddpm, told_of
 from diawork.runs.run import Run, known_patients, runs_root
 from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, recorded
 
@@ -81,8 +80,7 @@ def run_experiment(
     refuse_misfits(cfg, splits)
     cfg, evaluated = resolve(cfg, splits), _evaluated(splits, cfg)
     data = _checked_data(splits, runs_root(root), acknowledge_leak)
-    if needs_ddpm(cfg) and cfg.diffusion.dataset:
-        data["identity"] = digest([data["identity"], diffusion_data(cfg, splits, data_root).train.identity])
+    data["identity"] = identity_with_models(cfg, splits, data_root)
     run = Run.create(runs_root(root), cfg, data=data, label=label_of(cfg), compute=compute.as_dict())
     if run.current:
         if progress:
@@ -122,7 +120,7 @@ def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[I
 class _Slot:
     """What a run puts into the dissolver's slot, and what its result says of it."""
 
-    dissolver: Dissolver | None = None  # the DDPM's, where it dissolves itself
+    dissolver: Dissolver | None = None  # of a diffusion model, where one dissolves itself
     training: Any = None  # the dissolver or its bank
     strength: dict[str, Any] = field(default_factory=dict)  # settings of an alternative made as strong as the DDPM's
     facts: dict[str, Any] = field(default_factory=dict)
@@ -131,12 +129,11 @@ class _Slot:
 
 def _fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> _Slot:
     """Return what fills the slot; the one place of a run that makes a dissolver."""
-    if not needs_ddpm(cfg):
+    if not (fills_slot(cfg) or needs_ddpm(cfg)):
         return _Slot()
-    ddpm = shared_ddpm(cfg, splits, **where)
+    ddpm = shared_ddpm(cfg, splits, **where) if needs_ddpm(cfg) else None
     dissolver = run_dissolver(cfg, ddpm, compute=where["compute"])
-    facts: dict[str, Any] = {"diffusion_images": ddpm.data["images"]}  # the count behind a data ratio
-    cost = {"ddpm_seconds": ddpm_seconds(ddpm)}
+    facts, cost = told_of(dissolver, ddpm)
     if fills_slot(cfg):
         rest = {"root": where["root"], "progress": where["progress"]}
         bank = shared_bank(dissolver, ddpm, splits, **rest) if cfg.dissolve.bank_steps else None

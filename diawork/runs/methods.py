@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diawork.base.config import ExperimentConfig
@@ -9,7 +10,14 @@ from diawork.base.errors import pick
 from diawork.data.manifests import Manifest
 from diawork.detectors.registry import CONTROLS, DETECTORS, NOT_BUILT, entry_of
 
-SLOT = ("gaussian_blur", "median_blur", "resize", "noise", "identity")  # what may stand in the dissolver's place
+SLOT = (
+    "diffusers",
+    "gaussian_blur",
+    "median_blur",
+    "resize",
+    "noise",
+    "identity",
+)  # what may stand in the dissolver's place
 METHODS: dict[str, dict[str, Any]] = {name: {"detector": name} for name in DETECTORS if name not in CONTROLS}
 METHODS |= {operator: {"detector": "dia", "dissolve.operator": operator} for operator in SLOT}
 METHODS |= {name: {"detector": name} for name in CONTROLS}
@@ -28,13 +36,20 @@ def has_slot(cfg: ExperimentConfig) -> bool:
 
 
 def fills_slot(cfg: ExperimentConfig) -> bool:
-    """Say whether the DDPM itself dissolves in this run."""
-    return has_slot(cfg) and cfg.dissolve.operator == "ddpm"
+    """Say whether a diffusion model dissolves in this run: its own DDPM, or one through diffusers."""
+    return has_slot(cfg) and cfg.dissolve.operator in ("ddpm", "diffusers")
+
+
+def slot_folder(cfg: ExperimentConfig) -> str | None:
+    """Return the folder of the model of others that dissolves in this run, if one does."""
+    return cfg.dissolve.model if has_slot(cfg) and cfg.dissolve.operator == "diffusers" else None
 
 
 def needs_ddpm(cfg: ExperimentConfig) -> bool:
     """Say whether a run needs a pretrained DDPM: to dissolve, or to match its strength."""
-    return fills_slot(cfg) or (has_slot(cfg) and cfg.dissolve.match == "ddpm")
+    if fills_slot(cfg):
+        return slot_folder(cfg) is None
+    return has_slot(cfg) and cfg.dissolve.match == "ddpm"
 
 
 def resolve(cfg: ExperimentConfig, facts: Any) -> ExperimentConfig:
@@ -48,6 +63,10 @@ def resolve(cfg: ExperimentConfig, facts: Any) -> ExperimentConfig:
         cfg = cfg.model_copy(update={"encoder": _in_colour(cfg.encoder, facts)})
     if not has_slot(cfg):
         return cfg
+    if cfg.dissolve.operator != "diffusers":
+        cfg = cfg.model_copy(update={"dissolve": cfg.dissolve.model_copy(update={"model": None})})
+    if slot_folder(cfg):
+        return _of_others(cfg, facts)
     if not needs_ddpm(cfg):
         return cfg.model_copy(update={"diffusion": ExperimentConfig().diffusion})
     dissolve, diffusion = cfg.dissolve.filled(facts.t_range, facts.bridge), cfg.diffusion
@@ -58,6 +77,17 @@ def resolve(cfg: ExperimentConfig, facts: Any) -> ExperimentConfig:
     if diffusion.per_seed:
         diffusion = diffusion.model_copy(update={"seed": cfg.seed, "per_seed": False})
     return cfg.model_copy(update={"dissolve": dissolve, "diffusion": _in_colour(diffusion, facts)})
+
+
+def _of_others(cfg: ExperimentConfig, facts: Manifest) -> ExperimentConfig:
+    """Return a config whose model is trained already: of ``diffusion``, the schedule that ``t`` is a step of remains.
+
+    A bridge left open resizes: the manifest's is about a model of this data's own size.
+    """
+    schedule = cfg.diffusion.model_dump(include={"timesteps", "beta_schedule"})
+    dissolve = cfg.dissolve.filled(facts.t_range, "resize").model_copy(update={"match": "none"})
+    diffusion = ExperimentConfig().diffusion.model_copy(update=schedule)
+    return cfg.model_copy(update={"dissolve": dissolve, "diffusion": diffusion})
 
 
 def _in_colour(section: Any, facts: Manifest) -> Any:
@@ -81,6 +111,8 @@ def _used(cfg: ExperimentConfig) -> ExperimentConfig:
 
 def label_of(cfg: ExperimentConfig) -> str:
     """Return the name a table gives to this config's method."""
+    if has_slot(cfg) and cfg.dissolve.operator == "diffusers":
+        return f"{Path(cfg.dissolve.model).name} in the slot" if cfg.dissolve.model else "diffusers twin in the slot"
     if has_slot(cfg) and cfg.dissolve.operator != "ddpm":
         return f"{cfg.dissolve.operator.replace('_', ' ')} in the slot"
     return entry_of(cfg.detector).label

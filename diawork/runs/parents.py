@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
@@ -16,9 +17,12 @@ from diawork.data.images import Splits, load
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
+from diawork.method.pipelines.exchange import export_ddpm
+from diawork.method.pipelines.folder import PipelineFolder
+from diawork.method.pipelines.pipeline import Pipeline, pipeline_dissolver
 from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
-from diawork.runs.methods import resolve
+from diawork.runs.methods import needs_ddpm, resolve, slot_folder
 from diawork.runs.run import runs_root, slug
 
 SECONDS = "seconds.json"  # of a DDPM's pretraining
@@ -61,6 +65,16 @@ def shared_ddpm(
         return ddpm
 
 
+def identity_with_models(cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None = None) -> str:
+    """Return the identity of all that a run is made from: its data, another set's, a model of others by its content."""
+    identity = splits.identity
+    if needs_ddpm(cfg) and cfg.diffusion.dataset:
+        identity = digest([identity, diffusion_data(cfg, splits, data_root).train.identity])
+    if folder := slot_folder(cfg):
+        identity = digest([identity, PipelineFolder.read(folder).digest()])
+    return identity
+
+
 def ddpm_seconds(ddpm: DDPM) -> float:
     """Return the seconds that a shared DDPM's pretraining took, NaN where it was continued or made elsewhere."""
     path = ddpm.folder / SECONDS if ddpm.folder else None
@@ -68,23 +82,52 @@ def ddpm_seconds(ddpm: DDPM) -> float:
 
 
 def run_dissolver(
-    cfg: ExperimentConfig, ddpm: DDPM, splits: Splits | None = None, *, compute: Compute | None = None
+    cfg: ExperimentConfig, ddpm: DDPM | None, splits: Splits | None = None, *, compute: Compute | None = None
 ) -> Dissolver:
     """Return the dissolver of a config, the one that bank, training, maps and pictures of its run share.
 
-    What the config leaves open is settled by the facts of ``splits``.
+    What the config leaves open is settled by the facts of ``splits``. Without a ``ddpm`` the config names a folder.
     """
-    settings = resolve(cfg, splits).dissolve if splits else cfg.dissolve
+    cfg = resolve(cfg, splits) if splits else cfg
+    settings = cfg.dissolve
+    if folder := slot_folder(cfg):
+        return pipeline_dissolver(folder, settings, cfg.diffusion, compute=compute)
+    if ddpm is None:
+        raise UsageError("this run dissolves with its own model, and none is at hand.", hint="See shared_ddpm.")
+    if settings.operator == "diffusers":
+        return pipeline_dissolver(_twin(ddpm), settings, ddpm.config, compute=compute)
     return Dissolver(ddpm.weights(settings.weights), settings, compute=compute)
 
 
+def _twin(ddpm: DDPM) -> Path:
+    """Return the folder beside a DDPM's own files that holds it as diffusers reads it."""
+    folder = _saved(ddpm) / "diffusers"
+    with locked(folder, wait=True):
+        return export_ddpm(ddpm, folder)
+
+
+def _saved(ddpm: DDPM) -> Path:
+    if ddpm.folder is None:
+        raise UsageError("this needs a saved model; this one has no folder.", hint="Save it with diawork.save_ddpm.")
+    return ddpm.folder
+
+
+def told_of(dissolver: Dissolver, ddpm: DDPM | None) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what a result says of its diffusion model, and what its pretraining cost, where that is known."""
+    facts: dict[str, Any] = {"pipeline": dissolver.ddpm.facts.record()} if isinstance(dissolver.ddpm, Pipeline) else {}
+    if ddpm is None:
+        return facts, {}
+    return facts | {"diffusion_images": ddpm.data["images"]}, {"ddpm_seconds": ddpm_seconds(ddpm)}
+
+
 def shared_bank(
-    dissolver: Dissolver, ddpm: DDPM, splits: Splits, *, root: Path | str | None = None, progress: bool = True
+    dissolver: Dissolver, ddpm: DDPM | None, splits: Splits, *, root: Path | str | None = None, progress: bool = True
 ) -> DissolvedBank:
     """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
-    if ddpm.folder is None:
-        raise UsageError("a bank is of a saved model; this one has no folder.", hint="Save it with diawork.save_ddpm.")
-    origin = {"ddpm": sha256_file(ddpm.folder / "ddpm.safetensors"), "images": splits.train.identity}
+    if ddpm is None or isinstance(dissolver.ddpm, Pipeline):
+        origin = {"pipeline": dissolver.ddpm.facts.digest(), "images": splits.train.identity}
+    else:
+        origin = {"ddpm": sha256_file(_saved(ddpm) / "ddpm.safetensors"), "images": splits.train.identity}
     folder = runs_root(root) / "banks" / digest([origin, dissolver.cfg.identity()])
     x = splits.train.normal().images
     with locked(folder, wait=True):

@@ -38,6 +38,7 @@ from diawork.base.files import (
 from diawork.base.locks import locked
 from diawork.detectors.registry import is_control
 from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
+from diawork.method.pipelines.folder import in_pipeline
 
 SCHEMA = 1
 CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
@@ -85,7 +86,7 @@ def find_runs(root: Path | str) -> list[Run]:
     if not Path(root).is_dir():
         raise UsageError("this folder of runs does not exist.", path=root)
     files = [path for name in ("config.json", "status.json", "result.json") for path in Path(root).rglob(name)]
-    return [Run(folder) for folder in sorted({path.parent for path in files})]
+    return [Run(folder) for folder in sorted({path.parent for path in files if not in_pipeline(path)})]
 
 
 def known_patients(patients: np.ndarray | None) -> np.ndarray | None:

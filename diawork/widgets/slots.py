@@ -21,6 +21,8 @@ from diawork.base.config import DissolveConfig
 from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.method.ddpm import DDPM, load_ddpm
 from diawork.method.dissolve import Dissolver, Occupant, build_operator, to_model
+from diawork.method.pipelines.folder import PipelineFolder, is_pipeline
+from diawork.method.pipelines.pipeline import pipeline_dissolver
 
 Images = Mapping[str, tuple[np.ndarray, np.ndarray]]  # split → images (N, [C,] H, W), class names (N,)
 # forty steps: fine where the paper works (10-400), coarse beyond
@@ -31,10 +33,13 @@ RANGES = {"normalized": "[-1, 1] as trained", "released": "[0, 1] as released"}
 
 
 def dissolving_slots(
-    ddpm: DDPM, cfg: DissolveConfig | None = None, *, others: Mapping[str, DDPM] | None = None,
+    ddpm: DDPM, cfg: DissolveConfig | None = None, *, others: Mapping[str, DDPM | Path | str] | None = None,
     compute: Compute | None = None,
 ) -> dict[str, Occupant]:  # fmt: skip
-    """Return name → occupant: this model, its other weights and range, other models, and the alternatives."""
+    """Return name → occupant: this model, its other weights and range, other models, and the alternatives.
+
+    ``others`` are opened models, or folders of saved ones, of diffusers pipelines, too.
+    """
     cfg = cfg or DissolveConfig()
     weights = "raw" if cfg.weights == "ema" else "ema"
     range_mode = "released" if cfg.range_mode == "normalized" else "normalized"
@@ -42,12 +47,16 @@ def dissolving_slots(
         "DDPM": (ddpm, {}),
         f"DDPM, {'EMA' if weights == 'ema' else 'raw'} weights": (ddpm, {"weights": weights}),
         f"DDPM, range {RANGES[range_mode]}": (ddpm, {"range_mode": range_mode}),
-    } | {name: (model, {}) for name, model in (others or {}).items()}
+    } | {name: (model, {}) for name, model in (others or {}).items() if isinstance(model, DDPM)}
     alternatives = {
         f"Gaussian blur, {cfg.kernel_size} px": "gaussian_blur", f"median, {cfg.kernel_size} px": "median_blur",
         f"resize to {cfg.resize_to} px": "resize", f"noise, sd {cfg.noise_sd:g}": "noise",
     }  # fmt: skip
-    slots = {name: _Model(model, cfg.model_copy(update=changes), compute) for name, (model, changes) in models.items()}
+    slots: dict[str, Occupant] = {
+        name: _Model(model, cfg.model_copy(update=changes), compute) for name, (model, changes) in models.items()
+    }
+    saved = {name: folder for name, folder in (others or {}).items() if not isinstance(folder, DDPM)}
+    slots |= {name: checkpoint_slot(folder, ddpm, cfg, compute=compute) for name, folder in saved.items()}
     return slots | {
         name: build_operator(cfg.model_copy(update={"operator": word})) for name, word in alternatives.items()
     }
@@ -56,14 +65,22 @@ def dissolving_slots(
 def checkpoint_slot(
     folder: Path | str, like: DDPM, cfg: DissolveConfig | None = None, *, compute: Compute | None = None
 ) -> Occupant:
-    """Return the occupant made of a saved model; one that sees another size or fewer steps than ``like`` is refused."""
+    """Return the occupant made of a saved model; one that sees another size or fewer steps than ``like`` is refused.
+
+    The folder of a diffusers pipeline makes one, too: of any size, at the steps of ``like`` by their noise level.
+    """
+    cfg = cfg or DissolveConfig()
+    if is_pipeline(folder):
+        size = PipelineFolder.read(folder, weights=cfg.weights).image_size
+        bridge = cfg.bridge if size == like.config.image_size else "resize"
+        return pipeline_dissolver(folder, cfg.model_copy(update={"bridge": bridge}), like.config, compute=compute)
     ddpm = load_ddpm(folder)
     for what, unit in (("image_size", "px"), ("timesteps", "steps")):
         value, wanted = getattr(ddpm.config, what), getattr(like.config, what)
         if value != wanted:
             raise UsageError(f"this checkpoint has {what}={value}; the explorer's model has {wanted} {unit}.",
                              path=folder, hint="Choose one trained at the same size and number of steps.")  # fmt: skip
-    return _Model(ddpm, cfg or DissolveConfig(), compute)
+    return _Model(ddpm, cfg, compute)
 
 
 class _Model:

@@ -1,0 +1,371 @@
+"""Diffusion models of others in the slot: tiny random pipelines, written by diffusers and read back from disk."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from diawork.base.compute import Compute
+from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfig
+from diawork.base.errors import CheckpointError, UsageError
+from diawork.base.files import sha256_file
+from diawork.base.seeding import isolated_rng
+from diawork.data.manifests import load_manifest
+from diawork.detectors.dia import DIA
+from diawork.method.bank import DissolvedBank
+from diawork.method.ddpm import DDPM, build_ddpm, load_ddpm, save_ddpm
+from diawork.method.dissolve import Dissolver, build_operator, from_model, to_model
+from diawork.method.pipelines.exchange import export_ddpm, import_ddpm
+from diawork.method.pipelines.folder import PipelineFolder
+from diawork.method.pipelines.pipeline import nearest_steps, open_pipeline
+from diawork.method.unet.plain import noise_levels
+from diawork.runs.checks import runnable
+from diawork.runs.experiment import run_experiment
+from diawork.runs.methods import label_of, resolve
+from diawork.runs.presets import preset
+from diawork.runs.run import find_runs
+from diawork.widgets.slots import checkpoint_slot, dissolving_slots
+from tests.toys import SETTINGS, TINY
+
+diffusers = pytest.importorskip("diffusers")
+
+X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+TS = torch.tensor([3, 100, 600])
+UNET = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "layers_per_block": 1,
+    "norm_num_groups": 4, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2,
+    "add_attention": False,
+}  # fmt: skip
+VAE = {
+    "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 8), "latent_channels": 2, "norm_num_groups": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "mid_block_add_attention": False, "scaling_factor": 0.4,
+}  # fmt: skip
+
+
+def random_unet(**changes):
+    with isolated_rng(0, "unet"):
+        return diffusers.UNet2DModel(**UNET | changes)
+
+
+def write_pipeline(folder, unet=None, scheduler=None, **parts):
+    """Write a pipeline's components, each into a folder of its own."""
+    parts |= {"unet": unet or random_unet(), "scheduler": scheduler or diffusers.DDPMScheduler()}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return write_pipeline(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def ddpm():
+    other = TINY.model_copy(update={"seed": 1, "timesteps": 1000})
+    cfg = TINY.model_copy(update={"timesteps": 1000})
+    return DDPM(build_ddpm(other).eval(), build_ddpm(cfg).eval(), cfg, {"name": "noise", "images": 3}, [0.5, 1 / 3])
+
+
+def levels_by_hand(schedule, start=1e-4, end=0.02, steps=1000):
+    """Return ᾱ of every step, by the formulas of the papers, in double precision."""
+    if schedule == "squaredcos_cap_v2":
+        at = np.arange(steps + 1) / steps
+        share = np.cos((at + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - share[1:] / share[:-1], 0.999)
+    else:
+        root = 0.5 if schedule == "scaled_linear" else 1.0
+        betas = np.linspace(start**root, end**root, steps) ** (1 / root)
+    return np.cumprod(1 - betas)
+
+
+def start_by_hand(objective, z, output, level):
+    """Return the clean estimate from x_t = √ᾱ·x_0 + √(1−ᾱ)·ε and v = √ᾱ·ε − √(1−ᾱ)·x_0, one image at a time."""
+    a, s = level**0.5, (1 - level) ** 0.5
+    return {"epsilon": (z - s * output) / a, "v_prediction": a * z - s * output, "sample": output}[objective]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction", "sample"])
+def test_one_step_is_the_formula_of_its_objective_at_the_nearest_noise_level(objective, schedule, tmp_path):
+    kind = diffusers.DDIMScheduler if schedule == "scaled_linear" else diffusers.DDPMScheduler
+    unet, scheduler = random_unet(), kind(beta_schedule=schedule, prediction_type=objective)
+    dissolver = Dissolver(open_pipeline(write_pipeline(tmp_path / "p", unet, scheduler)))
+    levels, ours = levels_by_hand(schedule), levels_by_hand("squaredcos_cap_v2")
+    for x, t, dissolved in zip(X.split(1), TS.tolist(), dissolver.at(X, TS).split(1), strict=True):
+        step = int(np.abs(levels - ours[t]).argmin())
+        z = x * 2 - 1
+        with torch.no_grad():
+            output = unet(z, step).sample
+        wanted = (start_by_hand(objective, z, output, levels[step]).clamp(-1, 1) + 1) / 2
+        torch.testing.assert_close(dissolved, wanted, atol=2e-5, rtol=0)
+        scheduler.set_timesteps(1000)
+        theirs = scheduler.step(output, step, z, generator=torch.Generator()).pred_original_sample
+        torch.testing.assert_close(dissolved, (theirs.clamp(-1, 1) + 1) / 2, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])
+def test_our_noise_levels_are_those_of_the_library(schedule):
+    cfg = TINY.model_copy(update={"beta_schedule": schedule, "timesteps": 100})
+    torch.testing.assert_close(noise_levels(cfg).float(), build_ddpm(cfg).alphas_cumprod)
+
+
+def test_steps_are_matched_by_noise_level_and_not_by_index():
+    ours = noise_levels(DiffusionConfig())
+    theirs = torch.from_numpy(levels_by_hand("linear"))
+    steps = nearest_steps(ours, theirs)
+    assert (theirs[steps[100]] - ours[100]).abs() < 0.002 and steps[100] < 60
+    assert (steps.diff() >= 0).all() and torch.equal(nearest_steps(ours, ours), torch.arange(1000))
+    few = theirs[::250]  # of four steps, in order of strength
+    assert nearest_steps(ours, few).unique().tolist() == [0, 1, 2, 3]
+
+
+def test_a_level_without_any_image_is_never_taken():
+    assert nearest_steps(torch.tensor([0.9, 0.0]), torch.tensor([0.9, 0.1, 0.0])).tolist() == [0, 1]
+
+
+def test_size_channels_and_learned_variance_are_bridged(tmp_path):
+    unet = random_unet(in_channels=3, out_channels=6, sample_size=16)
+    dissolver = Dissolver(open_pipeline(write_pipeline(tmp_path / "p", unet)), DissolveConfig(bridge="resize"))
+    z = to_model(X[:1], 16, "resize", channels=3) * 2 - 1
+    step, levels = int(dissolver.ddpm.steps[100]), levels_by_hand("linear")
+    with torch.no_grad():
+        start = start_by_hand("epsilon", z, unet(z, step).sample[:, :3], levels[step])
+    wanted = from_model((start.clamp(-1, 1) + 1) / 2, X[:1], "resize")
+    torch.testing.assert_close(dissolver.at(X[:1], 100), wanted, atol=2e-5, rtol=0)
+
+
+def test_latents_are_means_scaled_by_their_own_factor(tmp_path):
+    with isolated_rng(0, "vae"):
+        unet, vae = random_unet(in_channels=2, out_channels=2), diffusers.AutoencoderKL(**VAE)
+    folder = write_pipeline(tmp_path / "p", unet, diffusers.DDIMScheduler(beta_schedule="scaled_linear"), vae=vae)
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    dissolver = Dissolver(open_pipeline(folder))
+    step, levels = int(dissolver.ddpm.steps[50]), levels_by_hand("scaled_linear")
+    with torch.no_grad():
+        z = vae.encode(x * 2 - 1).latent_dist.mean * 0.4
+        start = start_by_hand("epsilon", z, unet(z, step).sample, levels[step])
+        wanted = (vae.decode(start / 0.4).sample.clamp(-1, 1) + 1) / 2
+    assert dissolver.ddpm.image_size == (16, 16)
+    torch.testing.assert_close(dissolver.at(x, 50), wanted, atol=2e-5, rtol=0)
+    assert torch.equal(dissolver.at(x, 50), dissolver.at(x, 50))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])
+def test_an_exported_ddpm_dissolves_equally_through_diffusers(ddpm, schedule, tmp_path):
+    cfg = ddpm.config.model_copy(update={"beta_schedule": schedule})
+    one = DDPM(build_ddpm(cfg.model_copy(update={"seed": 1})).eval(), build_ddpm(cfg).eval(), cfg)
+    folder = export_ddpm(one, tmp_path / "twin")
+    for weights in ("ema", "raw"):
+        ours, twin = Dissolver(one.weights(weights)), Dissolver(open_pipeline(folder, cfg, weights=weights))
+        assert torch.equal(twin.ddpm.steps, torch.arange(1000))
+        ts = [0, 30, 100, 300, 800]
+        torch.testing.assert_close(twin.stack(X, ts), ours.stack(X, ts), atol=1e-5, rtol=0)
+
+
+def test_diffusers_itself_loads_an_export_and_dissolves_and_samples_with_it(ddpm, tmp_path):
+    pipeline = diffusers.DDPMPipeline.from_pretrained(str(export_ddpm(ddpm, tmp_path / "twin")), local_files_only=True)
+    with torch.no_grad():
+        noise = pipeline.unet(X * 2 - 1, 100).sample
+    step = pipeline.scheduler.step(noise, 100, X * 2 - 1, generator=torch.Generator())
+    wanted = Dissolver(ddpm.ema).at(X, 100)
+    torch.testing.assert_close((step.pred_original_sample + 1) / 2, wanted, atol=1e-5, rtol=0)
+    pipeline.set_progress_bar_config(disable=True)
+    sample = pipeline(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    assert sample.shape == (1, 8, 8, 1) and np.isfinite(sample).all()
+
+
+def test_there_and_back_is_the_same_bit_for_bit(ddpm, tmp_path):
+    save_ddpm(tmp_path / "ours", ddpm)
+    save_ddpm(tmp_path / "back", import_ddpm(export_ddpm(load_ddpm(tmp_path / "ours"), tmp_path / "twin")))
+    names = ("ddpm.safetensors", "ddpm.json")
+    assert [sha256_file(tmp_path / "ours" / n) for n in names] == [sha256_file(tmp_path / "back" / n) for n in names]
+
+
+def test_exporting_again_changes_nothing_and_another_folder_is_left_alone(ddpm, tmp_path):
+    folder = export_ddpm(ddpm, tmp_path / "twin")
+    before = PipelineFolder.read(folder).digest()
+    assert PipelineFolder.read(export_ddpm(ddpm, folder)).digest() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        export_ddpm(ddpm, tmp_path / "other")
+
+
+def test_what_is_no_export_of_ours_is_not_imported(ddpm, plain, tmp_path):
+    with pytest.raises(UsageError, match="holds no DDPM of ours"):
+        import_ddpm(plain)
+    folder = export_ddpm(ddpm, tmp_path / "twin")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match="not the one that was exported"):
+        import_ddpm(folder)
+    edit(folder / "unet" / "config.json", dim=10)
+    with pytest.raises(CheckpointError, match="dim: in file 10, wanted 8"):
+        import_ddpm(folder)
+
+
+def edit(path, **changes):
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel, which wants a prompt"),
+        ("unet/config.json", {"_class_name": "VQModel"}, "takes UNet2DModel or LibraryUNet"),
+        ("unet/config.json", {"num_class_embeds": 4}, "is told a class"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "continuous noise levels"),
+        ("unet/config.json", {"sample_size": None}, "names no size"),
+        ("unet/config.json", {"sample_size": [8, 16]}, "takes a model of square images"),
+        ("unet/config.json", {"in_channels": 2, "out_channels": 2}, "images of 2 channels"),
+        ("unet/config.json", {"out_channels": 5}, "makes 5 channels of 1"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EulerDiscreteScheduler"}, "or DDIMScheduler"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'flow' of its scheduler is not known"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "steep"}, "scheduler cannot be made"),
+        ("unet/config.json", {"block_out_channels": [8, 16]}, "diffusers cannot load it"),
+        ("unet/config.json", {"layers_per_block": 2}, "its weights are not those of its config: missing"),
+    ],
+)
+def test_a_model_that_cannot_fill_the_slot_is_refused_in_a_sentence(plain, file, changes, message, tmp_path):
+    shutil.copytree(plain, tmp_path / "p")
+    edit(tmp_path / "p" / file, **changes)
+    with pytest.raises((UsageError, CheckpointError), match=message) as refused:
+        open_pipeline(tmp_path / "p")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("remove", "write", "message"),
+    [
+        ("", "", "is no folder"),
+        ("unet/config.json", "", "no unet/config.json in this folder"),
+        ("scheduler/scheduler_config.json", "", "no scheduler/scheduler_config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "", "no diffusion_pytorch_model.safetensors in it."),
+        ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin", "are never unpickled"),
+        ("unet/config.json", "unet/config.json", "not readable as JSON"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors", "cannot load it"),
+        ("", "vqvae/config.json", "not readable as JSON"),
+    ],
+)
+def test_missing_and_damaged_files_are_refused_with_the_next_step(plain, remove, write, message, tmp_path):
+    folder = tmp_path / "p"
+    if remove or write:
+        shutil.copytree(plain, folder)
+    if remove:
+        (folder / remove).unlink()
+    if write:
+        (folder / write).parent.mkdir(exist_ok=True)
+        (folder / write).write_bytes(b"nonsense")
+    with pytest.raises((UsageError, CheckpointError), match=message):
+        open_pipeline(folder)
+
+
+def test_without_the_extra_it_says_how_to_install_it(plain, monkeypatch):
+    monkeypatch.setattr("diawork.method.pipelines.folder.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r'pip install "diawork\[diffusers\]"'):
+        open_pipeline(plain)
+
+
+def test_the_layout_of_the_first_releases_is_read_and_has_another_digest_with_other_weights(plain, tmp_path):
+    flat, other = tmp_path / "flat", write_pipeline(tmp_path / "other")
+    flat.mkdir()
+    for part in ("unet", "scheduler"):
+        for path in (plain / part).iterdir():
+            shutil.copy(path, flat)
+    x = Dissolver(open_pipeline(plain)).at(X, 100)
+    assert torch.equal(Dissolver(open_pipeline(flat)).at(X, 100), x)
+    assert PipelineFolder.read(other).digest() == PipelineFolder.read(plain).digest()
+    with torch.no_grad():
+        (changed := random_unet()).conv_in.bias += 1
+    changed.save_pretrained(other / "unet")
+    assert PipelineFolder.read(other).digest() != PipelineFolder.read(plain).digest()
+
+
+def test_opening_and_dissolving_draw_nothing_from_the_global_generators(plain):
+    before = torch.get_rng_state()
+    Dissolver(open_pipeline(plain)).at(X, 100)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- through the one face ----------------------------------------------------------------------------
+
+
+def test_training_explorer_and_bank_see_one_face(plain, ddpm, tmp_path):
+    cfg = DissolveConfig(operator="diffusers", model=str(plain), t_range=(30, 130), bank_steps=3)
+    slots = dissolving_slots(ddpm, cfg, others={"of others": plain})
+    assert slots["of others"].timesteps == 1000 and slots["of others"].stack(X, [5, 400]).shape == (2, *X.shape)
+    dissolver = checkpoint_slot(plain, ddpm, cfg)
+    rows, draws = torch.arange(3), torch.Generator().manual_seed(0)
+    x_hat, t = dissolver(X, image=rows, flip=rows > 3, generator=draws)
+    assert x_hat.shape == X.shape and int(t.min()) >= 30 and int(t.max()) <= 130
+    bank = DissolvedBank(dissolver, X, tmp_path, steps=3, origin={"pipeline": "x"}, progress=False)
+    seen, t = bank(X, image=rows, flip=rows > 3, generator=draws)
+    torch.testing.assert_close(seen, dissolver.at(X, t), atol=1 / 500, rtol=0)
+
+
+def test_the_explorer_takes_a_model_of_another_size(ddpm, tmp_path):
+    folder = write_pipeline(tmp_path / "p", random_unet(sample_size=16))
+    assert checkpoint_slot(folder, ddpm, DissolveConfig(bridge="pad")).stack(X, [50]).shape == (1, *X.shape)
+
+
+def test_the_slot_without_a_model_says_so():
+    with pytest.raises(UsageError, match="operator='diffusers' needs a pretrained model"):
+        build_operator(DissolveConfig(operator="diffusers"))
+    with pytest.raises(UsageError, match="no folder is named"):
+        DIA(None, ExperimentConfig().override({"dissolve.operator": "diffusers"}))
+
+
+def ran(toy, root, **changes):
+    """Run DIA on the toy phantom with a diffusers model in its slot."""
+    settings = SETTINGS | {"diffusion.dim": 8, "diffusion.dim_mults": [1], "train.epochs": 1, "diffusion.steps": 2}
+    cfg = preset("smoke", dataset=str(toy)).override(settings | {"dissolve.operator": "diffusers"} | changes)
+    return run_experiment(cfg, root=root, compute=Compute(), progress=False)
+
+
+def test_a_run_dissolves_with_a_model_of_others_and_its_content_is_part_of_its_identity(plain, toy, small, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    model = {"dissolve.model": str(folder)}
+    first = ran(toy, tmp_path / "runs", **model, **{"dissolve.bank_steps": 2})
+    facts = first.result()["pipeline"]
+    assert facts["unet"] == "UNet2DModel" and facts["digest"] == PipelineFolder.read(folder).digest()
+    assert first.result()["detector"] == "model in the slot" and first.done
+    assert not list((tmp_path / "runs").glob("ddpm-*"))  # nothing was pretrained
+    assert resolve(ExperimentConfig.model_validate(first.config()["config"], strict=False), load_manifest(str(toy)))
+    edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.03)
+    assert ran(toy, tmp_path / "runs", **model, **{"dissolve.bank_steps": 2}).folder != first.folder
+
+
+def test_a_run_dissolves_with_its_own_ddpm_through_diffusers(toy, small, tmp_path):
+    twin = ran(toy, tmp_path)
+    ours = ran(toy, tmp_path, **{"dissolve.operator": "ddpm"})
+    assert label_of(ExperimentConfig().override({"dissolve.operator": "diffusers"})) == twin.result()["detector"]
+    assert twin.result()["pipeline"]["unet"] == "LibraryUNet" and "pipeline" not in ours.result()
+    np.testing.assert_allclose(twin.scores()["score"], ours.scores()["score"], rtol=1e-3)
+    assert {run.folder for run in find_runs(tmp_path)} == {twin.folder, ours.folder}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dissolve.model": "nowhere"}, "nowhere is no folder"),
+        ({"dissolve.model": "plain", "dissolve.bridge": "none"}, "16×16 px of toy to the model's 8×8"),
+        ({"dissolve.model": "plain", "dissolve.bank_steps": 102}, r"102 outside \[0, 101\]"),
+        ({"dissolve.model": "plain", "dissolve.weights": "raw"}, "Use dissolve.weights='ema'"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_the_manifest_alone(changes, message, plain, toy):
+    named = {key: str(plain) if value == "plain" else value for key, value in changes.items()}
+    with pytest.raises(UsageError, match=message):
+        runnable(preset("smoke", dataset=str(toy)).override(named), "diffusers")
+
+
+def test_grey_models_do_not_take_colour(plain):
+    cfg = preset("smoke", dataset="retinamnist").override({"dissolve.model": str(plain), "encoder.channels": 3})
+    with pytest.raises(UsageError, match="it sees 1 channel; the images of retinamnist have 3"):
+        runnable(cfg, "diffusers")
