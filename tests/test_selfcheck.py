@@ -1,5 +1,6 @@
 """Self-check: what scores of pseudo-anomalies say without a label, with intervals by image; collapse and reasons."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.evaluation.collapse import Facts, Spread, collapse, explain, feature_spread, likely_reasons, verdict
 from diawork.evaluation.metrics import auroc
-from diawork.evaluation.selfcheck import by_selection, rank_agreement, self_check
+from diawork.evaluation.selfcheck import SelfCheck, by_selection, rank_agreement, self_check
+from diawork.runs.selfcheck import recorded
 
 
 def checked(gains, n=120, noise=0.5, seed=0, **facts):
@@ -103,6 +105,18 @@ def test_a_collapsed_encoder_is_named_whatever_its_scores():
     assert "All features point the same way (variance 1e-05 of 1): the encoder collapsed." in found.findings()
 
 
+def test_narrow_features_that_rank_well_are_no_collapse():
+    found, _, _ = checked({"warp": 2.0}, features=Spread(0.32, 1.16))
+    assert found.verdict == "notices"
+
+
+def test_the_words_about_a_kept_check_are_made_anew():
+    check, _, _ = checked({"warp": 2.0, "noise": -1.0}, features=Spread(0.3, 1.2))
+    kept = json.loads(json.dumps(recorded(check)))
+    again = SelfCheck.of(kept | {"verdict": "another rule's", "findings": []}, check.facts)
+    assert again == check and again.findings() == kept["findings"]
+
+
 def test_a_reason_is_given_with_the_finding_alone():
     facts = {"shift_accuracy": 0.27, "shifts": 4}
     below, above = (checked({"warp": gain}, **facts)[0].findings() for gain in (-1.0, 2.0))
@@ -115,7 +129,7 @@ def test_a_reason_is_given_with_the_finding_alone():
     [
         (Facts(shift_accuracy=1.0, shifts=4), "names 100% of the shifts .*, so the task was easy"),
         (Facts(follows=("sharpness", -0.83)), r"follows the image's sharpness \(rank correlation −0.83\)"),
-        (Facts(features=Spread(0.2, 1.1)), r"along one direction \(1.1 dimensions\)"),
+        (Facts(features=Spread(0.2, 1.04)), r"along one direction \(1.0 dimensions\)"),
         (Facts(shift_accuracy=0.8, shifts=4, follows=("mean", 0.3), features=Spread(0.2, 9.0)), "None of the facts"),
         (Facts(), "None of the facts"),
     ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
@@ -55,6 +55,13 @@ class SelfCheck:
     n: int
     all_equal: bool
     facts: Facts
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], facts: Facts) -> SelfCheck:
+        """Return the check of which a run kept the numbers, so that its words are today's."""
+        rows = tuple(Noticed(str(kind), *map(float, numbers)) for kind, *numbers in record["rows"])
+        mean, low, high = (float(record[name]) for name in ("auroc", "low", "high"))
+        return cls(rows, mean, low, high, int(record["n"]), bool(record["all_equal"]), facts)
 
     @property
     def above_own(self) -> float:

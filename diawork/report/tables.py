@@ -18,7 +18,7 @@ import pandas as pd
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.detectors.registry import is_control
 from diawork.evaluation.collapse import Facts, Spread
-from diawork.evaluation.selfcheck import by_selection
+from diawork.evaluation.selfcheck import SelfCheck, by_selection
 from diawork.evaluation.shifts import ShiftProbe
 from diawork.report.comparisons import Compared, compare
 from diawork.runs.run import Run, find_runs
@@ -99,9 +99,8 @@ def _row(run: Run) -> dict[str, Any]:
         row["facts"] = {name: result[name] for name in ("diffusion_images", "matched") if name in result}
         check = result.get("self_check") or {}
         row |= {f"check.{name}": float(check.get(name, math.nan)) for name in CHECK}
-        row["check.findings"] = [str(sentence) for sentence in check.get("findings", ())]
-        row["check.verdict"] = str(check.get("verdict", ""))
         row["check.facts"] = _facts(check)
+        row["check.verdict"], row["check.findings"] = _words(check, row["check.facts"])
         probe = result.get("shift_probe")
         row["check.shift"] = ShiftProbe.of(probe).sentence(str(probe["shift"])) if probe else ""
         settings = result.get("settings", {})
@@ -116,6 +115,14 @@ def _row(run: Run) -> dict[str, Any]:
     if np.isinf(known).any() or np.isnan(measured).any():  # ends that are NaN: no interval can be given
         raise DataError("result.json holds numbers that are not finite.")
     return row
+
+
+def _words(check: Mapping[str, Any], facts: Facts) -> tuple[str, list[str]]:
+    """Return the verdict and findings of a self-check; an older one kept its words alone."""
+    if "rows" in check:
+        again = SelfCheck.of(check, facts)
+        return again.verdict, again.findings()
+    return str(check.get("verdict", "")), [str(sentence) for sentence in check.get("findings", ())]
 
 
 def _facts(check: Mapping[str, Any]) -> Facts:

@@ -58,9 +58,7 @@ def checkable(val: ImageSet) -> bool:
 
 def recorded(check: SelfCheck) -> Mapping[str, Any]:
     """Return what ``result.json`` keeps of a check."""
-    kept = {name: getattr(check, name) for name in ("auroc", "low", "high", "n", "verdict")}
-    known = {"facts": dataclasses.asdict(check.facts), "findings": check.findings(), "strength": STRENGTH}
-    return kept | known
+    return dataclasses.asdict(check) | {"verdict": check.verdict, "findings": check.findings(), "strength": STRENGTH}
 
 
 def probe_shift(shift: str, splits: Splits) -> ShiftProbe:
