@@ -12,6 +12,7 @@ from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfi
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import sha256_file
 from diawork.base.seeding import isolated_rng
+from diawork.cli.main import main
 from diawork.data.manifests import load_manifest
 from diawork.detectors.dia import DIA
 from diawork.method.bank import DissolvedBank
@@ -24,6 +25,7 @@ from diawork.method.unet.plain import noise_levels
 from diawork.runs.checks import runnable
 from diawork.runs.experiment import run_experiment
 from diawork.runs.methods import label_of, resolve
+from diawork.runs.parents import ddpm_of_run
 from diawork.runs.presets import preset
 from diawork.runs.run import find_runs
 from diawork.widgets.slots import checkpoint_slot, dissolving_slots
@@ -208,6 +210,14 @@ def test_what_is_no_export_of_ours_is_not_imported(ddpm, plain, tmp_path):
         import_ddpm(folder)
 
 
+def test_the_commands_say_how_to_use_an_export_and_overwrite_nothing(ddpm, tmp_path, capsys):
+    save_ddpm(tmp_path / "ours", ddpm)
+    assert main(["ddpm", "export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
+    assert f"--methods diffusers --set dissolve.model={tmp_path / 'out'}" in capsys.readouterr().out
+    assert main(["ddpm", "import", str(tmp_path / "out"), str(tmp_path / "ours")]) == 2
+    assert "holds a DDPM already" in capsys.readouterr().err
+
+
 def edit(path, **changes):
     """Change keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -347,6 +357,14 @@ def test_a_run_dissolves_with_its_own_ddpm_through_diffusers(toy, small, tmp_pat
     assert label_of(ExperimentConfig().override({"dissolve.operator": "diffusers"})) == twin.result()["detector"]
     assert twin.result()["pipeline"]["unet"] == "LibraryUNet" and "pipeline" not in ours.result()
     np.testing.assert_allclose(twin.scores()["score"], ours.scores()["score"], rtol=1e-3)
+    assert main(["ddpm", "export", str(ours.folder), str(tmp_path / "out")]) == 0
+    assert main(["ddpm", "import", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    trained = next(tmp_path.glob("ddpm-*"))
+    assert sha256_file(tmp_path / "back" / "ddpm.json") == sha256_file(trained / "ddpm.json")
+    moved = ours.folder.rename(tmp_path / "back" / ours.folder.name)
+    with pytest.raises(UsageError, match="does not lie beside it"):
+        ddpm_of_run(moved)
+    moved.rename(ours.folder)
     assert {run.folder for run in find_runs(tmp_path)} == {twin.folder, ours.folder}
 
 

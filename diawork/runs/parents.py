@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from diawork.base.compute import Compute
-from diawork.base.config import ExperimentConfig
+from diawork.base.config import DiffusionConfig, ExperimentConfig, validated
 from diawork.base.errors import UsageError
 from diawork.base.files import digest, read_json, sha256_file, write_json
 from diawork.base.locks import locked
-from diawork.data.images import Splits, load
+from diawork.data.images import ImageSet, Splits, load
+from diawork.data.variants import open_data
 from diawork.method.bank import DissolvedBank
-from diawork.method.ddpm import DDPM, pretrain_ddpm
+from diawork.method.ddpm import DDPM, load_ddpm, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
 from diawork.method.pipelines.exchange import export_ddpm
 from diawork.method.pipelines.folder import PipelineFolder
@@ -23,7 +24,7 @@ from diawork.method.pipelines.pipeline import Pipeline, pipeline_dissolver
 from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
 from diawork.runs.methods import needs_ddpm, resolve, slot_folder
-from diawork.runs.run import runs_root, slug
+from diawork.runs.run import Run, runs_root, slug
 
 SECONDS = "seconds.json"  # of a DDPM's pretraining
 
@@ -49,20 +50,45 @@ def shared_ddpm(
     refused first.
     """
     refuse_misfits(cfg, splits)
-    cfg = resolve(cfg, splits)
-    source = diffusion_data(cfg, splits, data_root)
-    own = source.identity == splits.identity
-    bridge = (cfg.dissolve.bridge if own else None) or source.manifest.bridge
-    train = source.train
-    settings = cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
-    identity = digest([settings.identity(), bridge, train.identity])
-    folder = runs_root(root) / f"ddpm-{slug(train.name)}-{identity}"
+    settings, train, bridge = _pretraining(cfg, splits, data_root)
+    folder = _ddpm_folder(runs_root(root), settings, train, bridge)
     with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):
         whole, start = not any(folder.glob("*.safetensors")), time.perf_counter()
         ddpm = pretrain_ddpm(train, settings, bridge=bridge, compute=compute, folder=folder, progress=progress)
         if whole:  # of a continued one the time before is not known
             write_json(folder / SECONDS, time.perf_counter() - start)
         return ddpm
+
+
+def _pretraining(
+    cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None
+) -> tuple[DiffusionConfig, ImageSet, str]:
+    """Return how the DDPM of a config is pretrained, on what, and through which bridge."""
+    cfg = resolve(cfg, splits)
+    source = diffusion_data(cfg, splits, data_root)
+    own = source.identity == splits.identity
+    bridge = (cfg.dissolve.bridge if own else None) or source.manifest.bridge
+    settings = cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
+    return settings, source.train, bridge
+
+
+def _ddpm_folder(root: Path, settings: DiffusionConfig, train: ImageSet, bridge: str) -> Path:
+    return root / f"ddpm-{slug(train.name)}-{digest([settings.identity(), bridge, train.identity])}"
+
+
+def ddpm_of_run(folder: Path | str, data_root: Path | str | None = None) -> DDPM:
+    """Return the DDPM that a run dissolved with, from beside the run's folder; nothing is pretrained."""
+    record = Run(folder).config()
+    cfg = validated(ExperimentConfig, record["config"] if isinstance(record, dict) else {})
+    if not needs_ddpm(cfg):
+        hint = "Name the folder of a run of DIA, or of a DDPM."
+        raise UsageError("this run dissolved with no DDPM of its own.", path=folder, hint=hint)
+    asked = _pretraining(cfg, open_data(cfg, data_root), data_root)
+    saved = _ddpm_folder(Path(folder).absolute().parent, *asked)
+    if not (saved / "ddpm.json").exists():
+        hint = "Name the folder of the DDPM itself (ddpm-…)."
+        raise UsageError(f"its DDPM, {saved.name}, does not lie beside it.", path=folder, hint=hint)
+    return load_ddpm(saved)
 
 
 def identity_with_models(cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None = None) -> str:
