@@ -24,10 +24,12 @@ from diawork.method.pipelines.pipeline import nearest_steps, open_pipeline
 from diawork.method.unet.plain import noise_levels
 from diawork.runs.checks import runnable
 from diawork.runs.experiment import run_experiment
-from diawork.runs.methods import label_of, resolve
+from diawork.runs.methods import label_of, resolve, slot_folder
 from diawork.runs.parents import ddpm_of_run
 from diawork.runs.presets import preset
 from diawork.runs.run import find_runs
+from diawork.sweeps.launch import data_identities
+from diawork.sweeps.sweep import Sweep
 from diawork.widgets.slots import checkpoint_slot, dissolving_slots
 from tests.toys import SETTINGS, TINY
 
@@ -387,3 +389,20 @@ def test_grey_models_do_not_take_colour(plain):
     cfg = preset("smoke", dataset="retinamnist").override({"dissolve.model": str(plain), "encoder.channels": 3})
     with pytest.raises(UsageError, match="it sees 1 channel; the images of retinamnist have 3"):
         runnable(cfg, "diffusers")
+
+
+def test_a_cell_of_a_sweep_is_done_for_this_content_of_the_model(plain, toy, tmp_path):
+    shutil.copytree(plain, tmp_path / "model")
+    rows = f"[{{method: diffusers, dissolve.model: {tmp_path / 'model'}}}, {{method: identity}}]"
+    (tmp_path / "s.yaml").write_text(f"name: s\nfixed: {{dataset: {toy}, preset: smoke}}\naxes: [{{list: {rows}}}]\n")
+    before = list(data_identities(Sweep.load(tmp_path / "s.yaml")).values())
+    edit(tmp_path / "model" / "scheduler" / "scheduler_config.json", beta_end=0.03)
+    after = list(data_identities(Sweep.load(tmp_path / "s.yaml")).values())
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_the_sweep_of_off_the_shelf_models_makes_its_twins_on_the_spot():
+    cells = {cell.label: cell.config for cell in Sweep.load("off_the_shelf", "demo").cells}
+    twins = {label for label, cfg in cells.items() if cfg.dissolve.operator == "diffusers"}
+    assert len(twins) == 2 and not any(slot_folder(cells[label]) for label in twins)
+    assert {cfg.diffusion.dataset for cfg in cells.values()} == {None, "phantom_lung_spot"}

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
+from diawork.method.pipelines.folder import PipelineFolder
+from diawork.runs.methods import slot_folder
 from diawork.runs.notebooks import find_notebook, notebook_parameters
 from diawork.runs.run import code_version, runs_root
 from diawork.sweeps.cell import CellFolder, ledger
@@ -81,7 +83,10 @@ def prepare(
 
 
 def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[str, list[str]]:
-    """Return cell digest → identities of the data it opens; a set that is not there is refused with its line."""
+    """Return cell digest → identities of the data, and of a model of others, that it opens.
+
+    A set that is not there is refused with its line.
+    """
     from diawork.data.variants import open_data  # needs torch, which planning and listing do without
 
     identities: dict[tuple, str] = {}
@@ -92,7 +97,13 @@ def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[s
         except DiaworkError as error:
             where = f"{sweep.source}, line {sweep.lines.get(cfg.dataset, 1)}"
             raise type(error)(f"{cfg.dataset}: {error.what}", hint=error.hint, path=where) from None
-    return {cell.digest: [identities[cfg.dataset, cfg.data] for cfg in cell.opened()] for cell in sweep.cells}
+    opened = {cell.digest: [identities[cfg.dataset, cfg.data] for cfg in cell.opened()] for cell in sweep.cells}
+    return {cell.digest: opened[cell.digest] + _models(cell) for cell in sweep.cells}
+
+
+def _models(cell: Cell) -> list[str]:
+    folder = slot_folder(cell.config) if cell.config else None
+    return [PipelineFolder.read(folder).digest()] if folder else []
 
 
 class _Launch:
