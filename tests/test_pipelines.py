@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,10 +194,14 @@ def test_exporting_again_changes_nothing_and_another_folder_is_left_alone(ddpm, 
     folder = export_ddpm(ddpm, tmp_path / "twin")
     before = PipelineFolder.read(folder).digest()
     assert PipelineFolder.read(export_ddpm(ddpm, folder)).digest() == before
+    (folder / "model_index.json").unlink()
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()  # as if it had been killed
+    assert PipelineFolder.read(export_ddpm(ddpm, folder)).digest() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
-        export_ddpm(ddpm, tmp_path / "other")
+    for model, place in ((ddpm, tmp_path / "other"), (replace(ddpm, losses=[]), folder)):
+        with pytest.raises(UsageError, match="holds something else"):
+            export_ddpm(model, place)
 
 
 def test_what_is_no_export_of_ours_is_not_imported(ddpm, plain, tmp_path):
@@ -406,3 +411,10 @@ def test_the_sweep_of_off_the_shelf_models_makes_its_twins_on_the_spot():
     twins = {label for label, cfg in cells.items() if cfg.dissolve.operator == "diffusers"}
     assert len(twins) == 2 and not any(slot_folder(cells[label]) for label in twins)
     assert {cfg.diffusion.dataset for cfg in cells.values()} == {None, "phantom_lung_spot"}
+
+
+def test_low_precision_changes_little(plain, ddpm, tmp_path):
+    for folder in (plain, export_ddpm(ddpm, tmp_path / "twin")):
+        exact, low = (Dissolver(open_pipeline(folder), compute=Compute(precision=p)) for p in ("fp32", "bf16"))
+        assert low.ddpm.model.dtype == torch.bfloat16
+        torch.testing.assert_close(low.at(X, 100), exact.at(X, 100), atol=0.02, rtol=0)

@@ -127,9 +127,9 @@ def run_dissolver(
 
 def _twin(ddpm: DDPM) -> Path:
     """Return the folder beside a DDPM's own files that holds it as diffusers reads it."""
-    folder = _saved(ddpm) / "diffusers"
+    folder = _saved(ddpm)
     with locked(folder, wait=True):
-        return export_ddpm(ddpm, folder)
+        return export_ddpm(ddpm, folder / "diffusers")
 
 
 def _saved(ddpm: DDPM) -> Path:

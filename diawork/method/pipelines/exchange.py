@@ -14,7 +14,7 @@ from torch import Tensor
 from diawork.base.checkpoints import load_weights, refuse_differences
 from diawork.base.config import DiffusionConfig, validated
 from diawork.base.errors import CheckpointError, UsageError
-from diawork.base.files import read_json, sha256_file, write_bytes, write_json
+from diawork.base.files import as_json, read_json, sha256_file, write_bytes, write_json
 from diawork.method.ddpm import DDPM, build_ddpm
 from diawork.method.pipelines.folder import INDEX, RECORD, TWIN, VARIANTS, WEIGHTS
 from diawork.method.unet.plain import betas
@@ -29,16 +29,18 @@ def export_ddpm(ddpm: DDPM, folder: Path | str) -> Path:
     What is there already and the same is left alone; the folder of something else is refused.
     """
     folder, cfg = Path(folder), ddpm.config
-    if (
-        folder.is_dir()
-        and any(folder.iterdir())
-        and not (folder / RECORD).exists()
-        and not (folder / "lock.json").exists()
-    ):
+    weights = {which: _serialized(ddpm.weights(which).model.state_dict()) for which in VARIANTS}
+    sums = {which: hashlib.sha256(data).hexdigest() for which, data in weights.items()}
+    record = {"format": FORMAT, "sha256": sums, "config": cfg.model_dump(mode="json"), "data": ddpm.data}
+    record = as_json(record | {"losses": ddpm.losses})
+    known = (folder / RECORD).is_file() and read_json(folder / RECORD) == record
+    if not known and folder.is_dir() and any(folder.iterdir()):
         raise UsageError("this folder holds something else.", path=folder, hint="Choose an empty or a new one.")
-    sums = {which: _write_weights(_file(folder, which), ddpm.weights(which).model.state_dict()) for which in VARIANTS}
-    state = {"config": cfg.model_dump(mode="json"), "data": ddpm.data, "losses": ddpm.losses}
-    write_json(folder / RECORD, {"format": FORMAT, "sha256": sums, **state})
+    write_json(folder / RECORD, record)  # first, so that an export that was cut short can be ended
+    for which, data in weights.items():
+        path = _file(folder, which)
+        if not path.exists() or sha256_file(path) != sums[which]:
+            write_bytes(path, data)
     for name, content in _configs(cfg).items():
         write_json(folder / name, content)
     return folder
@@ -91,13 +93,9 @@ def _file(folder: Path, which: str) -> Path:
     return folder / "unet" / ".".join(part for part in parts if part)
 
 
-def _write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write tensors where the file does not hold them yet; return its SHA-256."""
+def _serialized(tensors: dict[str, Tensor]) -> bytes:
     inside = {f"{_INSIDE}{name}": value.detach().cpu().contiguous() for name, value in tensors.items()}
-    data = serialize_safetensors(inside, metadata={"format": "pt"})
-    if path.exists() and sha256_file(path) == (known := hashlib.sha256(data).hexdigest()):
-        return known
-    return write_bytes(path, data)
+    return serialize_safetensors(inside, metadata={"format": "pt"})
 
 
 def _read_weights(path: Path, wanted: object) -> dict[str, Tensor]:
