@@ -51,6 +51,7 @@ TRAIN, TEST = made(16), made(10, split="test", anomalous=5, seed=1)
 
 
 def build(name, **changes):
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
     cfg = method_config(SMOKE, name).override(CAN_LOOK_THROUGH.get(name, {}) | changes)
     return DETECTORS[name].load().build(cfg, dissolve=None, compute=Compute())
 
