@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from diawork.base.compute import Compute
-from diawork.base.config import DiffusionConfig, EncoderConfig
+from diawork.base.config import DiffusionConfig, EncoderConfig, ExperimentConfig
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.bench.bench import ceilings, sgd
 from diawork.bench.costs import loss_memory
+from diawork.bench.rivals import PAPER
 from diawork.bench.timing import Pair
 from diawork.cli.main import main
 from diawork.method.ddpm import build_ddpm
@@ -68,3 +69,16 @@ def test_a_bank_grows_with_its_steps(quick):
     small, large = quick[1]["bank"]
     assert large["mib"] == 2 * small["mib"] == pytest.approx(1148 * 2 * 4 * 28 * 28 / 2**20)
     assert large["make_s"] > 0 and large["look_up_ms"] > 0
+
+
+def test_other_detectors_take_a_step_and_a_pass(quick):
+    text, costs = quick
+    assert [row["detector"] for row in costs["rivals"]] == ["SCRD4AD", "SimSID"]
+    assert all(min(row["score_s"], row["step_s"], row["trained"]) > 0 for row in costs["rivals"])
+    assert [row["frozen"] > 0 for row in costs["rivals"]] == [True, False] and "32 px, test_resnet" in text
+
+
+def test_at_full_size_they_are_the_papers():
+    simsid = ExperimentConfig().simsid
+    assert (simsid.image_size, simsid.patches, simsid.items, simsid.active) == (128, 4, 100, 5)
+    assert PAPER["scrd4ad"] == {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256}

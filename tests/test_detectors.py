@@ -51,6 +51,7 @@ TRAIN, TEST = made(16), made(10, split="test", anomalous=5, seed=1)
 
 
 def build(name, **changes):
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
     cfg = method_config(SMOKE, name).override(CAN_LOOK_THROUGH.get(name, {}) | changes)
     return DETECTORS[name].load().build(cfg, dissolve=None, compute=Compute())
 
@@ -115,11 +116,18 @@ def test_maps_have_the_images_size_and_no_scale_of_another_image(name, fitted):
         assert alone[0] == pytest.approx(maps[7], rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.parametrize("other", [{"channels": 3}, {"size": 20}])
 def test_refuses_images_of_another_shape_in_one_sentence(name, other, fitted):
     with pytest.raises(DataError, match=r"do not fit the \(1, 16, 16\) of the training images"):
         fitted(name)[0].score(made(2, split="test", **other))
+
+
+@pytest.mark.parametrize("name", ["dia", "csi", *CONTROLS])
+def test_a_loaded_one_refuses_them_too(name, fitted):
+    again = DETECTORS[name].load().load(fitted(name)[1], compute=Compute())
+    with pytest.raises(DataError, match=r"do not fit the \(1, 16, 16\) of the training images"):
+        again.score(made(2, split="test", size=20))
 
 
 @pytest.mark.parametrize("name", [*OURS, *CONTROLS, "csi"])

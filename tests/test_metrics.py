@@ -149,6 +149,26 @@ def test_refuses_parameters_out_of_range(call):
         call()
 
 
+@pytest.mark.parametrize("aim", ["f1", "accuracy"])
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_a_papers_threshold_is_the_best_of_all(aim, decimals):
+    scores, anomalous = scored(60, decimals=decimals)
+    statistic = {"f1": reference.f1_score, "accuracy": reference.accuracy_score}[aim]
+    best = max(statistic(anomalous, scores > t) for t in [-9.0, *scores])
+    found = metrics.at_best(scores, anomalous, aim)
+    assert found[aim] == pytest.approx(best)
+    flagged = scores > found["threshold"]
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(anomalous, flagged))
+    assert found["f1"] == pytest.approx(reference.f1_score(anomalous, flagged))
+
+
+def test_constant_scores_flag_all_or_none():
+    anomalous = np.arange(10) >= 3
+    found = metrics.at_best(np.zeros(10), anomalous, "accuracy")
+    assert found["accuracy"] == pytest.approx(0.7) and found["sensitivity"] == 1
+    assert metrics.at_best(np.zeros(10), ~anomalous, "accuracy")["sensitivity"] == 0
+
+
 def test_threshold_refuses_scores_that_are_not_finite():
     with pytest.raises(DiaworkError, match="not finite"):
         metrics.threshold_at_specificity([0.0, np.nan])

@@ -392,6 +392,32 @@ def test_a_row_beside_a_published_one_shows_the_settings_that_differ(tmp_path):
     assert "train.epochs 30, published 200" in differs and not any("views.shift" in one for one in differs)
 
 
+def test_the_rules_of_papers_stand_where_their_detectors_do(tmp_path, quick):
+    make_run(tmp_path / "runs", "DIA")
+    make_run(tmp_path / "runs", "SimSID", strength=0.5)
+
+    def text():
+        return Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+
+    with_one = text()
+    assert "F1 and accuracy as SimSID takes them: oracles" in with_one and "rule of SCRD4AD" not in with_one
+    make_run(tmp_path / "runs", "SCRD4AD", strength=0.7)
+    assert "as SCRD4AD and SimSID take them" in text()
+
+
+def test_without_their_detectors_no_rule_of_a_paper_is_shown(suite, tmp_path, quick):
+    assert "oracles" not in Page(write_html(suite, tmp_path / "r.html", title="t", asked="a").read_text()).text
+
+
+def test_ours_on_the_same_test_images_stands_beside_the_published_auroc_alone(tmp_path):
+    make_run(tmp_path, "SimSID", settings={"detector": "simsid"}, dataset="chestxray224")
+    table = beside_published("simsid_zhanglab", collect(tmp_path), {"SimSID": ["SimSID"]})
+    rows = pd.DataFrame(table["rows"]).query("method == 'SimSID'").set_index("metric")
+    assert rows["auroc"].notna().to_dict() == {"auroc": True, "accuracy": False, "f1": False}
+    assert rows.loc["auroc", "difference"] == pytest.approx(rows.loc["auroc", "auroc"] - 0.911)
+    assert any("554 (88.8 %) of its 624 images" in remark for remark in table["remarks"])
+
+
 def test_what_a_shipped_sweep_repeats_is_published():
     for sweep in map(Sweep.load, list_sweeps()):
         rows = pd.concat([published()[:0], *map(published, sweep.published)])

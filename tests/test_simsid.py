@@ -51,6 +51,25 @@ def test_the_gradient_of_a_shrunk_weight_is_that_of_a_softmax():
     assert torch.allclose(*gradients) and (gradients[0] != 0).all()
 
 
+@pytest.mark.parametrize("space_aware", [True, False])
+def test_a_queue_holds_the_latest_tokens_of_training_and_takes_no_gradient(space_aware):
+    memory = Memory(3, SimsidConfig(**SMALL | {"memory": "queue", "space_aware": space_aware}))
+    before, x = memory.items.clone(), random(2 * 16, 3, 1, 1).requires_grad_()
+    recalled = memory.train()(x)
+    recalled.sum().backward()  # what it was recalled from is still there
+    tokens = x.detach().flatten(1).unflatten(0, (2, 16))
+    if space_aware:
+        assert torch.equal(memory.items[:, :2], tokens.transpose(0, 1)) and torch.equal(
+            memory.items[:, 2:], before[:, :-2]
+        )
+    else:
+        assert torch.equal(memory.items[0], tokens.flatten(0, 1)[: SMALL["items"]])
+    assert memory.items.grad is None and not torch.allclose(recalled, memory(x.detach()))
+    held = memory.items.clone()
+    memory.eval()(random(16, 3, 1, 1, seed=2))
+    assert torch.equal(memory.items, held)
+
+
 def test_a_memory_recalls_its_own_places_items_alone():
     memory, x = Memory(3, SimsidConfig(**SMALL)), random(2 * 16, 3, 1, 1)
     recalled = memory(x)
@@ -86,7 +105,8 @@ def test_a_patch_is_told_from_its_neighbours_and_from_no_patch_further_off():
 @pytest.mark.parametrize(
     "changes",
     [{}, {"space_aware": False}, {"hierarchical": False}, {"skips": False}, {"inpaint": "convolution"},
-     {"inpaint": "none"}, {"shrinkage": "none"}, {"memory": "random"}, {"memories": 1}, {"patches": 2}],
+     {"inpaint": "none"}, {"shrinkage": "none"}, {"memory": "random"}, {"memory": "queue"}, {"memories": 1},
+     {"patches": 2}],
 )  # fmt: skip
 def test_every_switch_keeps_the_shapes(changes):
     net, x = networks(**changes), torch.rand(2, 1, 32, 32)

@@ -1,7 +1,6 @@
 """Every knob with its unit and legal range.
 
-Configs are frozen and validated; results are never written into one. The digest of a config and
-of the data's identity is a run's identity.
+Configs are frozen and validated; results are never written into one. A run's identity digests config and data.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class SimsidConfig(Frozen):
     items: Count = 100  # of each place's memory
     active: Count = 5  # items that a token is recalled from
     shrinkage: Literal["exact", "official", "none"] = "exact"  # k items, those above the k-th (released), or all
-    memory: Literal["learned", "random"] = "learned"  # "random" is the control
+    memory: Literal["learned", "random", "queue"] = "learned"  # "random" is the control, "queue" the forerunner's
     memories: Count = 2  # levels of the student with a memory, beside the one in the in-painting
     space_aware: bool = True  # a memory for each place, or one for all
     hierarchical: bool = True  # memories in the student, too

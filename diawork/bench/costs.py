@@ -18,6 +18,7 @@ from diawork.base.config import EncoderConfig, K, LossConfig, Stem, ViewsConfig
 from diawork.base.seeding import generator
 from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, sgd
 from diawork.bench.machine import Load
+from diawork.bench.rivals import rivals
 from diawork.bench.timing import seconds
 from diawork.method.bank import DissolvedBank
 from diawork.method.encoder import build_encoder
@@ -35,6 +36,7 @@ def measure_all(*, quick: bool = False, compute: Compute | None = None, say: Cal
     costs["scaling"] = scaling((2, 4), (28, 32), cfg=cfg, compute=compute) if quick else scaling(compute=compute)
     costs["bank"] = bank_cost(steps=(2, 4) if quick else (4, 16), cfg=cfg, compute=compute)
     costs["loss_memory"] = loss_memory(8 if quick else 1024)
+    costs["rivals"] = rivals(quick=quick, compute=compute)
     costs["others"] = load.others()  # over all of it
     say(f"loss of {costs['loss_memory']['views']:,} views: peak {costs['loss_memory']['peak_mib']:.0f} MiB")
     return costs

@@ -31,7 +31,7 @@ def write_cost_html(costs: dict[str, Any], out: Path | str, *, title: str = "Wha
         precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=_facts(costs), figures=_figures(costs),
         accuracy=accuracy, paths=accuracy.get("paths"), pretraining=accuracy.get("pretraining"),
         last=accuracy.get("last"), parts=costs["parts"], scaling=costs.get("scaling"), bank=costs.get("bank"),
-        loss_memory=costs["loss_memory"],
+        loss_memory=costs["loss_memory"], rivals=costs.get("rivals"),
         gpu=NO_GPU if costs["compute"]["device"] == "cpu" else f"Measured on {costs['machine']}.",
     )  # fmt: skip
     write_text(Path(out), page)

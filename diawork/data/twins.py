@@ -1,18 +1,22 @@
-"""Duplicates within and across splits: exact ones by digest, near ones by correlation of shrunken images."""
+"""Duplicates within and across splits and sets: exact ones by digest, near ones by correlation of shrunken images."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diawork.base.errors import DataError
 from diawork.data.images import ImageSet, Splits
 
 NEAR = 0.97  # correlation from which two images may be the same picture
 CLOSER = 30.0  # and how many times closer they are than the median image of the other split
 SAME = 0.999  # correlation from which they are the same whatever the other images are like
+SIDES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)  # short over long side, as pictures may have been
+LEVELS = (0.9, 0.95, 0.97, 0.98, 0.99)  # of correlation, that an overlap is told by
 
 
 class Pair(NamedTuple):
@@ -41,6 +45,61 @@ class Pair(NamedTuple):
     def __str__(self) -> str:
         first = f"{self.first_split} {self.first_index} ({self.first_class})"
         return f"{first} and {self.second_split} {self.second_index} ({self.second_class})"
+
+
+class Overlap(NamedTuple):
+    """For each image of one set the nearest of another, as far as shrunken pictures tell."""
+
+    similarity: np.ndarray  # (N,) correlation with the nearest
+    second: np.ndarray  # (N,) with the next nearest
+    nearest: np.ndarray  # (N,) its place in the other set
+    mutual: np.ndarray  # (N,) whether it is that image's nearest, too
+    agree: np.ndarray  # (N,) whether both are healthy, or both are not
+
+    def lines(self) -> Iterator[str]:
+        """Say at each level of correlation how many images have a match, and on how many of them the labels agree."""
+        for level in LEVELS:
+            match = self.similarity >= level
+            n, both, same = match.sum(), (match & self.mutual).sum(), (match & self.agree).sum()
+            share = f"{n / len(match):.1%}"
+            yield f"correlation {level:g} or more: {n} of {len(match)} ({share}), {both} mutual, labels agree on {same}"
+        gap = np.median(self.similarity - self.second)
+        yield f"the nearest correlates {np.median(self.similarity):.3f} in the median, {gap:.3f} more than the next one"
+
+
+def overlap(first: ImageSet, second: ImageSet) -> Overlap:
+    """Return how far the images of ``first`` are those of ``second``, whichever sides either has cropped or squashed.
+
+    The larger pictures are cut to every central part that a crop to a square may have kept, and shrunk to the others.
+    """
+    if not len(first) or not len(second):
+        raise DataError(f"{first.name} and {second.name} have {len(first)} and {len(second)} images to compare.")
+    larger = first.images.shape[-1] >= second.images.shape[-1]
+    similarity = _any_part(first, second) if larger else _any_part(second, first).T
+    best = similarity.topk(min(2, len(second)), 1)
+    nearest = best.indices[:, 0]
+    mutual = similarity.argmax(0)[nearest] == torch.arange(len(first))
+    agree = first.anomalous == second.anomalous[nearest.numpy()]
+    return Overlap(best.values[:, 0].numpy(), best.values[:, -1].numpy(), nearest.numpy(), mutual.numpy(), agree)
+
+
+def _any_part(larger: ImageSet, smaller: ImageSet) -> Tensor:
+    """Return the correlation (N, M) of images with smaller ones, the best over central parts of the larger."""
+    size = min(32, smaller.images.shape[-1])
+    windows = _normalised(torch.cat([_shrunk(x, size)[:, 1:-1, 1:-1] for x in smaller.batches()]))
+    best = torch.full((len(larger), len(smaller)), -1.0)
+    for share in SIDES:
+        for upright in (False, True) if share < 1 else (False,):
+            parts = [_shrunk(_central(x, share, upright=upright), size) for x in larger.batches()]
+            best = torch.maximum(best, _best_over_shifts(torch.cat(parts), windows))
+    return best
+
+
+def _central(images: Tensor, share: float, *, upright: bool) -> Tensor:
+    """Return the middle of images, all of their height and a share of their width, or turned about."""
+    dim = 2 if upright else 3
+    kept = round(share * images.shape[dim])
+    return images.narrow(dim, (images.shape[dim] - kept) // 2, kept)
 
 
 def find_pairs(splits: Splits) -> list[Pair]:
@@ -100,7 +159,7 @@ def _nearest_twins(reference: ImageSet, images: ImageSet, *, rows: int = 512) ->
 def _shrunk(images: Tensor, most: int = 32) -> Tensor:
     """Return grey images (N, S, S) of at most ``most`` px without fine grain: what survives JPEG."""
     grey = images.mean(1, keepdim=True)
-    if grey.shape[-1] > most:
+    if max(grey.shape[-2:]) > most or grey.shape[-2] != grey.shape[-1]:
         grey = F.interpolate(grey, (most, most), mode="area")
     bell = torch.tensor([1.0, 2.0, 1.0]) / 4
     return F.conv2d(grey, (bell[:, None] * bell)[None, None])[:, 0]

@@ -7,6 +7,7 @@ sees anomalies. None learns anything beyond a mean, a spread or a list of health
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.base.files import read_arrays, write_arrays
 from diawork.data.images import ImageSet
-from diawork.detectors.face import Detector, Scores
+from diawork.detectors.face import Detector, Scores, refuse_other_shapes
 
 BANDS = ((1, 2), (2, 4), (4, 7), (7, 10), (10, 14))  # cycles an image, lower end included
 STATISTICS = ("mean", "sd", "gradient x", "gradient y", *(f"energy {lo}-{hi}" for lo, hi in BANDS))
@@ -54,13 +55,14 @@ class _Control(Detector):
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
+        self.image_shape: Sequence[int] = ()  # (C, H, W) of the images fitted on, where known
 
     def fit(self, train: ImageSet, *, folder: Path | str | None = None, **_: Any) -> Self:
         """Learn from the healthy images of ``train`` alone; saved in ``folder``, so that a run can be applied."""
         healthy = train.normal()
         if not len(healthy):
             raise DataError(f"no normal images in the split {train.split!r} of {train.name!r} to learn from.")
-        self.arrays = self._learn(self._features(healthy))
+        self.arrays, self.image_shape = self._learn(self._features(healthy)), healthy.images.shape[1:]
         if folder is not None:
             self.save(folder)
         return self
@@ -71,9 +73,10 @@ class _Control(Detector):
             raise UsageError(
                 f"this {self.name} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
             )
+        refuse_other_shapes(images, self.image_shape)
         features = self._features(images)
         known = next(iter(self.arrays.values())).shape[-1]
-        if features.shape[1] != known:
+        if features.shape[1] != known:  # of a file that does not hold the shape
             raise DataError(f"{features.shape[1]} values an image do not fit the {known} of the training images.")
         return Scores(self._score(features, images))
 
@@ -90,7 +93,8 @@ class _Control(Detector):
 
     def save(self, folder: Path | str) -> None:
         """Save what was learnt as plain arrays in ``detector.npz``."""
-        write_arrays(Path(folder) / FILE, {"kind": np.array(self.name), **self.arrays})
+        facts = {"kind": np.array(self.name), "shape": np.array(self.image_shape)}
+        write_arrays(Path(folder) / FILE, facts | self.arrays)
 
     @classmethod
     def load(cls, folder: Path | str, *, compute: Any = None) -> Self:
@@ -101,6 +105,7 @@ class _Control(Detector):
         if kind != cls.name:
             raise CheckpointError(f"this is {kind!r}, not {cls.name!r}.", path=path)
         detector = cls()
+        detector.image_shape = tuple(int(n) for n in arrays.pop("shape", ()))
         detector.arrays = arrays
         return detector
 

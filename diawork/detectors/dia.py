@@ -23,7 +23,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig, K
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.data.images import Images, ImageSet
-from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
+from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.ddpm import DDPM
@@ -66,6 +66,7 @@ class DIA(Detector):
         self.history = History()
         self.spec: dict[str, Any] = {}  # what the fitted weights belong to
         self.healthy = np.empty(0, np.int64)  # source indices of the bank's images
+        self.image_shape: list[int] = []  # (C, H, W) of the images fitted on, where known
 
     @classmethod
     def build(cls, cfg: ExperimentConfig, *, dissolve: Dissolve | None = None, compute: Compute | None = None) -> Self:
@@ -94,6 +95,7 @@ class DIA(Detector):
         """
         healthy, folder, cfg = train.normal(), Path(folder) if folder else None, self.cfg
         self.healthy, x = healthy.index, in_channels(healthy.images, cfg.encoder.channels)
+        self.image_shape = list(healthy.images.shape[1:])
         data = {"name": train.name, "identity": train.identity}
         self.spec = {"kind": self.name, "config": cfg.identity(), "data": data, "value_range": [0, 1]}
         if folder and (folder / f"{WEIGHTS}.json").exists():
@@ -138,6 +140,7 @@ class DIA(Detector):
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
         """Return the scores of ``images`` with their parts (N, K); ``samples`` augmented copies an image (T′)."""
         bank = self._fitted()
+        refuse_other_shapes(images, self.image_shape)
         x = in_channels(images.images, self.cfg.encoder.channels)
         features = self._features(x, images.split, samples=samples, progress=progress)
         scores = score(features, bank, parts=self.cfg.score.parts)
@@ -185,7 +188,8 @@ class DIA(Detector):
         """Save encoder, bank and config (safetensors + JSON)."""
         tensors = named(encoder=self.encoder.state_dict(), bank=self._fitted().tensors())
         tensors |= {"healthy": torch.from_numpy(self.healthy)}
-        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history) | {"draws": DRAWS})
+        state = asdict(self.history) | {"draws": DRAWS, "shape": self.image_shape}
+        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=state)
 
     @classmethod
     def load(cls, folder: Path | str, *, compute: Compute | None = None) -> Self:
@@ -216,7 +220,7 @@ class DIA(Detector):
         self.bank = FeatureBank.from_tensors(matching(tensors, "bank.", shapes, path=path))
         steps, epochs = checkpoint.value("steps", list), checkpoint.value("epochs", list)
         self.history = History(steps, epochs, selected=checkpoint.value("selected", int))
-        self.spec = checkpoint.spec
+        self.spec, self.image_shape = checkpoint.spec, list(checkpoint.state.get("shape", ()))
         self.encoder.eval()
         return self
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from diawork.base.errors import DataError
 from diawork.data.images import ImageSet
 from diawork.evaluation.collapse import Facts
 from diawork.method.progress import Bars
 
 EpochHook = Callable[[int, Any], float | None]  # epoch, detector → validation score, where one is asked for
 MapMethods = dict[str, Callable[[ImageSet], np.ndarray]]  # name → maps (N, H, W)
+
+
+def refuse_other_shapes(images: ImageSet, shape: Sequence[int]) -> None:
+    """Refuse images (N, C, H, W) that have not the ``shape`` (C, H, W) of those that were fitted on; () is unknown."""
+    seen = tuple(images.images.shape[1:])
+    if shape and seen != tuple(shape):
+        what = f"images of {seen} do not fit the {tuple(shape)} of the training images."
+        raise DataError(what, hint="A shape is (channels, height, width).")
 
 
 @dataclass(frozen=True)

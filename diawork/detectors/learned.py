@@ -29,7 +29,7 @@ from diawork.base.errors import CheckpointError, DataError, NumericError, UsageE
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images, ImageSet, at_once
 from diawork.detectors.backbones import Backbone
-from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores
+from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.loop import Progress
 from diawork.method.dissolve import GaussianBlur
 from diawork.method.progress import Bars
@@ -128,11 +128,7 @@ class Learned(Detector):
             raise UsageError(
                 f"this {self.name} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
             )
-        if list(images.images.shape[1:]) != self.shape:
-            what = (
-                f"images of {tuple(images.images.shape[1:])} do not fit the {tuple(self.shape)} of the training images."
-            )
-            raise DataError(what, hint="A shape is (channels, height, width).")
+        refuse_other_shapes(images, self.shape)
         parts = [self._one_batch(rows) for rows in tqdm(images.batches(BATCH), "scoring", disable=not progress)]
         total = torch.cat([score for score, _ in parts]).numpy()
         if not np.isfinite(total).all():

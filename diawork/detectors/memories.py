@@ -42,7 +42,10 @@ def shrunk(s: Tensor, active: int, mode: str = "exact") -> Tensor:
 
 
 class Memory(nn.Module):
-    """Items (P, N, D) that a patch is recalled from: those of its own place alone, or one set for all places."""
+    """Items (P, N, D) that a patch is recalled from: those of its own place alone, or one set for all places.
+
+    They are learned, or random (the control), or, as in SimSID's forerunner, a queue of the latest tokens of training.
+    """
 
     def __init__(self, dim: int, cfg: SimsidConfig) -> None:
         super().__init__()
@@ -54,9 +57,18 @@ class Memory(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the memory recalls of patches (B·P, C, h, w), of the same shape."""
         z, items = x.flatten(1).unflatten(0, (-1, self.places)), self.items.expand(self.places, -1, -1)
+        if self.cfg.memory == "queue" and self.training:
+            items = items.clone()  # the batch is recalled from those before it
+            self._append(z.detach().float())
         with torch.autocast(x.device.type, enabled=False):  # in low precision many items would be equally near
             weights = shrunk(torch.einsum("bpd,pnd->bpn", z.float(), items), self.cfg.active, self.cfg.shrinkage)
             return torch.einsum("bpn,pnd->bpd", weights, items).flatten(0, 1).view_as(x)
+
+    @torch.no_grad()
+    def _append(self, z: Tensor) -> None:
+        """Put tokens (B, P, D) in front of the queue; the oldest fall out."""
+        newest = z.transpose(0, 1) if self.cfg.space_aware else z.flatten(0, 1)[None]
+        self.items.copy_(torch.cat([newest, self.items], 1)[:, : self.cfg.items])
 
 
 class InPainting(nn.Module):

@@ -13,6 +13,7 @@ from diawork.base.errors import DiaworkError
 from diawork.data.manifests import load_manifest
 from diawork.evaluation.comparison import Comparison
 from diawork.evaluation.conformal import check_alarm
+from diawork.evaluation.metrics import PAPER_RULES, at_best
 from diawork.evaluation.wording import counted, limits
 from diawork.report.comparisons import Compared, Pair, compare_all
 from diawork.report.findings import (
@@ -27,7 +28,7 @@ from diawork.report.findings import (
 )
 from diawork.report.pictures import Runs, draw_pictures
 from diawork.report.published import beside_paper
-from diawork.report.tables import DDPM_SEED
+from diawork.report.tables import DDPM_SEED, score_pairs
 from diawork.runs.run import Run
 
 FALSE_ALARMS = 0.05  # share of healthy images
@@ -68,8 +69,19 @@ def section(
         "alarm": _alarm(runs[focus_of(table)["label"]], split), "failures": failures + missing,
         "pairs": [one.row for one in tests], "limits": limits(rivals),
         "paper": paper.to_dict("records"), "ran": int(paper["auroc"].notna().sum()),
-        "paper_remarks": _remarks(paper),
+        "paper_remarks": _remarks(paper), "rules": _paper_rules(table, runs, split),
     }  # fmt: skip
+
+
+def _paper_rules(table: pd.DataFrame, runs: Runs, split: str) -> list[dict[str, Any]]:
+    """Return each row's F1 and accuracy by the threshold rules of those papers whose detectors stand in the table."""
+    rules = {name: aim for name, aim in PAPER_RULES.items() if name in set(table["detector"])}
+    rows = []
+    for label in table["label"] if rules else ():
+        scored = score_pairs(runs[label], split)
+        best = {name: pd.DataFrame([at_best(*pair, aim) for pair in scored]).mean() for name, aim in rules.items()}
+        rows.append({"label": label, "best": best})
+    return rows
 
 
 def _models(runs: Runs) -> str:
