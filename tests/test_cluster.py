@@ -52,7 +52,8 @@ def children(pid):
 
 
 def test_a_checkpoint_is_the_same_cell_again(tmp_path):
-    assert Job(tmp_path).checkpoint().function.cell == tmp_path
+    again = Job(tmp_path, {"DIAWORK_PROCESSES": "4"}).checkpoint().function
+    assert again.cell == tmp_path and again.env == {"DIAWORK_PROCESSES": "4"}
 
 
 def test_wrong_options_are_refused(tmp_path):

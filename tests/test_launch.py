@@ -158,3 +158,8 @@ def test_slots_share_the_cores_and_the_gpus(monkeypatch, slots, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
     assert slot_environment(0, slots, [])["OMP_NUM_THREADS"] == str(threads)
     assert slot_environment(3, slots, ["0", "2"]) == slot_environment(0, slots, []) | {"CUDA_VISIBLE_DEVICES": "2"}
+
+
+@pytest.mark.parametrize(("slot", "cards"), [(0, "0,1"), (1, "2,3"), (2, "0,1")])
+def test_a_slot_has_a_gpu_for_each_process(slot, cards):
+    assert slot_environment(slot, 2, ["0", "1", "2", "3"], processes=2)["CUDA_VISIBLE_DEVICES"] == cards

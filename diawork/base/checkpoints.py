@@ -23,7 +23,8 @@ from torch import nn
 from diawork.base.config import Model, validated
 from diawork.base.errors import CheckpointError, ResourceError, UsageError
 from diawork.base.files import read_json, remove_orphans, write_bytes, write_json
-from diawork.base.stopping import raise_if_stopping, stop_requested
+from diawork.base.processes.group import ALONE, Group
+from diawork.base.stopping import stop, stop_requested
 
 Tensors = dict[str, torch.Tensor]
 FORMAT = 1
@@ -202,12 +203,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix
 
 
 class Keeper:
-    """Keeps a loop resumable by checkpoints in ``folder``; without one it only ends the loop on a stop signal."""
+    """Keeps a loop resumable by checkpoints in ``folder``; without one it only ends the loop on a stop signal.
 
-    def __init__(self, folder: Path | None, *, spec: dict, every_seconds: float = 300.0) -> None:
-        self.folder, self.spec, self.every_seconds = folder, spec, every_seconds
+    Of a group's processes, all of them at the same step with the same tensors, the first alone writes.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, spec: dict, every_seconds: float = 300.0, group: Group = ALONE
+    ) -> None:  # fmt: skip
+        self.folder, self.spec, self.every_seconds, self.group = folder, spec, every_seconds, group
         self._last, self._cost = time.monotonic(), 0.0
-        if folder:
+        if folder and group.leads:
             remove_orphans(folder)
             for weights in folder.glob("step-*.safetensors"):  # of a save that was killed before its record
                 if not weights.with_suffix(".json").exists():
@@ -215,7 +221,7 @@ class Keeper:
 
     def require_space(self, tensors: Tensors, optimizer: torch.optim.Optimizer) -> None:
         """Raise ``ResourceError`` where the folder cannot be written or hold three checkpoints: two and a new one."""
-        if not self.folder:
+        if not self.folder or not self.group.leads:
             return
         write_bytes(self.folder / "probe", b"")
         (self.folder / "probe").unlink()
@@ -230,13 +236,20 @@ class Keeper:
 
     def restore(self) -> Checkpoint | None:
         """Return the newest checkpoint that verifies; damaged ones are named in a warning and passed over."""
+        newest = self._newest() if self.group.leads else None
+        name = self.group.told(lambda: newest and newest.path.name)
+        if self.folder and name and not newest:
+            return load_checkpoint(self.folder / name, spec=self.spec)
+        return newest
+
+    def _newest(self) -> Checkpoint | None:
         for path in self._newest_first():
             try:
                 checkpoint = load_checkpoint(path, spec=self.spec)
             except CheckpointError as error:
                 if "belongs to something else" in error.what:
                     raise
-                warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=2)
+                warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=3)
                 continue
             _warn_of_versions(checkpoint.versions)
             return checkpoint
@@ -245,15 +258,16 @@ class Keeper:
     def after_step(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
         """Save if it is time (at most 2 % of it goes into saving) or a stop was asked for, which is then raised."""
         due = time.monotonic() - self._last >= max(self.every_seconds, 50 * self._cost)
-        stopping = stop_requested()
+        stopping = self.group.any(stop_requested())
         if due or stopping:
             self.save(step, snapshot)
         if stopping:
-            raise_if_stopping()
+            self.group.wait()
+            stop()
 
     def save(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
         """Save now; older checkpoints are pruned only after the new pair is committed."""
-        if not self.folder:
+        if not self.folder or not self.group.leads:
             return
         start, path = time.monotonic(), self.folder / f"step-{step:09d}"
         tensors, state = snapshot()
@@ -264,7 +278,7 @@ class Keeper:
 
     def clear(self) -> None:
         """Remove all checkpoints, once the final weights are safe."""
-        for path in self._newest_first():
+        for path in self._newest_first() if self.group.leads else ():
             _remove(path)
 
     def _newest_first(self) -> list[Path]:
@@ -276,7 +290,7 @@ def _warn_of_versions(before: dict[str, str]) -> None:
     changed = [f"{name} {before.get(name)} → {v}" for name, v in _versions().items() if before.get(name) != v]
     if changed:
         text = f"this training began with other versions ({', '.join(changed)}): it goes on, but not bit for bit."
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=4)
 
 
 def _remove(path: Path) -> None:

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from diawork.base.errors import ResourceError, UsageError, did_you_mean
+from diawork.base.processes.group import ALONE, Group
 
 Module = TypeVar("Module", bound=nn.Module)
 CPU = torch.device("cpu")
@@ -38,16 +39,21 @@ class Compute:
     precision: str = "fp32"  # of matrix products and convolutions; weights stay fp32
     channels_last: bool = False
     compile: bool | None = None  # None: a frozen model, where its work pays for it; True: trainings, too
+    group: Group = ALONE  # the processes that share a training
 
     @classmethod
-    def auto(cls, device: str = "auto", precision: str = "auto", *, compile: bool | None = None) -> Compute:
+    def auto(
+        cls, device: str = "auto", precision: str = "auto", *, compile: bool | None = None, group: Group = ALONE
+    ) -> Compute:
         """Choose for this machine: CUDA where there is one, bf16 where the hardware computes in it.
+
+        Each process of a ``group`` has a card of its own.
 
         Raises ``ResourceError`` for a device that is not there and ``UsageError`` for fp16, which is
         known to keep a DDPM from converging.
         """
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        chosen = _device(name)
+        chosen = _device(f"cuda:{group.card()}" if name == "cuda" and group.size > 1 else name)
         if precision == "auto":
             precision = "bf16" if has_bf16(chosen) else "fp32"
         if precision not in PRECISIONS:
@@ -55,7 +61,7 @@ class Compute:
             raise UsageError(
                 f"precision={precision!r} is not offered.", hint=hint or did_you_mean(precision, PRECISIONS)
             )
-        return cls(chosen, precision, precision == "bf16", compile)
+        return cls(chosen, precision, precision == "bf16", compile, group)
 
     def prepare(self, module: Module) -> Module:
         """Move a module to the device and memory format; compile it where asked."""

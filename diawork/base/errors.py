@@ -62,10 +62,24 @@ class BusyError(DiaworkError):
     code, exit_code = "B800", 8
 
 
+class ProcessDied(DiaworkError):
+    """One of several processes of a training was killed or ended by a bug; ``exit_code`` is its own."""
+
+    code, exit_code = "P900", 1
+
+
 class Interrupted(DiaworkError):
     """Stopped on request with everything saved; the same command goes on."""
 
     code, exit_code = "S750", 75
+
+
+def out_of_memory(error: Exception) -> ResourceError | None:
+    """Return what a user can do about an error that says memory ran out; None for any other."""
+    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        return None
+    hint = "Lower train.batch_size or diffusion.batch_size; the last checkpoint is intact."
+    return ResourceError(f"out of memory ({error}).", hint=hint)
 
 
 def printable(text: object, keep: str = "") -> str:

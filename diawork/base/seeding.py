@@ -57,14 +57,47 @@ def _mixed(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
-Source = torch.Generator | KeyedDraws
+class RowDraws:
+    """Draws for some rows of ``of``: those that all of them together would have drawn, whoever works on the others."""
+
+    def __init__(self, generator: torch.Generator, rows: slice | torch.Tensor, of: int) -> None:
+        self.generator, self.rows, self.of = generator, rows, of
+
+    def rand(self, *shape: int) -> torch.Tensor:
+        """Return uniform values in [0, 1) of this shape."""
+        return torch.rand(self.of, *shape[1:], generator=self.generator)[self.rows]
+
+    def randn(self, *shape: int) -> torch.Tensor:
+        """Return standard normal values of this shape."""
+        return torch.randn(self.of, *shape[1:], generator=self.generator)[self.rows]
+
+    def randint(self, low: int, high: int) -> torch.Tensor:
+        """Return a whole number of [low, high) a row."""
+        return torch.randint(low, high, (self.of,), generator=self.generator)[self.rows]
+
+
+Draws = torch.Generator | RowDraws  # of a whole batch, or of some rows of it
+Source = Draws | KeyedDraws
 
 
 def rand(source: Source, *shape: int) -> torch.Tensor:
-    """Return uniform values in [0, 1) from a generator, or from draws keyed row by row."""
-    if isinstance(source, KeyedDraws):
-        return source.rand(*shape)
-    return torch.rand(*shape, generator=source)
+    """Return uniform values in [0, 1) from a generator, or from draws made row by row."""
+    if isinstance(source, torch.Generator):
+        return torch.rand(*shape, generator=source)
+    return source.rand(*shape)
+
+
+def randn(source: Draws, *shape: int) -> torch.Tensor:
+    """Return standard normal values from a generator, or those of some rows."""
+    return torch.randn(*shape, generator=source) if isinstance(source, torch.Generator) else source.randn(*shape)
+
+
+def randint(source: Draws, low: int, high: int, *, n: int, each: bool = True) -> torch.Tensor:
+    """Return n whole numbers of [low, high): one for ``each`` row, or one for all."""
+    if isinstance(source, RowDraws) and each:
+        return source.randint(low, high)
+    generator = source.generator if isinstance(source, RowDraws) else source
+    return torch.randint(low, high, (n if each else 1,), generator=generator).expand(n)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,18 @@
 """Stopping on request: loops save first, everything else stops at once, the same command goes on later."""
 
 import contextlib
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from diawork.base.errors import Interrupted
 
 _SIGNALS = [getattr(signal, s) for s in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, s)]
+_PR_SET_PDEATHSIG = 1
 _asked = threading.Event()
 _active: Callable[[int, Any], None] | None = None  # our handler, while one is installed
 
@@ -28,7 +32,7 @@ def graceful_stop() -> Iterator[None]:
         yield
         return
     try:
-        with _handling(_ask):
+        with handling(_ask):
             yield
         raise_if_stopping()
     finally:
@@ -40,16 +44,19 @@ def stop_at_once() -> Iterator[None]:
     """Turn the same signals into ``Interrupted`` wherever the code is; a ``graceful_stop`` inside takes over."""
     ours = threading.current_thread() is threading.main_thread() and _active is None
     try:
-        with _handling(_stop) if ours else contextlib.nullcontext():
+        with handling(_stop) if ours else contextlib.nullcontext():
             yield
     except StopNow:
         raise Interrupted("Stopped on request; what was finished is kept.", hint="The same command goes on.") from None
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Install ``handler``; a signal that is ignored from outside (nohup) stays ignored."""
+def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Install ``handler`` for the signals that stop; one that is ignored from outside (nohup) stays ignored."""
     global _active
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main one alone
+        yield
+        return
     before = {number: old for number in _SIGNALS if (old := signal.getsignal(number)) not in (None, signal.SIG_IGN)}
     outer, _active = _active, handler
     try:
@@ -80,4 +87,19 @@ def stop_requested() -> bool:
 def raise_if_stopping() -> None:
     """Raise ``Interrupted`` where a stop was asked for."""
     if stop_requested():
-        raise Interrupted("Stopped on request; everything is saved.", hint="The same command goes on.")
+        stop()
+
+
+def stop() -> NoReturn:
+    """Raise ``Interrupted``, everything being saved."""
+    raise Interrupted("Stopped on request; everything is saved.", hint="The same command goes on.")
+
+
+def end_with(parent: int) -> None:
+    """Be stopped when the process ``parent`` ends (Linux; elsewhere the locks prevent double work)."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before we could ask
+        os._exit(Interrupted.exit_code)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from diawork.base.errors import DiaworkError, ResourceError
+from diawork.base.errors import DiaworkError, out_of_memory
 from diawork.base.stopping import StopNow, stop_at_once
 from diawork.cli import options
 from diawork.cli.data import data
@@ -132,9 +132,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _failed(error: Exception) -> int:
     """Say in one sentence what went wrong; return the exit code."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        hint = "Lower train.batch_size or diffusion.batch_size; the last checkpoint is intact."
-        error = ResourceError(f"out of memory ({error}).", hint=hint)
+    error = out_of_memory(error) or error
     if isinstance(error, DiaworkError):
         say(f"error[{error.code}] {error}", err=True)
         return error.exit_code

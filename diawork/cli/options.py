@@ -27,6 +27,10 @@ out = path_option("--out", help="Folder for runs [default: $DIAWORK_HOME or ./ru
 data_root = path_option("--data-root", help="Folder with data [default: $DIAWORK_DATA].")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 precision = click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16")
+processes = click.option(
+    "--processes", default=0, type=click.IntRange(0, 1000), show_default="$DIAWORK_PROCESSES, or 1",
+    help="How many share each training of a DDPM, DIA or CSI, on a card or some of the cores each.",
+)  # fmt: skip
 overrides = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="e.g. loss.temperature=0.2")
 
 

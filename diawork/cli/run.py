@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @options.out
 @options.device
 @options.precision
+@options.processes
 @path_option("--report", "page", help="Where the HTML report goes.")
 @click.option("--print-config", is_flag=True, help="Print the validated config and stop.")
 def run(

@@ -26,6 +26,7 @@ say = partial(say, keep="")  # a line each: no name in it begins another
 @options.out
 @options.data_root
 @options.device
+@options.processes
 def sweep(
     file: str | None, name: str | None, size: str | None, slurm: tuple[str, ...], dry_run: bool, **where: Any
 ) -> None:

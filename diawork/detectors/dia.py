@@ -48,6 +48,7 @@ class DIA(Detector):
     """
 
     name = "DIA"
+    shareable = True
 
     def __init__(
         self,
@@ -98,26 +99,30 @@ class DIA(Detector):
         self.image_shape = list(healthy.images.shape[1:])
         data = {"name": train.name, "identity": train.identity}
         self.spec = {"kind": self.name, "config": cfg.identity(), "data": data, "value_range": [0, 1]}
-        if folder and (folder / f"{WEIGHTS}.json").exists():
+        group = self.compute.group
+        if folder and group.told((folder / f"{WEIGHTS}.json").exists):
             finished = load_checkpoint(folder / WEIGHTS, spec=self.spec)
             self._restore(finished).history.seconds = finished.value("seconds", float)
             if finished.state.get("draws") != DRAWS:  # the weights stand; the bank was drawn by another scheme
                 self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress))
-                self.save(folder)
-            Keeper(folder, spec={}).clear()  # what a kill just after the last save left
+                if group.leads:
+                    self.save(folder)
+            Keeper(folder, spec={}, group=group).clear()  # what a kill just after the last save left
             return self
-        keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
+        spec = self.spec | {"kind": f"{self.name} training"}
+        keeper = Keeper(folder, spec=spec, every_seconds=save_every, group=group)
         hook = (lambda epoch, _: self._asked(on_epoch, epoch, x)) if on_epoch else None
         if isinstance(self.dissolve, Dissolver):
             each = epoch_batches(len(x), cfg.train, seed=cfg.seed, epoch=0)
             passes = cfg.train.epochs * len(each) * (K if cfg.views.dissolve_per == "shift" else 1)
-            self.dissolve.expect(passes * len(each[0]), len(each[0]), progress=bool(progress))
+            share = -(-len(each[0]) // group.size)
+            self.dissolve.expect(passes * share, share, progress=bool(progress) and group.leads)
         self.history = fit(
             self.encoder, x, BranchBuilder(cfg.views, self.dissolve), train=cfg.train, loss=cfg.loss, seed=cfg.seed,
             compute=self.compute, keeper=keeper, on_epoch=hook, progress=progress,
         )  # fmt: skip
-        self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress))
-        if folder:
+        self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress if group.leads else False))
+        if folder and group.leads:
             self.save(folder)
             keeper.clear()
         return self

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import digest, read_json, remove_orphans, sha256_file, write_array, write_json
+from diawork.base.seeding import Draws, randint
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images
 from diawork.method.dissolve import Dissolver
@@ -90,10 +91,9 @@ class DissolvedBank:
         """Return the seconds that making it took, NaN where they were not noted."""
         return float(read_json(self.path.with_suffix(".json")).get("seconds", math.nan))
 
-    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: Draws) -> tuple[Tensor, Tensor]:
         """Return the stored views of images ``image`` (B,), mirrored where ``flip`` (B,), at random grid steps."""
-        draws = len(x) if self._per_image else 1
-        step = torch.randint(len(self.ts), (draws,), generator=generator).expand(len(x))
+        step = randint(generator, 0, len(self.ts), n=len(x), each=self._per_image)
         picked = torch.from_numpy(self.values[image.numpy(), flip.long().numpy(), step.numpy()])
         low, high = self.scale
         y = picked.to(x.device).float().mul_((high - low) / 255).add_(low)

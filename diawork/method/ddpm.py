@@ -29,7 +29,7 @@ from diawork.base.checkpoints import (
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError, NumericError
-from diawork.base.seeding import generator, isolated_rng
+from diawork.base.seeding import RowDraws, generator, isolated_rng
 from diawork.base.stopping import graceful_stop
 from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
@@ -98,15 +98,16 @@ def pretrain_ddpm(
     folder = Path(folder) if folder else None
     images = _fraction(train.normal(), cfg)
     data = {"name": train.name, "identity": train.identity, "bridge": bridge, "images": len(images)}
-    if folder and (folder / f"{WEIGHTS}.json").exists():
+    group, progress = compute.group, progress if compute.group.leads else False
+    if folder and group.told((folder / f"{WEIGHTS}.json").exists):
         if progress:
             tqdm.write(f"reused {folder}")
         ddpm = load_ddpm(folder, cfg, data=data)
-        Keeper(folder, spec={}).clear()  # what a kill just after the last save left
+        Keeper(folder, spec={}, group=group).clear()  # what a kill just after the last save left
         return ddpm
     to_model(images.images[:1], cfg.image_size, bridge)  # refuses what it cannot bring to the model
     trainer = _Trainer(cfg, compute, data)
-    keeper = Keeper(folder, spec=trainer.spec, every_seconds=save_every)
+    keeper = Keeper(folder, spec=trainer.spec, every_seconds=save_every, group=group)
     trainer.restore(keeper.restore())
     keeper.require_space(trainer.snapshot()[0], trainer.optimizer)
     with graceful_stop(), stage(progress, total=cfg.steps, initial=trainer.step, desc="DDPM") as bar:
@@ -117,10 +118,11 @@ def pretrain_ddpm(
                 bar.set_postfix(loss=f"{sum(trainer.losses[-50:]) / len(trainer.losses[-50:]):.4f}")
             keeper.after_step(trainer.step, trainer.snapshot)
         ddpm = trainer.result()
-        if folder:
+        if folder and group.leads:
             save_ddpm(folder, ddpm)
             keeper.clear()
-            ddpm.folder = folder
+        ddpm.folder = folder
+    group.wait()
     return ddpm
 
 
@@ -158,23 +160,26 @@ class _Trainer:
         return {"kind": "ddpm training", "config": self.cfg.identity(), "data": self.data, "value_range": VALUE_RANGE}
 
     def one_step(self, images: Images) -> None:
-        """Take one optimiser step over ``accumulate`` micro-batches of images (N, C, H, W) in [0, 1]."""
-        cfg = self.cfg
-        for group in self.optimizer.param_groups:
-            group["lr"] = cfg.lr * self._lr_factor()
-        losses, seen = [], list[int]()
+        """Take one optimiser step over ``accumulate`` micro-batches of images (N, C, H, W) in [0, 1], or our share."""
+        cfg, group = self.cfg, self.compute.group
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = cfg.lr * self._lr_factor()
+        losses, seen = [torch.zeros((), device=self.compute.device)], list[int]()
         for part in range(cfg.accumulate):
             micro_step = self.step * cfg.accumulate + part
-            index = self._index(len(images), micro_step)
+            index = (whole := self._index(len(images), micro_step))[rows := group.rows(len(whole))]
             seen += index.tolist()
+            if not len(index):  # fewer images than processes
+                continue
             x = to_model(images[index], cfg.image_size, self.data["bridge"], channels=cfg.channels) * 2 - 1
             if not torch.isfinite(x).all():
                 raise self._not_finite("the images hold NaN or infinite values", seen)
-            loss = self._loss(x, micro_step) / cfg.accumulate
+            loss = self._loss(x, micro_step, rows, len(whole)) * (len(index) / len(whole)) / cfg.accumulate
             loss.backward()
             losses.append(loss.detach())
+        group.sum_gradients(self.ddpm.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.ddpm.parameters(), cfg.clip_norm)
-        both = torch.stack([torch.stack(losses).sum(), norm])
+        both = torch.stack([group.sum(torch.stack(losses).sum()), norm])
         total, norm = both.tolist()  # the step waits for the device here alone
         if not (math.isfinite(norm) and math.isfinite(total)):
             raise self._not_finite(f"loss {total}, gradient norm {norm}", seen)
@@ -203,13 +208,14 @@ class _Trainer:
             self._epoch, self._order = epoch, list(batches(n, self.cfg.batch_size, draws))
         return self._order[position]
 
-    def _loss(self, batch: Tensor, micro_step: int) -> Tensor:
-        cfg, seed = self.cfg, self.cfg.seed
+    def _loss(self, batch: Tensor, micro_step: int, rows: slice, of: int) -> Tensor:
+        """Return the mean loss of some ``rows`` of a micro-batch ``of`` so many images."""
+        cfg, named = self.cfg, (generator(self.cfg.seed, "ddpm", micro_step, what) for what in ("flip", "t", "noise"))
+        flips, steps, noises = (RowDraws(one, rows, of) for one in named)
         if cfg.hflip:
-            mirrored = torch.rand(len(batch), generator=generator(seed, "ddpm", micro_step, "flip")) < 0.5
+            mirrored = flips.rand(len(batch)) < 0.5
             batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-        t = torch.randint(cfg.timesteps, (len(batch),), generator=generator(seed, "ddpm", micro_step, "t"))
-        noise = torch.randn(batch.shape, generator=generator(seed, "ddpm", micro_step, "noise"))
+        t, noise = steps.randint(0, cfg.timesteps), noises.randn(*batch.shape)
         batch, t, noise = (self.compute.to(value) for value in (batch, t, noise))
         with self.compute.autocast():
             return denoising_loss(self.ddpm, batch, t, noise, loss=cfg.loss)

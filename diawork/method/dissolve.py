@@ -29,7 +29,7 @@ class Occupant(Protocol):
     def timesteps(self) -> int:
         """How many steps there are; 1: the occupant knows no step."""
 
-    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: seeding.Draws) -> tuple[Tensor, Tensor]:
         """Return x̂ (B, C, H, W) of ``x`` in [0, 1], and the steps ``t`` (B,), -1 where there is none.
 
         ``image`` (B,) are the images' indices, ``flip`` (B,) says whether a row is mirrored.
@@ -170,11 +170,10 @@ class Dissolver:
             if progress:
                 tqdm.write(f"compiled the dissolver in {seconds:.0f} s, for {images:,} images")
 
-    def sample_t(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample_t(self, n: int, generator: seeding.Draws) -> Tensor:
         """Draw n steps (n,) uniformly over the integers of ``t_range``, both ends included."""
         low, high = self.t_range
-        draws = n if self.cfg.t_per == "image" else 1
-        return torch.randint(low, high + 1, (draws,), generator=generator).expand(n)
+        return seeding.randint(generator, low, high + 1, n=n, each=self.cfg.t_per == "image")
 
     def at(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Dissolve (B, C, H, W) at given steps; compiled code knows one size of batch: the last one is filled up."""
@@ -191,7 +190,7 @@ class Dissolver:
             compute=self.compute,
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: seeding.Draws) -> tuple[Tensor, Tensor]:
         """Dissolve a batch at freshly drawn steps, one an image."""
         t = self.sample_t(len(x), generator)
         return self.at(x, t), t
@@ -224,7 +223,7 @@ class _Operator(ABC):
 
     timesteps = 1
 
-    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, *, image: Tensor, flip: Tensor, generator: seeding.Draws) -> tuple[Tensor, Tensor]:
         return self.apply(x, generator), torch.full((len(x),), NO_STEP)
 
     def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
@@ -234,7 +233,7 @@ class _Operator(ABC):
         return torch.cat(made).cpu().expand(len(ts), *x.shape)
 
     @abstractmethod
-    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, x: Tensor, generator: seeding.Draws) -> Tensor:
         """Return what the operator makes of images (B, C, H, W)."""
 
 
@@ -244,7 +243,7 @@ class GaussianBlur(_Operator):
     def __init__(self, kernel_size: int = 7, sigma: float | None = None) -> None:
         self.kernel_size, self.sigma = kernel_size, sigma or 0.3 * ((kernel_size - 1) / 2 - 1) + 0.8
 
-    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, x: Tensor, generator: seeding.Draws) -> Tensor:
         return kf.gaussian_blur2d(x, self.kernel_size, (self.sigma, self.sigma))
 
 
@@ -254,7 +253,7 @@ class MedianBlur(_Operator):
     def __init__(self, kernel_size: int = 7) -> None:
         self.kernel_size = kernel_size
 
-    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, x: Tensor, generator: seeding.Draws) -> Tensor:
         half = self.kernel_size // 2
         return kf.median_blur(F.pad(x, (half,) * 4, mode="reflect"), self.kernel_size)[..., half:-half, half:-half]
 
@@ -265,7 +264,7 @@ class ResizeOnly(_Operator):
     def __init__(self, size: int = 14) -> None:
         self.size = size
 
-    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, x: Tensor, generator: seeding.Draws) -> Tensor:
         return from_model(to_model(x, self.size, "resize"), x, "resize")
 
 
@@ -275,15 +274,15 @@ class AddNoise(_Operator):
     def __init__(self, sd: float = 0.1) -> None:
         self.sd = sd
 
-    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(x.shape, generator=generator).to(x.device)
+    def apply(self, x: Tensor, generator: seeding.Draws) -> Tensor:
+        noise = seeding.randn(generator, *x.shape).to(x.device)
         return (x + self.sd * noise).clamp(0, 1)
 
 
 class Identity(_Operator):
     """Leave the image as it is: what is left of the third branch without any dissolving."""
 
-    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, x: Tensor, generator: seeding.Draws) -> Tensor:
         return x
 
 

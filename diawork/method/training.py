@@ -25,6 +25,7 @@ from diawork.base.checkpoints import (
 from diawork.base.compute import Compute
 from diawork.base.config import LossConfig, TrainConfig
 from diawork.base.errors import Interrupted, NumericError, UsageError
+from diawork.base.processes.batchnorm import share_batchnorm
 from diawork.base.seeding import generator
 from diawork.base.stopping import graceful_stop
 from diawork.data.images import Images, batches
@@ -68,13 +69,19 @@ def epoch_batches(n: int, cfg: TrainConfig, *, seed: int, epoch: int) -> list[Te
 
 
 def train_step(encoder: Encoder, views: Views, loss: LossConfig, *, compute: Compute) -> LossParts:
-    """Run views forward and backward; gradients are left in the encoder's parameters."""
+    """Run views forward and backward; gradients are left in the encoder's parameters.
+
+    Of several processes each runs its own rows and takes the loss over those of all.
+    """
+    group = compute.group
     with compute.autocast():
         embedding = encoder(compute.to(views.images))
-    parts = dia_loss(
-        embedding.z, embedding.shift_logits, image=views.image, shift=views.shift, branch=views.branch, cfg=loss
+    z, logits, image, shift, branch = group.gathered(
+        embedding.z, embedding.shift_logits, views.image, views.shift, views.branch
     )
+    parts = dia_loss(z, logits, image=image, shift=shift, branch=branch, cfg=loss)
     parts.total.backward()
+    group.sum_gradients(encoder.parameters())
     return LossParts(*(value.detach() for value in parts))
 
 
@@ -112,16 +119,19 @@ def fit(
     compute = compute or Compute()
     keeper = keeper or Keeper(None, spec={})
     compute.prepare(encoder)
+    share_batchnorm(encoder, compute.group, compute.device)
     loop = _Loop(encoder, train, loss, seed, compute)
     loop.restore(keeper.restore())
     keeper.require_space(loop.snapshot()[0], loop.optimizer)
     per_epoch = len(epoch_batches(len(images), train, seed=seed, epoch=0))
     total = train.epochs * per_epoch
-    with graceful_stop(), stage(progress, total=total, initial=loop.step, desc="training") as bar:
+    shown = progress if compute.group.leads else False
+    with graceful_stop(), stage(shown, total=total, initial=loop.step, desc="training") as bar:
         while loop.epochs < train.epochs:
             order = epoch_batches(len(images), train, seed=seed, epoch=loop.epochs)
             for index in order[loop.step - loop.epochs * per_epoch :]:
-                row = loop.one_step(images[index], index, builder, epoch=loop.step / per_epoch)
+                own = images[index[compute.group.rows(len(index))]]
+                row = loop.one_step(own, index, builder, epoch=loop.step / per_epoch)
                 bar.update()
                 bar.set_postfix(epoch=loop.epochs + 1, loss=f"{row['loss']:.3f}", refresh=False)
                 keeper.after_step(loop.step, loop.snapshot)
@@ -141,13 +151,14 @@ class _Loop:
         self.started = time.perf_counter()
 
     def one_step(self, x: Tensor, index: Tensor, builder: BranchBuilder, *, epoch: float) -> dict[str, float]:
-        """Take one optimiser step on images x (B, C, H, W)."""
+        """Take one optimiser step on the images ``index`` (B,), of which x (b, C, H, W) are this process's share."""
         self.encoder.train()
         lr = learning_rate(epoch, self.train)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         x = x.to(self.compute.device, non_blocking=True)  # the views are made where the dissolver's are
-        views = builder(x, index=index, seed=self.seed, step=self.step)
+        rows = self.compute.group.rows(len(index))
+        views = builder(x, index=index, seed=self.seed, step=self.step, rows=rows)
         if not torch.isfinite(views.images).all():  # one such pixel would poison the BatchNorm statistics
             raise self._not_finite("the views of these images hold NaN or infinite values", index)
         parts = train_step(self.encoder, views, self.loss, compute=self.compute)
@@ -172,7 +183,7 @@ class _Loop:
         """Ask the hook for its score and remember the best weights where selection is by validation."""
         epoch = self.epochs + 1
         try:
-            score = on_epoch(epoch, self.encoder) if on_epoch else None
+            score = self.compute.group.told(lambda: on_epoch(epoch, self.encoder)) if on_epoch else None
         except Interrupted:  # the step is done, the epoch is not: the hook is asked again
             keeper.save(self.step, self.snapshot)
             raise

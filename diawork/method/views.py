@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diawork.base.config import NO_STEP, K, ViewsConfig
-from diawork.base.seeding import Source, generator, rand
+from diawork.base.seeding import Draws, RowDraws, Source, generator, rand
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,8 @@ def _jitter(x: Tensor, drawn: Augmentation) -> Tensor:
 
 def _crop(x: Tensor, box: Tensor) -> Tensor:
     """Resample each box (cx, cy, w, h) to the whole image: bilinear, borders reflected."""
+    if not len(x):  # a share of a batch smaller than the number of processes
+        return x
     theta = x.new_zeros(len(x), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = box[:, 2], box[:, 3]
     theta[:, 0, 2], theta[:, 1, 2] = 2 * box[:, 0] - 1, 2 * box[:, 1] - 1
@@ -167,57 +169,86 @@ def _crop(x: Tensor, box: Tensor) -> Tensor:
 # --- branches --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A step of a training, whose draws are the whole batch's, and the rows of its batch that are at hand."""
+
+    seed: int
+    step: int
+    rows: Tensor  # (b,) places in the batch
+    batch: int  # images
+
+    def named(self, *path: str | int) -> torch.Generator:
+        """Return the generator of one purpose."""
+        return generator(self.seed, "views", self.step, *path)
+
+    def draws(self, *path: str | int, copies: int = 1) -> Draws:
+        """Return the draws of one purpose for our rows, of which there are ``copies``, one below the other."""
+        if len(self.rows) == self.batch:
+            return self.named(*path)
+        rows = torch.arange(copies)[:, None] * self.batch + self.rows
+        return RowDraws(self.named(*path), rows.flatten(), copies * self.batch)
+
+
 class BranchBuilder:
     """Builds the views of a batch: 3BK with an occupant of the slot, CSI's 2BK without."""
 
     def __init__(self, cfg: ViewsConfig | None = None, dissolve: Callable[..., tuple[Tensor, Tensor]] | None = None):
         self.cfg, self.dissolve = cfg or ViewsConfig(), dissolve
 
-    def __call__(self, x: Tensor, *, index: Tensor, seed: int, step: int) -> Views:
-        """Return the views of ``x`` (B, C, H, W) in [0, 1]; ``index`` (B,) says which images they are."""
-        cfg, n = self.cfg, len(x)
-        flips = self._flips(n, seed, step)
+    def __call__(self, x: Tensor, *, index: Tensor, seed: int, step: int, rows: slice | None = None) -> Views:
+        """Return the views of ``x`` (B, C, H, W) in [0, 1]; ``index`` (B,) says which images they are.
+
+        Where ``x`` are only the ``rows`` of a batch, ``index`` is the whole batch's, and so are the draws.
+        """
+        cfg, place = self.cfg, _Place(seed, step, torch.arange(len(index))[rows or slice(None)], len(index))
+        index = index[place.rows]
+        flips = self._flips(place)
         branches, steps = [], []
         for branch in (0, 1):
-            source, t = self._mirror(x, flips[branch]), torch.full((n * K,), NO_STEP)
+            source, t = self._mirror(x, flips[branch]), torch.full((len(x) * K,), NO_STEP)
             if cfg.dissolve_branches == "all" and self.dissolve:
-                source, t = self._dissolved(source, index, flips[branch], (seed, "views", step, f"branch {branch}"))
+                source, t = self._dissolved(source, index, flips[branch], place.draws(f"branch {branch}", "dissolve"))
                 t = t.repeat(K)
             branches.append(all_shifts(source, cfg.shift))
             steps.append(t)
         if self.dissolve:
-            third, t = self._third(x, index, flips, (seed, "views", step))
+            third, t = self._third(x, index, flips, place)
             branches.append(third)
             steps.append(t)
         images = torch.cat(branches)
-        drawn = draw_augmentation(len(images), cfg, generator(seed, "views", step, "augment"))
-        return Views(augment(images, drawn), *_row_indices(n, len(branches)), torch.cat(steps))
+        drawn = draw_augmentation(len(images), cfg, place.draws("augment", copies=len(branches) * K))
+        return Views(augment(images, drawn), *_row_indices(place.rows, len(branches)), torch.cat(steps))
 
-    def _flips(self, n: int, seed: int, step: int) -> Tensor:
-        drawn = torch.rand(2 + K, n, generator=generator(seed, "views", step, "flip")) < 0.5
-        return drawn & self.cfg.hflip
+    def _flips(self, place: _Place) -> Tensor:
+        """Return whether each branch's and each dissolved shift's image is mirrored (2 + K, B)."""
+        drawn = torch.rand(2 + K, place.batch, generator=place.named("flip")) < 0.5
+        return drawn[:, place.rows] & self.cfg.hflip
 
     @staticmethod
     def _mirror(x: Tensor, flip: Tensor) -> Tensor:
         return torch.where(_column(flip.to(x.device)), x.flip(-1), x)
 
-    def _dissolved(self, x: Tensor, index: Tensor, flip: Tensor, path: tuple) -> tuple[Tensor, Tensor]:
+    def _dissolved(self, x: Tensor, index: Tensor, flip: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         assert self.dissolve is not None
-        return self.dissolve(x, image=index, flip=flip, generator=generator(*path, "dissolve"))
+        if not len(x):
+            return x, torch.full((0,), NO_STEP)
+        return self.dissolve(x, image=index, flip=flip, generator=draws)
 
-    def _third(self, x: Tensor, index: Tensor, flips: Tensor, path: tuple) -> tuple[Tensor, Tensor]:
+    def _third(self, x: Tensor, index: Tensor, flips: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
         """Return T's input S_k(D(x)) for all k, and t (K·B,)."""
         cfg = self.cfg
         own = flips[1:2].expand(K, -1) if cfg.third_source == "second_view" else flips[2:]
         if cfg.dissolve_per == "image":
-            x_hat, t = self._dissolved(self._mirror(x, own[0]), index, own[0], path)
+            x_hat, t = self._dissolved(self._mirror(x, own[0]), index, own[0], place.draws("dissolve"))
             return all_shifts(x_hat, cfg.shift), t.repeat(K)
-        parts = [self._dissolved(self._mirror(x, own[k]), index, own[k], (*path, k)) for k in range(K)]
+        mirrored = [self._mirror(x, own[k]) for k in range(K)]
+        parts = [self._dissolved(mirrored[k], index, own[k], place.draws(k, "dissolve")) for k in range(K)]
         shifted = [SHIFTS[cfg.shift](x_hat, k) for k, (x_hat, _) in enumerate(parts)]
         return torch.cat(shifted), torch.cat([t for _, t in parts])
 
 
-def _row_indices(n: int, branches: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return image, shift and branch of rows ordered branch by branch, shift by shift."""
-    branch, shift, image = torch.meshgrid(torch.arange(branches), torch.arange(K), torch.arange(n), indexing="ij")
+def _row_indices(rows: Tensor, branches: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image (its place in the batch), shift and branch of rows ordered branch by branch, shift by shift."""
+    branch, shift, image = torch.meshgrid(torch.arange(branches), torch.arange(K), rows, indexing="ij")
     return image.reshape(-1), shift.reshape(-1), branch.reshape(-1)

@@ -12,10 +12,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from diawork.base.errors import UsageError
 
 # A waiting thread that spins holds a core which another process needs, perhaps the very thread that it waits for.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # of every OpenMP; of LLVM's and Intel's as well
 _USERS = (*PASSIVE, "GOMP_SPINCOUNT", "KMP_LIBRARY")  # whoever sets one of these has chosen
+PROCESSES = "DIAWORK_PROCESSES"  # environment variable: how many share a training, where nothing else says it
 _MOUNTS = ("sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
 
 
@@ -81,6 +85,29 @@ def share_cores(root: Path | str = "/") -> None:
     cores = find_cores(root)
     if cores.usable < cores.affinity:  # OpenMP knows the affinity mask itself
         os.environ.setdefault("OMP_NUM_THREADS", str(cores.usable))
+
+
+def count_processes(asked: int, device: Any) -> int:
+    """Return how many processes share a training on a ``torch.device``: ``asked``, or 0: $DIAWORK_PROCESSES, or 1.
+
+    More than there are cards, or cores where there are none, are refused.
+    """
+    text = str(asked or os.environ.get(PROCESSES) or 1)
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise UsageError(f"processes={text} is not a number of processes.", hint="Use a whole number from 1.")
+    if (processes := int(text)) == 1:
+        return 1
+    if device.type == "cuda" and device.index is None:
+        import torch
+
+        most, what = torch.cuda.device_count(), "cards of this machine"
+    elif device.type == "cpu":
+        most, what = find_cores().usable, "cores of this process"
+    else:
+        raise UsageError(f"processes={text} cannot share {device}, which is one device.", hint="Use cuda or cpu.")
+    if processes > most:
+        raise UsageError(f"processes={text} is more than the {most} {what}.", hint=f"Use at most {most}.")
+    return processes
 
 
 def describe_waiting() -> str:

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
+from diawork.base.processes.group import Group
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.images import ImageSet, Splits
@@ -27,13 +28,12 @@ from diawork.detectors.face import Detector, EpochHook
 from diawork.detectors.registry import entry_of
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
-from diawork.method.dissolve import Dissolver
-from diawork.method.matching import matched
 from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
+from diawork.runs.cores import count_processes
 from diawork.runs.evidence import evidence
-from diawork.runs.methods import fills_slot, label_of, method_config, needs_ddpm, resolve
-from diawork.runs.parents import identity_with_models, run_dissolver, shared_bank, shared_ddpm, told_of
+from diawork.runs.methods import label_of, method_config, resolve
+from diawork.runs.parents import Slot, as_member, fill_slot, identity_with_models, train_together
 from diawork.runs.run import Run, known_patients, runs_root
 from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, recorded
 
@@ -68,14 +68,19 @@ def run_experiment(
     data_root: Path | str | None = None,
     acknowledge_leak: str = "",
     compute: Compute | None = None,
+    processes: int = 0,
     progress: Bars = True,
 ) -> Run:
     """Run one experiment and return its run folder; a finished one is found by digest and reused.
+
+    ``processes`` share each training of a DDPM, of DIA and of CSI, on a card or a part of the cores each
+    [0: $DIAWORK_PROCESSES, or 1]; their number is no part of a run's identity.
 
     A fitted image that stands in an evaluation split, too, is a ``DataError``, unless the leaks' digest
     is given as ``acknowledge_leak``; then the report carries a banner.
     """
     compute = compute or Compute.auto()
+    processes = count_processes(processes, compute.device)
     splits = open_data(cfg, data_root)
     refuse_misfits(cfg, splits)
     cfg, evaluated = resolve(cfg, splits), _evaluated(splits, cfg)
@@ -91,17 +96,18 @@ def run_experiment(
     with run.working(), stop_at_once():
         if not run.current:  # by another cell, which was waited for
             where = {"root": root, "data_root": data_root, "compute": compute, "progress": progress}
-            _work(run, cfg, splits, evaluated, where)
+            _work(run, cfg, splits, evaluated, where | {"processes": processes})
     return run
 
 
 def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[ImageSet], where: dict) -> None:
     """Fit, score, keep the evidence, and commit the result."""
-    slot = _fill_slot(run, cfg, splits, where)
-    kind, used = entry_of(cfg.detector), cfg.override(slot.strength)
-    detector = kind.load().build(used, dissolve=slot.training, compute=where["compute"])
+    kind, (slot, detector) = entry_of(cfg.detector), _built(run, cfg, splits, where)
     facts = slot.facts | _probed(detector, splits, progress=where["progress"])
     start = time.perf_counter()
+    if where["processes"] > 1 and detector.shareable and not (run.folder / "detector.json").exists():
+        facts = facts | {"processes": where["processes"]}
+        train_together(train_share, cfg, run.folder, where)
     _fit(detector, cfg, splits, run, progress=where["progress"])
     cost = {"fit_seconds": max(time.perf_counter() - start, detector.seconds)}
     cost |= {name: seconds for name, seconds in slot.cost.items() if not math.isnan(seconds)}
@@ -116,33 +122,19 @@ def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[I
     run.finish(_result(run, detector, cfg, metrics, cost) | facts)
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """What a run puts into the dissolver's slot, and what its result says of it."""
-
-    dissolver: Dissolver | None = None  # of a diffusion model, where one dissolves itself
-    training: Any = None  # the dissolver or its bank
-    strength: dict[str, Any] = field(default_factory=dict)  # settings of an alternative made as strong as the DDPM's
-    facts: dict[str, Any] = field(default_factory=dict)
-    cost: dict[str, float] = field(default_factory=dict)  # of what it is made with, shared by other runs
+def _built(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> tuple[Slot, Detector]:
+    """Return what fills the slot, and the detector around it, not yet fitted."""
+    slot = fill_slot(run, cfg, splits, where)
+    used = cfg.override(slot.strength)
+    return slot, entry_of(cfg.detector).load().build(used, dissolve=slot.training, compute=where["compute"])
 
 
-def _fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> _Slot:
-    """Return what fills the slot; the one place of a run that makes a dissolver."""
-    if not (fills_slot(cfg) or needs_ddpm(cfg)):
-        return _Slot()
-    ddpm = shared_ddpm(cfg, splits, **where) if needs_ddpm(cfg) else None
-    dissolver = run_dissolver(cfg, ddpm, compute=where["compute"])
-    facts, cost = told_of(dissolver, ddpm)
-    if fills_slot(cfg):
-        rest = {"root": where["root"], "progress": where["progress"]}
-        bank = shared_bank(dissolver, ddpm, splits, **rest) if cfg.dissolve.bank_steps else None
-        if bank is not None:
-            cost["bank_seconds"] = bank.seconds
-        return _Slot(dissolver, dissolver if bank is None else bank, facts=facts, cost=cost)
-    strength = run.settled("matched.json", lambda: matched(cfg.dissolve, dissolver, splits.train.normal().images))
-    settings = {f"dissolve.{name}": value for name, value in strength["settings"].items()}
-    return _Slot(strength=settings, facts=facts | {"matched": strength}, cost=cost)
+def train_share(asked: dict[str, Any], group: Group) -> None:
+    """Train a run's detector as one process of a group; its weights are then in the run's folder."""
+    cfg, splits, where = as_member(asked, group)
+    run = Run(asked["folder"])
+    _, detector = _built(run, cfg, splits, where | {"progress": False})
+    detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=where["progress"])
 
 
 def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str, Any]:
@@ -170,13 +162,17 @@ def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, 
 
 
 def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: Bars) -> None:
-    rule = cfg.train.select
-    hook: EpochHook | None = None if rule == "last" else select_on(rule, splits)
-    if cfg.train.track_test and "train" in entry_of(cfg.detector).uses:  # of one sweep for all kinds of detectors
-        hook = _tracked(rule, splits, run)
-    detector.fit(splits.train, folder=run.folder, on_epoch=hook, progress=progress)
+    detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=progress)
     if detector.steps:
         run.write_metrics([{"stage": "train", **row} for row in detector.steps])
+
+
+def _hook(cfg: ExperimentConfig, splits: Splits, run: Run) -> EpochHook | None:
+    """Return what is asked after an epoch, where something is."""
+    rule = cfg.train.select
+    if cfg.train.track_test and "train" in entry_of(cfg.detector).uses:  # of one sweep for all kinds of detectors
+        return _tracked(rule, splits, run)
+    return None if rule == "last" else select_on(rule, splits)
 
 
 def _tracked(rule: str, splits: Splits, run: Run) -> EpochHook:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ from diawork.base.config import DiffusionConfig, ExperimentConfig, validated
 from diawork.base.errors import UsageError
 from diawork.base.files import digest, read_json, sha256_file, write_json
 from diawork.base.locks import locked
+from diawork.base.processes.group import Group
+from diawork.base.processes.launch import Work, launch
 from diawork.data.images import ImageSet, Splits, load
 from diawork.data.variants import open_data
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, load_ddpm, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
+from diawork.method.matching import matched
 from diawork.method.pipelines.exchange import export_ddpm
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import Pipeline, pipeline_dissolver
 from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
-from diawork.runs.methods import needs_ddpm, resolve, slot_folder
+from diawork.runs.cores import count_processes
+from diawork.runs.methods import fills_slot, needs_ddpm, resolve, slot_folder
 from diawork.runs.run import Run, runs_root, slug
 
 SECONDS = "seconds.json"  # of a DDPM's pretraining
@@ -42,18 +47,25 @@ def shared_ddpm(
     root: Path | str | None = None,
     data_root: Path | str | None = None,
     compute: Compute | None = None,
+    processes: int = 0,
     progress: Bars = True,
 ) -> DDPM:
     """Return the DDPM of this config on this data: found by digest, continued, or pretrained.
 
     Where another process is pretraining the same one, it is waited for. A config that could not run afterwards is
-    refused first.
+    refused first. ``processes`` share the pretraining [0: $DIAWORK_PROCESSES, or 1].
     """
     refuse_misfits(cfg, splits)
+    compute = compute or Compute.auto()
     settings, train, bridge = _pretraining(cfg, splits, data_root)
     folder = _ddpm_folder(runs_root(root), settings, train, bridge)
+    processes = count_processes(processes, compute.device)
     with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):
         whole, start = not any(folder.glob("*.safetensors")), time.perf_counter()
+        if processes > 1 and not (folder / "ddpm.json").exists():
+            where = {"data_root": data_root, "compute": compute, "processes": processes, "progress": progress}
+            train_together(pretrain_share, cfg, folder, where)
+            progress = False
         ddpm = pretrain_ddpm(train, settings, bridge=bridge, compute=compute, folder=folder, progress=progress)
         if whole:  # of a continued one the time before is not known
             write_json(folder / SECONDS, time.perf_counter() - start)
@@ -160,3 +172,60 @@ def shared_bank(
         return DissolvedBank(
             dissolver, x, folder, steps=dissolver.cfg.bank_steps, origin=origin, progress=progress
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a run puts into the dissolver's slot, and what its result says of it."""
+
+    dissolver: Dissolver | None = None  # of a diffusion model, where one dissolves itself
+    training: Any = None  # the dissolver or its bank
+    strength: dict[str, Any] = field(default_factory=dict)  # settings of an alternative made as strong as the DDPM's
+    facts: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)  # of what it is made with, shared by other runs
+
+
+def fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> Slot:
+    """Return what fills the slot; the one place of a run that makes a dissolver."""
+    if not (fills_slot(cfg) or needs_ddpm(cfg)):
+        return Slot()
+    ddpm = shared_ddpm(cfg, splits, **where) if needs_ddpm(cfg) else None
+    dissolver = run_dissolver(cfg, ddpm, compute=where["compute"])
+    facts, cost = told_of(dissolver, ddpm)
+    if fills_slot(cfg):
+        rest = {"root": where["root"], "progress": where["progress"]}
+        bank = shared_bank(dissolver, ddpm, splits, **rest) if cfg.dissolve.bank_steps else None
+        if bank is not None:
+            cost["bank_seconds"] = bank.seconds
+        return Slot(dissolver, dissolver if bank is None else bank, facts=facts, cost=cost)
+    strength = run.settled("matched.json", lambda: matched(cfg.dissolve, dissolver, splits.train.normal().images))
+    settings = {f"dissolve.{name}": value for name, value in strength["settings"].items()}
+    return Slot(strength=settings, facts=facts | {"matched": strength}, cost=cost)
+
+
+# --- trainings that several processes share ---------------------------------------------------------------
+
+
+def train_together(work: Work, cfg: ExperimentConfig, folder: Path, where: dict[str, Any]) -> None:
+    """Do a share of a training in each of ``where["processes"]`` processes; its weights are then in ``folder``."""
+    compute, own = where["compute"], {name: str(where.get(name) or "") for name in ("root", "data_root")}
+    asked = {"config": cfg.model_dump(mode="json"), "folder": str(folder), "progress": where["progress"] is True}
+    asked |= {"device": compute.device.type, "precision": compute.precision, "compile": compute.compile}
+    launch(work, asked | own, processes=where["processes"], cuda=compute.device.type == "cuda", logs=folder)
+
+
+def as_member(asked: dict[str, Any], group: Group) -> tuple[ExperimentConfig, Splits, dict[str, Any]]:
+    """Return config, data and surroundings of a process of a group, from what ``train_together`` asked."""
+    cfg = validated(ExperimentConfig, asked["config"])
+    compute = Compute.auto(asked["device"], asked["precision"], compile=asked["compile"], group=group)
+    root, data_root = (asked[name] or None for name in ("root", "data_root"))
+    where = {"root": root, "data_root": data_root, "compute": compute, "processes": 1}
+    return cfg, open_data(cfg, data_root), where | {"progress": asked["progress"] and group.leads}
+
+
+def pretrain_share(asked: dict[str, Any], group: Group) -> None:
+    """Pretrain a DDPM as one process of a group."""
+    cfg, splits, where = as_member(asked, group)
+    settings, train, bridge = _pretraining(cfg, splits, where["data_root"])
+    rest = {"compute": where["compute"], "progress": where["progress"]}
+    pretrain_ddpm(train, settings, bridge=bridge, folder=asked["folder"], **rest)

@@ -20,13 +20,13 @@ _LONG_STOP = 60.0  # seconds that a cell has for saving when the cluster takes i
 class Job:
     """One cell as a job; when the cluster takes the machine back it saves, and goes on when requeued."""
 
-    def __init__(self, cell: Path) -> None:
-        self.cell = cell
+    def __init__(self, cell: Path, env: dict[str, str] | None = None) -> None:
+        self.cell, self.env = cell, env or {}
         self._worker: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """Work on the cell in a process of its own; return its exit code."""
-        self._worker = start_worker(self.cell)
+        self._worker = start_worker(self.cell, self.env)
         while (code := self._worker.poll()) is None:
             time.sleep(_POLL)
         return code
@@ -39,14 +39,14 @@ class Job:
             self._worker.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._worker.wait(_LONG_STOP)
-        return submitit.helpers.DelayedSubmission(Job(self.cell))
+        return submitit.helpers.DelayedSubmission(Job(self.cell, self.env))
 
 
 class Submitted:
     """A submitted job with the face of a worker's process."""
 
-    def __init__(self, executor: Any, cell: Path) -> None:
-        self._job = executor.submit(Job(cell))
+    def __init__(self, executor: Any, cell: Path, env: dict[str, str] | None = None) -> None:
+        self._job = executor.submit(Job(cell, env))
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the job waits or runs; a job that was killed is -1."""

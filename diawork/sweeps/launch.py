@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
 from diawork.method.pipelines.folder import PipelineFolder
+from diawork.runs.cores import PROCESSES
 from diawork.runs.methods import slot_folder
 from diawork.runs.notebooks import find_notebook, notebook_parameters
 from diawork.runs.run import code_version, runs_root
@@ -38,6 +39,7 @@ def run_sweep(
     data_root: Path | str | None = None,
     device: str = "auto",
     slots: int = 1,
+    processes: int = 0,
     executor: str = "local",
     options: dict[str, Any] | None = None,
     progress: bool = True,
@@ -45,7 +47,8 @@ def run_sweep(
     """Run the cells that are not finished, ``slots`` at a time, and return the ledger.
 
     A cell that fails or dies is a row, and the rest goes on; running again skips what is finished.
-    Another launcher on the same folder shares the work. ``executor``: local, slurm, submitit-local or
+    Another launcher on the same folder shares the work. ``processes`` share each training [0: $DIAWORK_PROCESSES,
+    or 1]. ``executor``: local, slurm, submitit-local or
     debug, with submitit's ``options``. Data that is not there is refused before the first cell.
     """
     if executor != "local" and executor not in EXECUTORS:
@@ -56,8 +59,12 @@ def run_sweep(
     gpus = visible_gpus(device)
     jobs = None if executor == "local" else make_executor(executor, folder / "jobs", options or {})
 
+    shared = {PROCESSES: str(processes)} if processes else {}
+
     def start(cell: Path, slot: int) -> Any:
-        return Submitted(jobs, cell) if jobs else start_worker(cell, slot_environment(slot, slots, gpus))
+        if jobs:
+            return Submitted(jobs, cell, shared)
+        return start_worker(cell, slot_environment(slot, slots, gpus, processes=processes) | shared)
 
     with graceful_stop():
         _Launch(sweep, folder, start, progress).run(1 if executor == "debug" else slots)

@@ -23,7 +23,7 @@ from diawork.sweeps.file import MOST_POINTS, Heading, Size, SweepFile, placed_se
 ELSEWHERE = {  # notebook parameters that a sweep file does not set, and what to do instead
     "seed": "Use seeds: [0, 1, 2].",
     "overrides": "Write the dotted keys themselves.",
-    **dict.fromkeys(("out", "data_root", "device"), "Give it on the command line."),
+    **dict.fromkeys(("out", "data_root", "device", "processes"), "Give it on the command line."),
 }
 
 

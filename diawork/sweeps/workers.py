@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -15,12 +14,12 @@ from pathlib import Path
 from diawork.base.errors import BusyError, DiaworkError, Interrupted
 from diawork.base.files import remove_orphans
 from diawork.base.locks import locked
+from diawork.base.stopping import end_with
 from diawork.runs.cores import find_cores
 from diawork.runs.notebooks import KernelDied, NotebookError, run_notebook
 from diawork.runs.run import CELL
 from diawork.sweeps.cell import CellFolder
 
-PR_SET_PDEATHSIG = 1
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -34,12 +33,14 @@ def start_worker(cell: Path, env: dict[str, str] | None = None) -> subprocess.Po
         )  # fmt: skip
 
 
-def slot_environment(slot: int, slots: int, gpus: list[str]) -> dict[str, str]:
-    """Return a slot's share of the machine: its part of the cores and, where there are GPUs, one of them in turn."""
+def slot_environment(slot: int, slots: int, gpus: list[str], *, processes: int = 1) -> dict[str, str]:
+    """Return a slot's share of the machine: its part of the cores and, where there are GPUs, one a process in turn."""
     share = max(1, find_cores().usable // slots)
     asked = {name: os.environ.get(name, "") for name in THREADS}
     threads = {name: str(min(share, int(n)) if n.isdigit() else share) for name, n in asked.items()}
-    return threads | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
+    wanted = min(max(1, processes), len(gpus))
+    own = [gpus[(slot * wanted + i) % len(gpus)] for i in range(wanted)]
+    return threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
 
 def visible_gpus(device: str) -> list[str]:
@@ -85,16 +86,6 @@ def _run(cell: CellFolder) -> int:
         del os.environ[CELL]
     cell.note("done", seconds=round(time.monotonic() - start, 2))
     return 0
-
-
-def end_with(parent: int) -> None:
-    """Be stopped when the process ``parent`` ends (Linux; elsewhere the cell's lock prevents double work)."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before we could ask
-        os._exit(Interrupted.exit_code)
 
 
 def main(folder: str, parent: str) -> int:
