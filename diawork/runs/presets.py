@@ -86,7 +86,7 @@ def cpu() -> dict[str, Any]:
     Chosen on PneumoniaMNIST's validation split among the variants of sweep `recipe_search`, one seed each
     (reports/recipe_search.json); the shift, cutperm, by sweep `t2`, three seeds (reports/t2.json, whose test scores
     had been seen). Its test scores: reports/recipe.json, by sweep `recipe`, which adds a bank of 16 steps and takes
-    seeds 1 to 5, while the preset dissolves live from seed 0; one DDPM for all seeds, draws 1.
+    seeds 1 to 5, each with a DDPM of its own, while the preset dissolves live from seed 0.
     """
     return {
         "diffusion.dim": 32,
