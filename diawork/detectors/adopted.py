@@ -78,9 +78,10 @@ class Aside(nn.Module):
 
 
 class Adopted(SeesThrough):
-    """A model of anomalib: the recipe is the library's where the config says nothing else, in fp32.
+    """A model of anomalib, in fp32, with the library's loss; epochs, batch size and rate where the config says none.
 
-    A subclass makes the model and says its loss; a model with two optimisers, or none, says its step or its bank.
+    The library leaves epochs and batch size to its caller: the ones here are ours and no measured choice. A subclass
+    makes the model and says its loss; a model with two optimisers, or none, says its step or its bank.
     """
 
     section = "anomalib"
@@ -111,7 +112,7 @@ class Adopted(SeesThrough):
         """Return the library's model, with our backbone aside."""
 
     def _loss(self, x: Tensor, step: int) -> Tensor:
-        """Return the loss of prepared images x (B, 3, H, W)."""
+        """Return the loss of prepared images x (B, 3, H, W); asked of no model that says its step or its bank."""
         raise NotImplementedError
 
     def _optimizers(self, lr: float) -> Mapping[str, torch.optim.Optimizer]:
