@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfig
@@ -356,6 +357,42 @@ def test_a_run_dissolves_with_a_model_of_others_and_its_content_is_part_of_its_i
     assert resolve(ExperimentConfig.model_validate(first.config()["config"], strict=False), load_manifest(str(toy)))
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.03)
     assert ran(toy, tmp_path / "runs", **model, **{"dissolve.bank_steps": 2}).folder != first.folder
+
+
+COLOUR = """
+name: colours
+title: Colour noise in folders
+kind: folder
+licence: Apache-2.0
+citation: none
+folder: colours
+layout: [split, class]
+classes: {0: healthy, 1: lesion}
+roles: {healthy: normal, lesion: anomalous}
+counts:
+  train: {healthy: 8, lesion: 0}
+  val: {healthy: 3, lesion: 3}
+  test: {healthy: 4, lesion: 4}
+image: {size: 16, channels: 3}
+t_range: [30, 130]
+bridge: resize
+"""
+
+
+def test_a_latent_model_dissolves_colour_images_in_a_whole_run(tmp_path):
+    draws = np.random.default_rng(0)
+    for split, counts in {"train": (8, 0), "val": (3, 3), "test": (4, 4)}.items():
+        for label, n in zip(("healthy", "lesion"), counts, strict=True):
+            (folder := tmp_path / "colours" / split / label).mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(draws.integers(0, 255, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    (tmp_path / "colours.yaml").write_text(COLOUR)
+    with isolated_rng(0, "vae"):
+        unet, vae = random_unet(in_channels=2, out_channels=2), diffusers.AutoencoderKL(**VAE)
+    model = write_pipeline(tmp_path / "latent", unet, vae=vae)
+    run = ran(tmp_path / "colours.yaml", tmp_path / "runs", **{"dissolve.model": str(model), "encoder.channels": 3})
+    assert run.done and run.result()["pipeline"]["latent"] and len(run.scores("test")) == 8
+    assert np.isfinite(run.scores("test")["score"]).all()
 
 
 def test_a_run_dissolves_with_its_own_ddpm_through_diffusers(toy, small, tmp_path):
