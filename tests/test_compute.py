@@ -34,6 +34,17 @@ def test_auto_takes_bf16_only_where_the_hardware_has_it():
     assert compute.as_dict()["threads"] >= 1
 
 
+def test_on_a_cpu_channels_lie_last_and_the_gradients_are_the_same():
+    gradients = []
+    for compute in (Compute(), Compute.auto("cpu", "fp32")):
+        encoder = compute.prepare(build_encoder().double())
+        x = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        encoder(compute.to(x)).z.square().sum().backward()
+        gradients.append(encoder.backbone.layer3[0].conv1.weight.grad)
+    assert gradients[1].is_contiguous(memory_format=torch.channels_last) and not gradients[1].is_contiguous()
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 @BF16
 def test_bf16_agrees_within_its_precision():
     compute, layer = Compute.auto("cpu", "bf16"), nn.Conv2d(3, 8, 3)

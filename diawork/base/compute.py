@@ -47,7 +47,8 @@ class Compute:
     ) -> Compute:
         """Choose for this machine: CUDA where there is one, bf16 where the hardware computes in it.
 
-        Each process of a ``group`` has a card of its own.
+        Channels lie last in bf16 and on CPUs, where a step of CSI took a sixth less in fp32, too. Each process
+        of a ``group`` has a card of its own.
 
         Raises ``ResourceError`` for a device that is not there and ``UsageError`` for fp16, which is
         known to keep a DDPM from converging.
@@ -61,7 +62,7 @@ class Compute:
             raise UsageError(
                 f"precision={precision!r} is not offered.", hint=hint or did_you_mean(precision, PRECISIONS)
             )
-        return cls(chosen, precision, precision == "bf16", compile, group)
+        return cls(chosen, precision, precision == "bf16" or chosen.type == "cpu", compile, group)
 
     def prepare(self, module: Module) -> Module:
         """Move a module to the device and memory format; compile it where asked."""

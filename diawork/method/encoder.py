@@ -25,6 +25,27 @@ class Embedding(NamedTuple):
     shift_logits: Tensor  # (B, K), or 2K where dissolved views are classes of their own
 
 
+class _Taps(torch.autograd.Function):
+    """The squares of ``side`` taps of weights (O, I, 3, 3) that start at ``corners``, stacked (T, O, I, side, side).
+
+    One gradient is filled and added to, where slices would make one each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, corners: list[tuple[int, int]], side: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.squares = [(..., slice(y, y + side), slice(x, x + side)) for y, x in corners]
+        return torch.stack([weight[square] for square in ctx.squares])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        of_weight = torch.zeros_like(weight)
+        for square, gradient in zip(ctx.squares, gradients[0], strict=True):
+            of_weight[square] += gradient
+        return of_weight, None, None
+
+
 class SmallMapConv2d(nn.Conv2d):
     """A 3×3 convolution with padding 1 that, on maps of at most 2×2, multiplies only the taps that meet pixels.
 
@@ -39,8 +60,8 @@ class SmallMapConv2d(nn.Conv2d):
             return super().forward(x)
         outputs = (height - 1) // self.stride[0] + 1
         starts = [1 - self.stride[0] * i for i in range(outputs)]
-        taps = [self.weight[:, :, y : y + height, x : x + width] for y in starts for x in starts]
-        matrix = torch.stack(taps).permute(0, 1, 3, 4, 2).reshape(len(taps) * self.out_channels, -1)
+        taps = _Taps.apply(self.weight, [(y, x) for y in starts for x in starts], height)
+        matrix = taps.permute(0, 1, 3, 4, 2).reshape(len(taps) * self.out_channels, -1)
         y = F.linear(x.permute(0, 2, 3, 1).reshape(len(x), -1), matrix)
         return y.view(len(x), outputs, outputs, -1).permute(0, 3, 1, 2)
 
