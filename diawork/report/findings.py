@@ -21,12 +21,12 @@ SPLITS = {"test": "test", "val": "validation"}  # in words
 
 
 def focus_of(table: pd.DataFrame) -> pd.Series:
-    """Return the row that a page is about: of DIA, else of the trained detectors, else of all, the best on val.
+    """Return the row that a page is about: "DIA", else of DIA's variants, of the trained, of all, the best on val.
 
     On val, because a variant picked by its test score would be compared with a head start.
     """
     fair = table[~table["oracle"]]
-    candidates = (fair[fair["detector"] == "DIA"], fair[~fair["control"]], fair, table)
+    candidates = (fair[fair["label"] == "DIA"], fair[fair["detector"] == "DIA"], fair[~fair["control"]], fair, table)
     chosen = next(rows for rows in candidates if len(rows))
     return chosen.sort_values("val_auroc", ascending=False, kind="stable").iloc[0]
 
@@ -69,16 +69,22 @@ def _against_control(table: pd.DataFrame, rivals: Mapping[str, Comparison]) -> l
 
 
 def warnings(table: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Return what is below chance, blind or collapsed, and the likely reason: by the labels, and by the self-check."""
+    """Return what is below chance or collapsed by the labels, and the likely reason."""
     said = []
     for _, row in table[~table["oracle"]].iterrows():
-        label, own = row["label"], runs[row["label"]]
-        facts = own["check.facts"].iloc[0] if row["auroc_high"] < CHANCE else Facts()
-        said += explain(label, row["auroc_low"], row["auroc_high"], facts)
-        for seed, verdict, findings in zip(own["seed"], own["check.verdict"], own["check.findings"], strict=True):
-            if verdict not in ("", "notices"):
-                said.append(f"{label}, seed {seed}, checked without labels: {' '.join(findings[:2])}")
+        facts = runs[row["label"]]["check.facts"].iloc[0] if row["auroc_high"] < CHANCE else Facts()
+        said += explain(row["label"], row["auroc_low"], row["auroc_high"], facts)
     return said
+
+
+def unnoticing(runs: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return which runs are below chance, blind or collapsed by the self-check, and the likely reason."""
+    return [
+        f"{label}, seed {seed}: {' '.join(findings[:2])}"
+        for label, own in runs.items()
+        for seed, verdict, findings in zip(own["seed"], own["check.verdict"], own["check.findings"], strict=True)
+        if verdict not in ("", "notices")
+    ]
 
 
 def agreement(table: pd.DataFrame) -> str:

@@ -24,6 +24,7 @@ from diawork.report.findings import (
     headline,
     rivals_of,
     shifts_said,
+    unnoticing,
     warnings,
 )
 from diawork.report.pictures import Runs, draw_pictures
@@ -60,7 +61,7 @@ def section(
     return drawn | {
         "title": title + name.removeprefix(dataset), "split": SPLITS[split], "facts": facts,
         "notes": list(dict.fromkeys(note for group in runs.values() for notes in group["notes"] for note in notes)),
-        "warnings": warnings(table, runs), "headline": headline(table, rivals),
+        "warnings": warnings(table, runs), "headline": headline(table, rivals), "unnoticing": unnoticing(runs),
         "tiles": _tiles(table), "rows": table.to_dict("records"), "checked": bool(table["check_auroc"].notna().any()),
         "question": _question(table),
         "low": _axis_start(table), "agreement": agreement(table),
