@@ -234,7 +234,7 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel, which wants a prompt"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "wants a prompt, and there is no text_encoder"),
         ("unet/config.json", {"_class_name": "VQModel"}, "takes UNet2DModel or LibraryUNet"),
         ("unet/config.json", {"num_class_embeds": 4}, "is told a class"),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "continuous noise levels"),
@@ -242,7 +242,11 @@ def edit(path, **changes):
         ("unet/config.json", {"sample_size": [8, 16]}, "takes a model of square images"),
         ("unet/config.json", {"in_channels": 2, "out_channels": 2}, "images of 2 channels"),
         ("unet/config.json", {"out_channels": 5}, "makes 5 channels of 1"),
-        ("scheduler/scheduler_config.json", {"_class_name": "EulerDiscreteScheduler"}, "or DDIMScheduler"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "EulerDiscreteScheduler"},
+            "DDIMScheduler or PNDM",
+        ),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'flow' of its scheduler is not known"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "steep"}, "scheduler cannot be made"),
         ("unet/config.json", {"block_out_channels": [8, 16]}, "diffusers cannot load it"),
@@ -336,6 +340,86 @@ def test_the_slot_without_a_model_says_so():
         build_operator(DissolveConfig(operator="diffusers"))
     with pytest.raises(UsageError, match="no folder is named"):
         DIA(None, ExperimentConfig().override({"dissolve.operator": "diffusers"}))
+
+
+def write_stable_diffusion(folder):
+    """Write a tiny Stable Diffusion with random weights and an alphabet of three letters."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    (tokens := folder / "tokenizer").mkdir(parents=True)
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "c</w>"]
+    (tokens / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tokens / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 6, "pad_token": "<|endoftext|>"}
+    (tokens / "tokenizer_config.json").write_text(json.dumps(settings))
+    text = CLIPTextConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=6, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    with isolated_rng(0, "stable"):
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=8, in_channels=2, out_channels=2, block_out_channels=(8, 8), layers_per_block=1,
+            norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )  # fmt: skip
+        CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+        vae = diffusers.AutoencoderKL(**VAE)
+    return write_pipeline(folder, unet, diffusers.PNDMScheduler(beta_schedule="scaled_linear"), vae=vae)
+
+
+@pytest.fixture(scope="module")
+def stable(tmp_path_factory):
+    pytest.importorskip("transformers")
+    return write_stable_diffusion(tmp_path_factory.mktemp("models") / "stable")
+
+
+def test_stable_diffusion_is_told_the_empty_prompt(stable):
+    from transformers import CLIPTextModel
+
+    dissolver = Dissolver(open_pipeline(stable))
+    told = CLIPTextModel.from_pretrained(stable / "text_encoder")(torch.tensor([[0, 1, 1, 1, 1, 1]]))[0]
+    torch.testing.assert_close(dissolver.ddpm.told, told.detach())
+    unet = diffusers.UNet2DConditionModel.from_pretrained(stable / "unet")
+    vae = diffusers.AutoencoderKL.from_pretrained(stable / "vae")
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    step, levels = int(dissolver.ddpm.steps[50]), levels_by_hand("scaled_linear")
+    with torch.no_grad():
+        z = vae.encode(x * 2 - 1).latent_dist.mean * 0.4
+        output = unet(z, step, encoder_hidden_states=told.expand(2, -1, -1)).sample
+        start = start_by_hand("epsilon", z, output, levels[step])
+        wanted = (vae.decode(start / 0.4).sample.clamp(-1, 1) + 1) / 2
+    torch.testing.assert_close(dissolver.at(x, 50), wanted, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("text_encoder/config.json", {"hidden_size": 16}, "of width 16. does not speak to its UNet .8"),
+        ("text_encoder/config.json", {"model_type": "bert"}, "'bert'"),
+        ("text_encoder/config.json", None, "no text_encoder/config.json"),
+        ("tokenizer/vocab.json", None, "no tokenizer/vocab.json"),
+        ("text_encoder/model.safetensors", None, "transformers cannot load it"),
+        ("text_encoder/config.json", {"num_hidden_layers": 2}, "its weights are not those of its config: missing"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "is told more than a prompt"),
+    ],
+)
+def test_a_stable_diffusion_that_is_not_whole_is_refused(stable, file, changes, message, tmp_path):
+    shutil.copytree(stable, tmp_path / "p")
+    if changes:
+        edit(tmp_path / "p" / file, **changes)
+    else:
+        (tmp_path / "p" / file).unlink()
+    with pytest.raises((UsageError, CheckpointError), match=message) as refused:
+        open_pipeline(tmp_path / "p")
+    assert "\n" not in str(refused.value)
+
+
+def test_another_text_encoder_is_another_model(stable, tmp_path):
+    shutil.copytree(stable, tmp_path / "p")
+    before = PipelineFolder.read(tmp_path / "p").digest()
+    edit(tmp_path / "p" / "text_encoder" / "config.json", note="changed")
+    assert before == PipelineFolder.read(stable).digest() != PipelineFolder.read(tmp_path / "p").digest()
 
 
 def ran(toy, root, **changes):

@@ -1,7 +1,8 @@
 """What a folder in the layout of diffusers says of its model: looked at without loading anything, and refused here.
 
-Each component lies in a folder of its own (``unet``, ``scheduler``, ``vae``) or, as in the first releases, unet and
-scheduler beside each other. Weights are safetensors; nothing is downloaded.
+Each component lies in a folder of its own (``unet``, ``scheduler``, ``vae``; where a prompt is wanted ``tokenizer``,
+``text_encoder``) or, as in the first releases, unet and scheduler beside each other. Weights are safetensors; nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ INDEX, RECORD = "model_index.json", "diawork_ddpm.json"
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS = {"ema": None, "raw": "non_ema"}  # of the weights, by dissolve.weights
 TWIN = "LibraryUNet"  # the class of a DDPM of ours that was exported
-UNETS, SCHEDULERS, VAES = ("UNet2DModel", TWIN), ("DDPMScheduler", "DDIMScheduler"), ("AutoencoderKL",)
+PROMPTED = "UNet2DConditionModel"  # of Stable Diffusion; it is told the empty prompt
+TOKENIZER, ENCODER = "tokenizer", "text_encoder"
+TEXT_FILES = (
+    "config.json", "model*.safetensors*", "vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json",
+)  # fmt: skip
+UNETS, VAES = ("UNet2DModel", TWIN, PROMPTED), ("AutoencoderKL",)
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 OBJECTIVES = ("epsilon", "v_prediction", "sample")
+_EXTRA = 'Install it with pip install "diawork[diffusers]".'
 _SAVE = "Save it with diffusers' save_pretrained(folder), which writes safetensors."
 
 
 def require_diffusers() -> None:
     """Refuse where the extra is not installed."""
     if find_spec("diffusers") is None:
-        hint = 'Install it with pip install "diawork[diffusers]".'
-        raise UsageError("dissolve.operator='diffusers' needs diffusers, which is not installed.", hint=hint)
+        raise UsageError("dissolve.operator='diffusers' needs diffusers, which is not installed.", hint=_EXTRA)
 
 
 def is_pipeline(folder: Path | str) -> bool:
@@ -65,11 +72,18 @@ class PipelineFolder:
         read._refuse_misfits()
         for name, variant in (("unet", VARIANTS[weights]), *((("vae", None),) if latent else ())):
             _require_weights(read.place(name), variant)
+        if read.prompted:
+            read._refuse_encoder()
         return read
 
     def place(self, component: str) -> Path:
         """Return the folder of a component."""
         return _place(self.folder, component)
+
+    @property
+    def prompted(self) -> bool:
+        """Whether its UNet is told a prompt: the empty one."""
+        return self.unet["_class_name"] == PROMPTED
 
     @property
     def objective(self) -> str:
@@ -92,6 +106,9 @@ class PipelineFolder:
         """Return the identity of the model's content: configs and weights, wherever they lie."""
         parts = ("unet", "scheduler", *(("vae",) if self.vae else ()))
         files = {(part, path.name): path for part in parts for path in _files(self.place(part))}
+        told = (TOKENIZER, ENCODER) if self.prompted else ()
+        texts = [(part, path) for part in told for name in TEXT_FILES for path in (self.folder / part).glob(name)]
+        files |= {(part, path.name): path for part, path in texts}
         return digest([[part, name, sha256_file(path)] for (part, name), path in sorted(files.items())])
 
     def record(self) -> dict[str, Any]:
@@ -104,6 +121,8 @@ class PipelineFolder:
         config = self.unet
         if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
             raise self._unfit("its UNet is told a class", "The slot takes an unconditional UNet2DModel.")
+        if config.get("addition_embed_type") is not None:
+            raise self._unfit("its UNet is told more than a prompt", "The slot takes Stable Diffusion 1 and 2.")
         if config.get("time_embedding_type", "positional") != "positional":
             raise self._unfit("its UNet reads continuous noise levels", "The slot takes one that reads steps.")
         if self.objective not in OBJECTIVES:
@@ -128,6 +147,20 @@ class PipelineFolder:
         if (channels := (vae or unet).get("in_channels")) not in (1, 3):
             raise self._unfit(f"it takes images of {channels!r:.40} channels", "Allowed: 1, 3.")
 
+    def _refuse_encoder(self) -> None:
+        """Refuse a text encoder that is missing, no CLIP, or of another width than the UNet attends to."""
+        for needed in (f"{ENCODER}/config.json", f"{TOKENIZER}/vocab.json"):
+            if not (self.folder / needed).is_file():
+                hint = "Save the whole pipeline with diffusers' save_pretrained(folder)."
+                raise self._unfit(f"its UNet wants a prompt, and there is no {needed} in this folder", hint)
+        config, width = read_json(self.folder / ENCODER / "config.json"), self.unet.get("cross_attention_dim")
+        kind, size = map(config.get, ("model_type", "hidden_size")) if isinstance(config, dict) else (None, None)
+        if kind != "clip_text_model" or size != width:
+            what = f"its text encoder ({kind!r:.40} of width {size!r:.20}) does not speak to its UNet ({width!r:.20})"
+            raise self._unfit(what, "The slot takes Stable Diffusion 1 and 2.")
+        if find_spec("transformers") is None:
+            raise self._unfit("its prompt needs transformers, which is not installed", _EXTRA)
+
     def _unfit(self, what: str, hint: str) -> UsageError:
         return UsageError(f"{what}.", path=self.folder, field="dissolve.model", hint=hint)
 
@@ -147,9 +180,8 @@ def _config(folder: Path, component: str, classes: tuple[str, ...]) -> dict[str,
         raise CheckpointError("this is no config of diffusers.", path=path, hint=_SAVE)
     name = str(config.get("_class_name"))
     if name not in classes:
-        what = f"its {component} is a {name:.60}" + (", which wants a prompt" if "Condition" in name else "")
         hint = f"The slot takes {' or '.join(classes)}."
-        raise UsageError(f"{what}.", path=folder, field="dissolve.model", hint=hint)
+        raise UsageError(f"its {component} is a {name:.60}.", path=folder, field="dissolve.model", hint=hint)
     return config
 
 

@@ -14,7 +14,8 @@ from diawork.base.config import DiffusionConfig, DissolveConfig
 from diawork.base.errors import CheckpointError
 from diawork.base.seeding import isolated_rng
 from diawork.method.dissolve import Dissolver
-from diawork.method.pipelines.folder import TWIN, VARIANTS, PipelineFolder, require_diffusers
+from diawork.method.pipelines.folder import PROMPTED, TWIN, VARIANTS, PipelineFolder, require_diffusers
+from diawork.method.pipelines.prompt import empty_prompt
 from diawork.method.unet.frozen import frozen_unet
 from diawork.method.unet.plain import noise_levels
 
@@ -31,6 +32,8 @@ def nearest_steps(wanted: Tensor, levels: Tensor) -> Tensor:
 class Pipeline(nn.Module):
     """A UNet with its noise schedule and, in a latent model, its VAE; ``t`` is a step of ``schedule``.
 
+    One that wants a prompt is ``told`` (1, tokens, width).
+
     ``model``, ``num_timesteps``, ``image_size`` and ``channels`` are what ``Dissolver`` asks of a DDPM.
     """
 
@@ -38,9 +41,10 @@ class Pipeline(nn.Module):
     levels: Tensor  # ᾱ (S,) of the model's steps
     shift: Tensor  # (1, C or 1, 1, 1) of latents
     scale: Tensor
+    told: Tensor | None
 
     def __init__(
-        self, unet: nn.Module, facts: PipelineFolder, levels: Tensor, *, vae: Any = None,
+        self, unet: nn.Module, facts: PipelineFolder, levels: Tensor, *, vae: Any = None, told: Tensor | None = None,
         schedule: DiffusionConfig | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -50,6 +54,7 @@ class Pipeline(nn.Module):
         self.num_timesteps = len(wanted)
         self.register_buffer("steps", nearest_steps(wanted, levels))
         self.register_buffer("levels", levels.float())
+        self.register_buffer("told", told)
         for name, value in _normalisation(facts.vae or {}).items():
             self.register_buffer(name, value)
 
@@ -59,8 +64,10 @@ class Pipeline(nn.Module):
         Predicted noise: x̂_0 = √(1/ᾱ)·x − √(1/ᾱ − 1)·ε; v: x̂_0 = √ᾱ·x − √(1 − ᾱ)·v; a predicted sample is x̂_0.
         """
         z, step = self._encode(x_t), self.steps[t]
+        dtype = next(self.model.parameters()).dtype
+        prompt = {} if self.told is None else {"encoder_hidden_states": self.told.to(dtype).expand(len(z), -1, -1)}
         with compute.autocast(self.model):
-            output = self.model(z.to(next(self.model.parameters()).dtype), step).sample
+            output = self.model(z.to(dtype), step, **prompt).sample
         output = output[:, : z.shape[1]].float()  # a learned variance comes after it
         level = self.levels[step].view(-1, 1, 1, 1)
         if self.objective == "epsilon":
@@ -101,7 +108,7 @@ def open_pipeline(
 
     from diawork.method.pipelines.twin import LibraryUNet
 
-    kinds = {TWIN: LibraryUNet, "UNet2DModel": diffusers.UNet2DModel}
+    kinds = {TWIN: LibraryUNet, "UNet2DModel": diffusers.UNet2DModel, PROMPTED: diffusers.UNet2DConditionModel}
     unet = _loaded(kinds[facts.unet["_class_name"]], facts.place("unet"), VARIANTS[weights])
     if isinstance(unet, LibraryUNet):
         unet.unet = frozen_unet(unet.unet)
@@ -111,7 +118,8 @@ def open_pipeline(
         levels = scheduler.from_config(facts.scheduler).alphas_cumprod
     except Exception as error:  # settings that no scheduler can be made of
         raise CheckpointError(f"its scheduler cannot be made ({error}).", path=facts.place("scheduler")) from None
-    return Pipeline(unet, facts, levels, vae=vae, schedule=schedule).eval().requires_grad_(False)
+    told = empty_prompt(facts.folder) if facts.prompted else None
+    return Pipeline(unet, facts, levels, vae=vae, told=told, schedule=schedule).eval().requires_grad_(False)
 
 
 def pipeline_dissolver(
