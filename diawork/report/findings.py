@@ -73,8 +73,8 @@ def warnings(table: pd.DataFrame, runs: Mapping[str, pd.DataFrame]) -> list[str]
     said = []
     for _, row in table[~table["oracle"]].iterrows():
         facts = runs[row["label"]]["check.facts"].iloc[0] if row["auroc_high"] < CHANCE else Facts()
-        said += explain(row["label"], row["auroc_low"], row["auroc_high"], facts)
-    return said
+        said.append(" ".join(explain(row["label"], row["auroc_low"], row["auroc_high"], facts)))
+    return list(filter(None, said))
 
 
 def unnoticing(runs: Mapping[str, pd.DataFrame]) -> list[str]:
