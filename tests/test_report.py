@@ -556,6 +556,7 @@ def test_the_self_check_is_ranked_beside_eight_rows_or_more():
         "The self-check ranks 8 rows (1 control among them) as their test AUROC does with a rank correlation of +1.00"
     )
     assert agreement(table).startswith(said) and agreement(table.head(7)) == ""
+    assert agreement(table).endswith("p < 0.001).")
     assert "have no rank correlation: all 8 checks are equal" in agreement(table.assign(check_auroc=0.5))
 
 

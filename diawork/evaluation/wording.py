@@ -40,7 +40,7 @@ def difference(c: Comparison, a: str = "a", b: str = "b") -> str:
     joint = f", joint for {c.family} comparisons" if c.family > 1 else ""
     return (
         f"{a} minus {b}: {signed(c.difference)} ({100 * c.level:g} % interval over {c.covers} {signed(c.low)} to "
-        f"{signed(c.high)}{joint}; {_sizes(c)}; p {_p(c)}): {c.reading(a, b)}."
+        f"{signed(c.high)}{joint}; {_sizes(c)}; {p_said(c.p)}): {c.reading(a, b)}."
     )
 
 
@@ -100,5 +100,11 @@ def _sizes(c: Comparison) -> str:
     return f"{c.n_normal + c.n_anomalous:,} images, {seeds}"
 
 
-def _p(c: Comparison) -> str:
-    return "< 0.001" if c.p < 0.001 else f"= {c.p:.3f}"
+def p_value(p: float) -> str:
+    """Return a p value as it stands in a table."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_said(p: float) -> str:
+    """Return a p value as it stands in a sentence."""
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"

@@ -13,7 +13,7 @@ from diawork.evaluation.collapse import CHANCE, Facts, explain
 from diawork.evaluation.comparison import Comparison
 from diawork.evaluation.ranks import rank_over_sets
 from diawork.evaluation.selfcheck import rank_agreement
-from diawork.evaluation.wording import conclusion, counted, interval, signed
+from diawork.evaluation.wording import conclusion, counted, interval, p_said, signed
 
 ENOUGH = 8  # rows from which ranks are compared
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
@@ -100,7 +100,7 @@ def agreement(table: pd.DataFrame) -> str:
         return f"The self-check and the {split} AUROC of {basis} have no rank correlation: {error.what}"
     return (
         f"The self-check ranks {basis} as their {split} AUROC does with a rank correlation of {signed(ranks.rho, 2)} "
-        f"(95 % interval {signed(ranks.low, 2)} to {signed(ranks.high, 2)}, p = {ranks.p:.3f})."
+        f"(95 % interval {signed(ranks.low, 2)} to {signed(ranks.high, 2)}, {p_said(ranks.p)})."
     )
 
 

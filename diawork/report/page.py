@@ -22,7 +22,7 @@ from markupsafe import Markup
 from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
-from diawork.evaluation.wording import interval, signed
+from diawork.evaluation.wording import interval, p_value, signed
 from diawork.report.findings import over_sets
 from diawork.report.sections import section
 from diawork.report.tables import collect, groups, summary_table
@@ -61,7 +61,7 @@ def render(template: str, context: dict[str, Any]) -> str:
         loader=templates, autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True
     )
     environment.filters |= {
-        "number": _decimal, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": _pvalue,
+        "number": _decimal, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": p_value,
         "interval": interval, "base64": lambda data: base64.b64encode(data).decode("ascii"),
     }  # fmt: skip
     return environment.get_template(template).render(context)
@@ -85,10 +85,6 @@ def _seconds(value: float) -> str:
     if math.isnan(value):
         return "–"
     return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.1f} h"
-
-
-def _pvalue(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _context(frame: pd.DataFrame, out: Path, pictures: str, sweep: dict[str, Any] | None) -> dict[str, Any]:
