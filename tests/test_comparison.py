@@ -201,7 +201,7 @@ def made(difference, se, **changes):
         (-0.030, 0.010, "CSI is ahead"),
         (0.001, 0.003, "equal within 0.01"),
         (0.005, 0.002, "DIA is ahead, by less than 0.01"),
-        (0.010, 0.010, "not told apart; a difference of 0.029 could have been seen"),
+        (0.010, 0.010, "not told apart; differences from 0.029 could have been seen"),
     ],
 )
 def test_readings(difference, se, words):
@@ -217,6 +217,11 @@ def test_detectable_difference_is_found_with_80_percent_power():
     c = made(0.0, 0.01)
     found = np.random.default_rng(0).normal(c.detectable, c.se, 20_000) / c.se
     assert np.mean(found > t.ppf(0.975, c.df)) == pytest.approx(0.8, abs=0.01)
+
+
+def test_no_difference_above_1_is_said_to_be_seen():
+    c = dataclasses.replace(made(0.0, 0.01), detectable=2.1)
+    assert c.reading() == "not told apart; too few seeds to see any difference"
 
 
 def test_a_family_is_adjusted_by_holm_and_its_intervals_by_bonferroni():

@@ -10,7 +10,7 @@ import numpy as np
 from diawork.base.errors import DataError, NumericError
 from diawork.evaluation.wording import signed
 
-COLLAPSED = 1e-5  # variance of unit feature vectors, 1 where they point everywhere: what rounding to bf16 leaves
+COLLAPSED = 1e-5  # variance of unit feature vectors, 1 where they point everywhere; rounding to bf16 leaves 2e-7
 NO_TASK = 0.1  # accuracy above chance that a shift classifier needs for its task to be one
 TRIVIAL = 0.995  # accuracy from which the shifts are told apart whatever else an image shows
 FOLLOWED = 0.7  # rank correlation from which a score is said to follow a statistic

@@ -84,12 +84,19 @@ class Comparison:
         if self.verdict == "equal":
             return f"equal within {self.margin:g}"
         if self.verdict == "open":
-            return f"not told apart; a difference of {self.detectable:.3f} could have been seen"
+            return f"not told apart; {seen_from(self.detectable)}"
         first = f"{a if self.verdict == 'ahead' else b} is ahead"
         if self._within_margin:
             return f"{first}, by less than {self.margin:g}"
         unsized = self.low <= 0 <= self.high  # only in a family: Holm's later steps ask less than Bonferroni's interval
         return f"{first}; by how much is open, for the joint interval holds 0" if unsized else first
+
+
+def seen_from(difference: float) -> str:
+    """Say which differences of AUROC could have been seen; none is larger than 1."""
+    if difference > 1:
+        return "too few seeds to see any difference"
+    return f"differences from {difference:.3f} could have been seen"
 
 
 class _Parts(NamedTuple):

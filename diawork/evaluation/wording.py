@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from diawork.base.errors import UsageError
-from diawork.evaluation.comparison import CROSSED, Comparison
+from diawork.evaluation.comparison import CROSSED, Comparison, seen_from
 
 _KNOWN = {"ahead": "ahead of {}", "equal": "equal within {margin:g} to {}", "behind": "behind {}"}  # by verdict
 
@@ -59,7 +59,7 @@ def conclusion(focus: str, rivals: Mapping[str, Comparison]) -> list[str]:
     unknown = []
     if "open" in by:
         reach = max(rivals[rival].detectable for rival in by["open"])
-        unknown.append(f"not told apart from {listed(by['open'])} (differences from {reach:.3f} could have been seen)")
+        unknown.append(f"not told apart from {listed(by['open'])} ({seen_from(reach)})")
     if "undecided" in by:
         unknown.append(f"not decided against {listed(by['undecided'])} (one seed)")
     said = [f"{focus} is {listed(parts)}." for parts in (known, unknown) if parts]

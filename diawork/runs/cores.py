@@ -20,7 +20,7 @@ from diawork.base.errors import UsageError
 # that sleeps at once is woken late. GNU's OpenMP can spin for a moment first. On 2 cores, medians of two tries, the
 # demo's steps took 0.31 and 0.19 s (DDPM and CSI, bf16) with 20,000 rounds, 0.41 and 0.22 s without; beside two busy
 # processes 0.84 to 1.9 and 0.5 s with them, 2.4 and 0.9 s without. With 50,000 and fp32 one of two tries took 2.4 s.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "20000"}
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "20000"}  # every OpenMP, LLVM's, GNU's
 _USERS = (*WAITING, "KMP_LIBRARY")  # whoever sets one of these has chosen
 PROCESSES = "DIAWORK_PROCESSES"  # environment variable: how many share a training, where nothing else says it
 _MOUNTS = ("sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
