@@ -60,6 +60,12 @@ def disturb(path, out, rng, *, kernels, launchers, slots):
     assert launch(path, out, slots) == 0
 
 
+def test_the_first_seed_is_done_before_the_second_begins(tmp_path):
+    path = toy_sweep(tmp_path, temperatures=[0.1, 0.2], seeds=[4, 3], pause=0.0)
+    assert launch(path, tmp_path / "out", slots=1) == 0
+    assert [name.split("-")[-2] for name in made(tmp_path / "out")] == ["s3", "s3", "s4", "s4"]
+
+
 def survives(tmp_path, temperatures, seeds, **kills):
     path = toy_sweep(tmp_path, temperatures=temperatures, seeds=seeds, pause=0.5)
     disturb(path, tmp_path / "out", random.Random(0), **kills)

@@ -113,12 +113,16 @@ def _models(cell: Cell) -> list[str]:
     return [PipelineFolder.read(folder).digest()] if folder else []
 
 
+def _seed(cell: Cell) -> int:
+    return cell.parameters.get("seed") or 0
+
+
 class _Launch:
     """One launcher's work: cells that wait, cells that run in slots, and the table."""
 
     def __init__(self, sweep: Sweep, folder: Path, start: Starter, progress: bool) -> None:
         self.cells, self.folder, self.start, self.progress = sweep.cells, folder, start, progress
-        self.waiting = deque(sweep.cells)
+        self.waiting = deque(sorted(sweep.cells, key=_seed))  # stopped halfway: a whole table of fewer seeds
         self.running: dict[int, tuple[Cell, Any]] = {}  # by slot
         self.began = time.time()
         self.bar = tqdm(total=len(sweep.cells), desc=folder.name, unit="cell", disable=not progress)
