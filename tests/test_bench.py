@@ -5,16 +5,19 @@ import json
 import pytest
 import torch
 
-from diawork.base.compute import Compute
+from diawork.base.compute import Compute, count_macs
 from diawork.base.config import DiffusionConfig, EncoderConfig, ExperimentConfig
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.bench.bench import ceilings, sgd
 from diawork.bench.costs import loss_memory
 from diawork.bench.rivals import PAPER
-from diawork.bench.timing import Pair
+from diawork.bench.timing import Pair, peak_memory
 from diawork.cli.main import main
+from diawork.detectors.backbones import Backbone
+from diawork.detectors.registry import entry_of
 from diawork.method.ddpm import build_ddpm
 from diawork.method.encoder import build_encoder
+from diawork.runs.presets import preset
 
 
 def test_ratio_is_taken_pair_by_pair():
@@ -73,9 +76,24 @@ def test_a_bank_grows_with_its_steps(quick):
 
 def test_other_detectors_take_a_step_and_a_pass(quick):
     text, costs = quick
-    assert [row["detector"] for row in costs["rivals"]] == ["SCRD4AD", "SimSID"]
-    assert all(min(row["score_s"], row["step_s"], row["trained"]) > 0 for row in costs["rivals"])
-    assert [row["frozen"] > 0 for row in costs["rivals"]] == [True, False] and "32 px, test_resnet" in text
+    rows = {row["detector"]: row for row in costs["rivals"]}
+    assert set(rows) == {entry_of(name).label for name in PAPER} and "32 px, test_resnet" in text
+    assert all(min(row["score_s"], row["score_gmacs"], row["peak_mib"]) > 0 for row in rows.values())
+    assert {name for name, row in rows.items() if not row["step_s"]} == {"PatchCore", "PaDiM", "deep kNN"}
+    assert [name for name, row in rows.items() if not row["frozen"]] == ["SimSID"]
+
+
+def test_the_arithmetic_of_a_pass_is_the_networks(quick):
+    row = next(row for row in quick[1]["rivals"] if row["detector"] == "deep kNN")
+    cfg = preset("smoke").backbone.model_copy(update={"weights": "random"})
+    seen = torch.zeros(1, 3, cfg.image_size, cfg.image_size)
+    assert row["score_gmacs"] * 1e9 == pytest.approx(count_macs(Backbone(cfg, (32,)).eval(), seen), rel=0.02)
+
+
+def test_peak_memory_is_that_of_what_is_held_at_once():
+    one = 4 * 256 * 1024 / 2**20
+    assert peak_memory(lambda: [torch.ones(256, 1024) for _ in range(3)]) == pytest.approx(3 * one, rel=0.01)
+    assert peak_memory(lambda: [torch.ones(256, 1024).sum() for _ in range(3)]) == pytest.approx(one, rel=0.01)
 
 
 def test_at_full_size_they_are_the_papers():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from diawork.base.seeding import generator
 from diawork.bench.bench import QUICK, BenchConfig, FromMemory, bench, sgd
 from diawork.bench.machine import Load
 from diawork.bench.rivals import rivals
-from diawork.bench.timing import seconds
+from diawork.bench.timing import peak_memory, seconds
 from diawork.method.bank import DissolvedBank
 from diawork.method.encoder import build_encoder
 from diawork.method.loss import dia_loss
@@ -48,16 +47,8 @@ def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:
     z = torch.randn(rows, d, generator=generator(0, "bench", "loss")).requires_grad_()
     branch, shift, image = torch.meshgrid(torch.arange(3), torch.arange(K), torch.arange(batch), indexing="ij")
     logits = torch.zeros(rows, K)
-    image, shift, branch = image.reshape(-1), shift.reshape(-1), branch.reshape(-1)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own log is for those who build PyTorch
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        dia_loss(z, logits, image=image, shift=shift, branch=branch).total.backward()
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return {"views": rows, "peak_mib": peak / 2**20}
+    losses = partial(dia_loss, z, logits, image=image.reshape(-1), shift=shift.reshape(-1), branch=branch.reshape(-1))
+    return {"views": rows, "peak_mib": peak_memory(lambda: losses().total.backward())}
 
 
 def step_shares(

@@ -6,44 +6,77 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.seeding import generator
-from diawork.bench.timing import seconds
+from diawork.bench.timing import peak_memory, seconds
 from diawork.data.images import ImageSet
-from diawork.detectors.learned import count
 from diawork.detectors.registry import entry_of
 from diawork.runs.presets import preset
 
 IMAGES = 4  # a batch
-PAPER: dict[str, dict[str, Any]] = {  # SimSID's defaults are its paper's: 128 px, 4×4 patches, 100 items, top 5
+PAPER: dict[str, dict[str, Any]] = {  # the papers' networks and sizes; SimSID's defaults are its paper's
     "scrd4ad": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256},
+    "rd4ad": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256},
     "simsid": {},
+    "kdad": {"backbone.name": "vgg16", "backbone.image_size": 128},
+    "mean_shift": {"backbone.name": "resnet152", "backbone.image_size": 224},
+    "patchcore": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224},
+    "padim": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224},
+    "deep_knn": {"backbone.name": "resnet101", "backbone.image_size": 224},
 }
-TWO_STEPS = {"scrd4ad.steps": 2, "simsid.epochs": 2}
+ONE_EPOCH = dict.fromkeys(("rd4ad", "simsid", "kdad", "mean_shift"), "epochs") | {"scrd4ad": "steps"}
+
+
+class _Counted(TorchDispatchMode):
+    """Counts the arithmetic of whatever runs in it; torch's own counter refuses a gradient with respect to an image."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def rivals(*, quick: bool = False, compute: Compute | None = None) -> list[dict[str, Any]]:
-    """Return, for each detector, seconds an image of scoring and of a training step, and its weights."""
+    """Return, for each detector, seconds an image of training and scoring, arithmetic, memory, weights."""
     return [one_rival(name, quick=quick, compute=compute or Compute.auto()) for name in PAPER]
 
 
 def one_rival(name: str, *, quick: bool, compute: Compute) -> dict[str, Any]:
-    """Return what one detector costs: it is trained for two steps of ``IMAGES`` images, then scores as many."""
+    """Return what one detector costs: it learns from one batch of ``IMAGES`` images, twice, then scores them."""
+    entry = entry_of(name)
     cfg = preset("smoke") if quick else ExperimentConfig().override(PAPER[name])
-    cfg = cfg.override(TWO_STEPS | {"detector": name, "backbone.weights": "random", f"{name}.batch_size": IMAGES})
-    detector: Any = entry_of(name).load().build(cfg, compute=compute)
-    backbone = cfg.backbone if "backbone" in entry_of(name).uses else None
+    cfg = cfg.override({"detector": name, "backbone.weights": "random"})
+    if length := ONE_EPOCH.get(name):
+        cfg = cfg.override({f"{name}.{length}": 2, f"{name}.batch_size": IMAGES})
+    detector: Any = entry.load().build(cfg, compute=compute)
+    backbone = cfg.backbone if "backbone" in entry.uses else None
     size = backbone.image_size if backbone else cfg.simsid.image_size
     images = _images(size)
-    detector.fit(images, progress=False)
+    peak_mib = peak_memory(lambda: detector.fit(images, progress=False).score(images))
+    with _Counted() as counted:
+        detector.score(images)
     spent = seconds(lambda: detector.score(images), compute.device)
+    trained, whole = _weights(detector)
     return {
         "detector": detector.name, "setting": f"{size} px" + (f", {backbone.name}" if backbone else ""),
-        "images": IMAGES, "score_s": spent / IMAGES, "step_s": detector.seconds / len(detector.steps) / IMAGES,
-        "trained": detector.parameters, "frozen": count(detector.backbone) if backbone else 0,
+        "images": IMAGES, "trained": trained, "frozen": whole - trained, "score_s": spent / IMAGES,
+        "score_gmacs": counted.flops / 2e9 / IMAGES, "peak_mib": peak_mib,
+        "step_s": detector.seconds / len(detector.steps) / IMAGES if length else None,
     }  # fmt: skip
+
+
+def _weights(detector: Any) -> tuple[int, int]:
+    """Return how many weights its training moves, and how many it has, its backbone's included."""
+    nets = [net for net in (detector.net, getattr(detector, "backbone", None)) if net is not None]
+    weights = {id(p): p for net in nets for p in net.parameters()}.values()  # a backbone can be what is trained
+    return sum(p.numel() for p in weights if p.requires_grad), sum(p.numel() for p in weights)
 
 
 def _images(size: int) -> ImageSet:

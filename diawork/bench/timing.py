@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +43,19 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     work()
     _synchronize(device)
     return time.perf_counter() - start
+
+
+def peak_memory(work: Callable[[], Any]) -> float:
+    """Return what one call of ``work`` holds at most in tensors that it makes, in MiB of the CPU's memory."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own log is for those who build PyTorch
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak / 2**20
 
 
 def _synchronize(device: torch.device) -> None:
