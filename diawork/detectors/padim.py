@@ -26,7 +26,8 @@ class PaDiM(SeesThrough):
 
     def _embedded(self, maps: list[Tensor]) -> Tensor:
         """Return the drawn channels at every position of the finest stage (P, B, d)."""
-        return side_by_side(maps)[:, self.drawn.to(maps[0].device)].flatten(2).permute(2, 0, 1)
+        drawn = side_by_side(maps)[:, self.drawn.to(maps[0].device)]
+        return drawn.flatten(2).permute(2, 0, 1).contiguous()  # as it lies, every position would be a product by itself
 
     def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
         n, origin = len(x), self._embedded(self._features(x[:BATCH])).mean(1, keepdim=True)
