@@ -14,9 +14,10 @@ Six lines from nothing to numbers::
 from importlib import import_module
 from typing import Any
 
-from diawork.runs.cores import share_cores
+from diawork.runs.cores import keep_memory, share_cores
 
-share_cores()  # the one thing that an import does: OpenMP would not hear of it later
+share_cores()  # these two are all that an import does: OpenMP and torch would not hear of it later
+keep_memory()
 
 _ROOMS = {  # what a notebook types; the rest is imported from its room
     "base.compute": ("Compute",),

@@ -10,6 +10,7 @@ from diawork.base.config import DiffusionConfig, EncoderConfig, ExperimentConfig
 from diawork.bench.baseline import plain_encoder, released_dissolve, released_step
 from diawork.bench.bench import ceilings, sgd
 from diawork.bench.costs import loss_memory
+from diawork.bench.page import read_costs, write_cost_html
 from diawork.bench.rivals import PAPER
 from diawork.bench.timing import Pair, peak_memory
 from diawork.cli.main import main
@@ -51,9 +52,25 @@ def quick(tmp_path_factory):
 
 def test_every_stage_is_timed_and_the_page_shows_it(quick):
     text, costs = quick
+    assert "on other machines" not in text
     assert len(costs["rows"]) == 7 and all(row["ratio"] > 0 for row in costs["rows"])
     assert costs["ceilings"]["conv_fp32"] > 1e9
     assert all(row["stage"] in text for row in costs["rows"]) and "://" not in text
+
+
+def test_another_machine_stands_beside(quick, tmp_path):
+    costs = quick[1]
+    other = costs | {"machine": "Another <CPU>", "rows": [row | {"ratio": 77.0} for row in costs["rows"][1:]]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    text = write_cost_html(costs | {"beside": [read_costs(tmp_path / "other.json")]}, tmp_path / "c.html").read_text()
+    assert "on other machines" in text and "2: Another &lt;CPU&gt;, " in text
+    assert text.count("77.00 ×") == len(costs["rows"]) - 1
+
+
+def test_a_file_of_something_else_is_refused_before_anything_is_timed(tmp_path, capsys):
+    (tmp_path / "other.json").write_text("{}")
+    assert main(["bench", "--beside", str(tmp_path / "other.json"), "--out", str(tmp_path / "c.html")]) != 0
+    assert "not written by diawork bench" in capsys.readouterr().err and not (tmp_path / "c.html").exists()
 
 
 def test_loss_memory_grows_with_the_batch_and_not_with_its_square():

@@ -127,6 +127,28 @@ def test_optimiser_goes_on_exactly(kind):
     assert torch.equal(part.weight, whole.weight)
 
 
+def test_a_fused_optimiser_goes_on_to_the_bit_on_weights_in_channels_last():
+    def made():
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return layer, torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+
+    def steps(layer, optimizer, n):
+        for _ in range(n):
+            optimizer.zero_grad()
+            layer(torch.arange(2 * 3 * 5 * 5.0).reshape(2, 3, 5, 5).sin()).square().sum().backward()
+            optimizer.step()
+
+    (whole, first), (part, second) = made(), made()
+    steps(whole, first, 2)
+    part.load_state_dict(whole.state_dict())
+    saved = {f"o.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in optimizer_state(first).items()}
+    load_optimizer(second, saved, prefix="o.")
+    steps(whole, first, 3)
+    steps(part, second, 3)
+    assert torch.equal(part.weight, whole.weight)
+
+
 def snapshot(step):
     return lambda: ({"w": torch.full((3,), float(step))}, {})
 

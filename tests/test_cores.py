@@ -1,6 +1,7 @@
 """Cores: affinity mask, CPU quotas of both kinds of control groups, threads that sleep; the user's choice stands."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diawork.runs import cores
-from diawork.runs.cores import Cores, find_cores, share_cores
+from diawork.runs.cores import HUGE_PAGES, Cores, find_cores, share_cores
 
 REPOSITORY = Path(__file__).parent.parent
 NAMES = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT", "KMP_LIBRARY", "OMP_NUM_THREADS")
@@ -104,3 +105,26 @@ def test_every_entrance_sets_it_before_torch_is_loaded(module):
     code = f"import {module}, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True).stdout
     assert told.split() == ["PASSIVE", "False"]
+
+
+FAULTS = """
+import diawork, resource, torch
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(4, 2**20)  # 16 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+@pytest.mark.parametrize(
+    ("chosen", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "65536", HUGE_PAGES: "0"}, False)]
+)
+def test_memory_is_kept_for_the_next_step_unless_the_user_has_chosen(chosen, kept):
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", HUGE_PAGES))}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=unset | chosen, cwd=REPOSITORY, capture_output=True)
+    faults = int(done.stdout)
+    assert faults < 400 if kept else faults > 4000

@@ -195,10 +195,14 @@ def expected_state(optimizer: torch.optim.Optimizer) -> Tensors:
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix: str, path: object = None) -> None:
     """Put back what ``optimizer_state`` returned, after comparing it with the parameters."""
     whole = optimizer.state_dict() | {"state": {}}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in matching(tensors, prefix, expected_state(optimizer), path=path).items():
         index, slot = name.split(".", 1)
-        plain = slot == "step" and type(optimizer).__name__ in _COUNTED
-        whole["state"].setdefault(int(index), {})[slot] = value.item() if plain else value
+        state, parameter = whole["state"].setdefault(int(index), {}), parameters[int(index)]
+        if slot != "step":  # in its parameter's memory format, which a fused step works on
+            state[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        else:
+            state[slot] = value.item() if type(optimizer).__name__ in _COUNTED else value
     optimizer.load_state_dict(whole)
 
 

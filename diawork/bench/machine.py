@@ -22,8 +22,9 @@ def machine_name(device: torch.device, root: Path | str = "/") -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = find_cores(root)
-    arithmetic = " with bf16" if has_bf16(device) else ", no bf16"
-    return f"{_processor(Path(root))}, {cores.usable} of {cores.host} cores, {platform.machine()}{arithmetic}"
+    vectors = torch.backends.cpu.get_cpu_capability()  # what torch uses; ATEN_CPU_CAPABILITY can limit it
+    arithmetic = f"{platform.machine()} {vectors}{' with bf16' if has_bf16(device) else ', no bf16'}"
+    return f"{_processor(Path(root))}, {cores.usable} of {cores.host} cores, {arithmetic}"
 
 
 def _processor(root: Path) -> str:

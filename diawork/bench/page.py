@@ -10,15 +10,25 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diawork import figures
-from diawork.base.files import PACKAGE, write_text
+from diawork.base.errors import CheckpointError
+from diawork.base.files import PACKAGE, read_json, write_text
 from diawork.bench.machine import load_words
 from diawork.evaluation.wording import interval
 
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
 
 
+def read_costs(path: Path | str) -> dict[str, Any]:
+    """Return the stages, ceilings and machine of a bench's JSON file; another file is a ``CheckpointError``."""
+    costs = read_json(path)
+    wanted = ("machine", "compute", "ceilings", "others", "torch", "rows")
+    if not isinstance(costs, dict) or not set(wanted) <= set(costs):
+        raise CheckpointError("this file was not written by diawork bench.", path=path, hint="Bench that machine anew.")
+    return {name: costs[name] for name in wanted}
+
+
 def write_cost_html(costs: dict[str, Any], out: Path | str, *, title: str = "What diawork costs") -> Path:
-    """Write the page of what ``bench`` returned (with ``parts``, ``loss_memory`` and, where asked, ``accuracy``)."""
+    """Write the page of what ``bench`` returned and, where asked, ``accuracy`` and ``beside``."""
     environment = Environment(
         loader=FileSystemLoader(PACKAGE / "report" / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True,
@@ -31,20 +41,31 @@ def write_cost_html(costs: dict[str, Any], out: Path | str, *, title: str = "Wha
         precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=_facts(costs), figures=_figures(costs),
         accuracy=accuracy, paths=accuracy.get("paths"), pretraining=accuracy.get("pretraining"),
         last=accuracy.get("last"), parts=costs["parts"], scaling=costs.get("scaling"), bank=costs.get("bank"),
-        loss_memory=costs["loss_memory"], rivals=costs.get("rivals"),
+        loss_memory=costs["loss_memory"], rivals=costs.get("rivals"), beside=_beside(costs),
         gpu=NO_GPU if costs["compute"]["device"] == "cpu" else f"Measured on {costs['machine']}.",
     )  # fmt: skip
     write_text(Path(out), page)
     return Path(out)
 
 
-def _facts(costs: dict[str, Any]) -> list[str]:
-    compute, settings = costs["compute"], costs["settings"]
-    rates = [f"{name.replace('_', ', ')}: {rate / 1e9:.0f} GFLOP/s" for name, rate in costs["ceilings"].items()]
-    sizes = f"batch {settings['batch']}, {settings['size']} px, UNet of width {settings['dim']}"
-    arithmetic = f"{compute['threads']} threads, {compute['precision']}"
+def _beside(costs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return this run and those of other machines: in words, and their rows by stage."""
+    runs = [costs, *costs.get("beside", [])]
+    return [{"words": ", ".join(_machine(run)), "rows": {row["stage"]: row for row in run["rows"]}} for run in runs]
+
+
+def _machine(costs: dict[str, Any]) -> list[str]:
+    """Return on what a run was measured: processor, threads and precision, load, rates."""
+    compute = costs["compute"]
     load = [load_words(costs["others"])] if "others" in costs else []  # pages made before it was measured
-    return [costs["machine"], arithmetic, *load, f"torch {costs['torch']}", sizes, *rates]
+    rates = [f"{name.replace('_', ', ')}: {rate / 1e9:.0f} GFLOP/s" for name, rate in costs["ceilings"].items()]
+    return [costs["machine"], f"{compute['threads']} threads, {compute['precision']}", *load, *rates]
+
+
+def _facts(costs: dict[str, Any]) -> list[str]:
+    settings = costs["settings"]
+    sizes = f"batch {settings['batch']}, {settings['size']} px, UNet of width {settings['dim']}"
+    return [*_machine(costs), f"torch {costs['torch']}", sizes]
 
 
 def _figures(costs: dict[str, Any]) -> list[tuple[str, bytes]]:

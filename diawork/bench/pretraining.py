@@ -12,7 +12,7 @@ from diawork.base.compute import Compute, count_macs
 from diawork.base.config import DiffusionConfig
 from diawork.base.seeding import generator
 from diawork.bench.timing import Pair, time_pairs
-from diawork.method.ddpm import build_ddpm, denoising_loss
+from diawork.method.ddpm import build_adam, build_ddpm, denoising_loss
 from diawork.method.unet.trained import restate
 
 WIDTHS = (16, 32, 64)  # of presets demo and cpu, and the published one
@@ -33,13 +33,16 @@ def pretraining_steps(
         flops = 3 * 2 * count_macs(library.model, x[:1], t[:1]) * batch
         pair = Pair(f"DDPM training step, width {width}", flops=flops, ceiling=ceiling)
         batches = [value.to(compute.device) for value in (x, t, noise)]
-        works = (_step(ddpm, *batches, compute=compute) for ddpm in (library, ours))
+        optimizers = torch.optim.Adam(library.parameters(), lr=cfg.lr), build_adam(ours, cfg)
+        pairs_of = zip((library, ours), optimizers, strict=True)
+        works = (_step(ddpm, optimizer, *batches, compute=compute) for ddpm, optimizer in pairs_of)
         yield time_pairs(pair, *works, pairs=pairs, device=compute.device)
 
 
-def _step(ddpm: Any, x: Tensor, t: Tensor, noise: Tensor, *, compute: Compute) -> Callable[[], None]:
+def _step(
+    ddpm: Any, optimizer: torch.optim.Optimizer, x: Tensor, t: Tensor, noise: Tensor, *, compute: Compute
+) -> Callable[[], None]:
     """Return a training step of ``ddpm`` on the same batch, again and again."""
-    optimizer = torch.optim.Adam(ddpm.parameters(), lr=1e-4)
 
     def step() -> None:
         with compute.autocast():

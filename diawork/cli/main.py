@@ -60,25 +60,27 @@ def doctor(data_root: Path | None, out: Path | None) -> None:
 @options.device
 @options.precision
 @path_option("--runs", "root", help="Folder for the trainings of --accuracy.")
+@path_option("--beside", multiple=True, metavar="JSON", help="What a bench of another machine wrote: shown beside.")
 @path_option("--out", default=Path("bench.html"), show_default=True)
 def bench(
     quick: bool, compiled: bool | None, accuracy: str | None, preset_name: str, overrides: tuple[str, ...],
-    device: str, precision: str, out: Path, **where: Any,
+    device: str, precision: str, beside: tuple[Path, ...], out: Path, **where: Any,
 ) -> None:  # fmt: skip
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.base.compute import Compute
     from diawork.base.files import nulled, write_json
     from diawork.bench import fidelity
     from diawork.bench.costs import measure_all
-    from diawork.bench.page import write_cost_html
+    from diawork.bench.page import read_costs, write_cost_html
 
+    others = [read_costs(path) for path in beside]
     compute = Compute.auto(device, precision, compile=compiled)
     changes = parse_overrides(overrides)
     costs = measure_all(quick=quick, compute=compute, say=click.echo)
     if accuracy:
         costs["accuracy"] = fidelity.accuracy(accuracy, preset_name, changes=changes, compute=compute, **where)
-    write_json(out.with_suffix(".json"), nulled(costs))
-    say(f"written: {write_cost_html(costs, out)} and {out.with_suffix('.json')}")
+    write_json(out.with_suffix(".json"), nulled(costs | {"beside": others}))
+    say(f"written: {write_cost_html(costs | {'beside': others}, out)} and {out.with_suffix('.json')}")
 
 
 @cli.command(epilog=STOPS)
