@@ -198,11 +198,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in matching(tensors, prefix, expected_state(optimizer), path=path).items():
         index, slot = name.split(".", 1)
-        state, parameter = whole["state"].setdefault(int(index), {}), parameters[int(index)]
+        plain = slot == "step" and type(optimizer).__name__ in _COUNTED
         if slot != "step":  # in its parameter's memory format, which a fused step works on
-            state[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        else:
-            state[slot] = value.item() if type(optimizer).__name__ in _COUNTED else value
+            value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+        whole["state"].setdefault(int(index), {})[slot] = value.item() if plain else value
     optimizer.load_state_dict(whole)
 
 
