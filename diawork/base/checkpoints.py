@@ -198,9 +198,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in matching(tensors, prefix, expected_state(optimizer), path=path).items():
         index, slot = name.split(".", 1)
-        plain = slot == "step" and type(optimizer).__name__ in _COUNTED
         if slot != "step":  # in its parameter's memory format, which a fused step works on
             value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+        plain = slot == "step" and type(optimizer).__name__ in _COUNTED
         whole["state"].setdefault(int(index), {})[slot] = value.item() if plain else value
     optimizer.load_state_dict(whole)
 
@@ -290,8 +290,7 @@ class Keeper:
 
 
 def _warn_of_versions(before: dict[str, str]) -> None:
-    changed = [f"{name} {before.get(name)} → {v}" for name, v in _versions().items() if before.get(name) != v]
-    if changed:
+    if changed := [f"{name} {before.get(name)} → {v}" for name, v in _versions().items() if before.get(name) != v]:
         text = f"this training began with other versions ({', '.join(changed)}): it goes on, but not bit for bit."
         warnings.warn(text, stacklevel=4)
 
