@@ -52,7 +52,7 @@ def quick(tmp_path_factory):
 
 def test_every_stage_is_timed_and_the_page_shows_it(quick):
     text, costs = quick
-    assert "on other machines" not in text
+    assert "in other runs" not in text
     assert len(costs["rows"]) == 7 and all(row["ratio"] > 0 for row in costs["rows"])
     assert costs["ceilings"]["conv_fp32"] > 1e9
     assert all(row["stage"] in text for row in costs["rows"]) and "://" not in text
@@ -63,7 +63,7 @@ def test_another_machine_stands_beside(quick, tmp_path):
     other = costs | {"machine": "Another <CPU>", "rows": [row | {"ratio": 77.0} for row in costs["rows"][1:]]}
     (tmp_path / "other.json").write_text(json.dumps(other))
     text = write_cost_html(costs | {"beside": [read_costs(tmp_path / "other.json")]}, tmp_path / "c.html").read_text()
-    assert "on other machines" in text and "2: Another &lt;CPU&gt;, " in text
+    assert "in other runs" in text and "2: Another &lt;CPU&gt;, " in text
     assert text.count("77.00 ×") == len(costs["rows"]) - 1
 
 
