@@ -99,7 +99,8 @@ def keep_memory() -> None:
     """Keep for the next step what a step has freed, and large tensors in huge pages, unless the user has chosen.
 
     Otherwise glibc hands a large tensor back to the kernel at once, which then clears every page of the next one: on 2
-    cores in fp32 a DDPM step took 0.40 s at width 16 and 0.86 at 32, and 0.33 and 0.75 s so; the peak grew by 4 %.
+    cores in fp32 a DDPM step took 0.40 s at width 16 and 0.86 at 32, and 0.33 and 0.75 s so; the peak grew by 3 %.
+    Beside two busy processes the demo's steps took 2.2 to 4.9 times their quiet time, and 1.8 to 2.3 times so.
     """
     if "torch" in sys.modules:
         return
