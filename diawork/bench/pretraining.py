@@ -33,9 +33,8 @@ def pretraining_steps(
         flops = 3 * 2 * count_macs(library.model, x[:1], t[:1]) * batch
         pair = Pair(f"DDPM training step, width {width}", flops=flops, ceiling=ceiling)
         batches = [value.to(compute.device) for value in (x, t, noise)]
-        optimizers = torch.optim.Adam(library.parameters(), lr=cfg.lr), build_adam(ours, cfg)
-        pairs_of = zip((library, ours), optimizers, strict=True)
-        works = (_step(ddpm, optimizer, *batches, compute=compute) for ddpm, optimizer in pairs_of)
+        sides = (library, torch.optim.Adam(library.parameters(), lr=cfg.lr)), (ours, build_adam(ours, cfg))
+        works = (_step(ddpm, optimizer, *batches, compute=compute) for ddpm, optimizer in sides)
         yield time_pairs(pair, *works, pairs=pairs, device=compute.device)
 
 

@@ -28,7 +28,8 @@ PAPER: dict[str, dict[str, Any]] = {  # the papers' networks and sizes; SimSID's
     "padim": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224},
     "deep_knn": {"backbone.name": "resnet101", "backbone.image_size": 224},
 }
-ONE_EPOCH = dict.fromkeys(("rd4ad", "simsid", "kdad", "mean_shift"), "epochs") | {"scrd4ad": "steps"}
+# How long they train; the others do not.
+LENGTHS = dict.fromkeys(("rd4ad", "simsid", "kdad", "mean_shift"), "epochs") | {"scrd4ad": "steps"}
 
 
 class _Counted(TorchDispatchMode):
@@ -53,7 +54,7 @@ def one_rival(name: str, *, quick: bool, compute: Compute) -> dict[str, Any]:
     entry = entry_of(name)
     cfg = preset("smoke") if quick else ExperimentConfig().override(PAPER[name])
     cfg = cfg.override({"detector": name, "backbone.weights": "random"})
-    if length := ONE_EPOCH.get(name):
+    if length := LENGTHS.get(name):
         cfg = cfg.override({f"{name}.{length}": 2, f"{name}.batch_size": IMAGES})
     detector: Any = entry.load().build(cfg, compute=compute)
     backbone = cfg.backbone if "backbone" in entry.uses else None

@@ -79,8 +79,9 @@ def bench(
     costs = measure_all(quick=quick, compute=compute, say=click.echo)
     if accuracy:
         costs["accuracy"] = fidelity.accuracy(accuracy, preset_name, changes=changes, compute=compute, **where)
-    write_json(out.with_suffix(".json"), nulled(costs | {"beside": others}))
-    say(f"written: {write_cost_html(costs | {'beside': others}, out)} and {out.with_suffix('.json')}")
+    costs["beside"] = others
+    write_json(out.with_suffix(".json"), nulled(costs))
+    say(f"written: {write_cost_html(costs, out)} and {out.with_suffix('.json')}")
 
 
 @cli.command(epilog=STOPS)
