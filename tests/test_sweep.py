@@ -55,6 +55,32 @@ def test_a_size_replaces_entries_and_seeds(read):
     assert read(size="smoke").folder_name == "tiny-smoke" and read().size == "cpu"
 
 
+def test_a_size_leaves_out_values_of_an_axis(read):
+    sweep = read("smoke: {", "smoke: {without: {views.shift: [rotation], method: [stats_knn]}, ", size="smoke")
+    assert [(cell.label, cell.config.views.shift) for cell in sweep.cells] == [("shift cutperm, DIA", "cutperm")]
+
+
+def test_changes_hold_in_every_cell_in_a_folder_of_their_own(read, tmp_path):
+    read("x: views.shift", "x: views.shift\nneeds: [breastmnist, kvasir_polyp]")
+
+    def changed(**changes):
+        return Sweep.load(tmp_path / "tiny.yaml", "smoke", changes)
+
+    other = changed(**{"dataset": "breastmnist", "train.epochs": 3})
+    assert {(c.config.dataset, c.config.train.epochs) for c in other.cells if "DIA" in c.parts} == {("breastmnist", 3)}
+    assert other.needs == ["kvasir_polyp"] and other.folder_name == "tiny-smoke-dataset=breastmnist,train.epochs=3"
+    names = {changed(**{"dissolve.t_range": [30, t]}).folder_name for t in (60, 90)}
+    assert len(names) == 2 and not any("[" in name for name in names)
+    with pytest.raises(DataError, match=r"^--set: breastmnist"):
+        data_identities(other, tmp_path)
+    with pytest.raises(UsageError, match=r"^'views.shift' is what an axis of tiny varies"):
+        changed(**{"views.shift": "rotation"})
+    with pytest.raises(UsageError, match=r"^'train.epoch' is not a parameter"):
+        changed(**{"train.epoch": 3})
+    with pytest.raises(UsageError, match=r"^dissolve.t_range"):
+        changed(**{"dissolve.t_range": [3, 1200]})
+
+
 def test_zip_goes_side_by_side_and_labels_name_the_setting(read):
     axis = "  - zip: {dissolve.kernel_size: [3, 7], dissolve.sigma: [0.8, 1.4]}\n"
     cells = read("baseline: DIA\nx: views.shift\n", "", text=TEXT.replace("  - grid:", axis + "  - grid:")).cells
@@ -118,6 +144,8 @@ def test_digests_do_not_depend_on_names_and_order(read):
         (("seeds: [0, 1]\n", "seeds: [0, 1]\nnotebook: 07_draw\n"), 11, "Did you mean '07_draw_figure'"),
         (("- list:", "- zip: {method: [dia], preset: [cpu, demo]}\n  - list:"), 7, "equally long"),
         (("- list:", "- grid: {method: [dia]}\n  - list:"), 8, "set by two axes"),
+        (("cpu: {}", "cpu: {without: {views.shift: [flip]}}"), 15, "'flip' is on no axis"),
+        (("cpu: {}", "cpu: {without: {views.shift: [rotation, cutperm]}}"), 15, "leaves no point of the axes"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_refused_in_one_sentence_with_its_line(read, change, line, message):

@@ -19,6 +19,7 @@ say = partial(say, keep="")  # a line each: no name in it begins another
 @click.argument("file", required=False)
 @click.option("--table", "--figure", "name", help="A sweep that comes with the package: t1, t2, heuristics, f4, …")
 @click.option("--size", help="A size that the sweep names: smoke, cpu, paper [default: cpu].")
+@options.overrides
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 1000), help="Cells at a time.")
 @click.option("--executor", default="local", show_default=True, help="local, slurm, submitit-local, debug")
 @click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="e.g. slurm_partition=gpu")
@@ -28,7 +29,13 @@ say = partial(say, keep="")  # a line each: no name in it begins another
 @options.device
 @options.processes
 def sweep(
-    file: str | None, name: str | None, size: str | None, slurm: tuple[str, ...], dry_run: bool, **where: Any
+    file: str | None,
+    name: str | None,
+    size: str | None,
+    overrides: tuple[str, ...],
+    slurm: tuple[str, ...],
+    dry_run: bool,
+    **where: Any,
 ) -> None:
     """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
     from diawork.sweeps.file import list_sweeps
@@ -38,7 +45,7 @@ def sweep(
     sources = [source for source in (file, name) if source is not None]
     if len(sources) != 1:
         raise UsageError("give a FILE, or --table or --figure.", hint=f"Known: {', '.join(list_sweeps())}.")
-    asked = Sweep.load(sources[0], size)
+    asked = Sweep.load(sources[0], size, parse_overrides(overrides))
     say(f"{asked.title}: {len(asked.cells)} cells, size {asked.size or 'as written'}")
     for missing in asked.needs:
         say(f"not in this build: {missing}; the published row stands alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
         "plot": _curve(frame, sweep.x, styles), "styles": styles, "drawings": _drawings(cells),
         "published": [beside_published(key, frame, sweep.repeats) for key in sweep.published],
     }  # fmt: skip
-    asked = f"diawork sweep {sweep.name}{' --size ' + sweep.size if sweep.size else ''}"
-    return write_html(frame, out, title=sweep.title, asked=asked, sweep=added)
+    return write_html(frame, out, title=sweep.title, asked=_command(sweep), sweep=added)
 
 
 def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
@@ -65,6 +65,14 @@ def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
     }  # fmt: skip
     write_json(out, numbers)
     return out
+
+
+def _command(sweep: Sweep) -> str:
+    """Return the command that ran a sweep."""
+    words = ["diawork", "sweep", sweep.name, *(["--size", sweep.size] if sweep.size else [])]
+    for key, value in sweep.changes.items():
+        words += ["--set", f"{key}={value}"]
+    return shlex.join(words)
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -51,9 +51,14 @@ class Point(_WithSettings):
 
 
 class Size(_WithSettings):
-    """What a size of the sweep changes."""
+    """What a size of the sweep changes, and the values of an axis that it leaves out."""
 
     seeds: Seeds | None = None
+    without: Columns = {}
+
+    def keeps(self, settings: dict[str, Any]) -> bool:
+        """Say whether a point of the axes belongs to this size."""
+        return not any(key in settings and settings[key] in left_out for key, left_out in self.without.items())
 
 
 class Axis(StrictModel):
@@ -128,12 +133,22 @@ class SweepFile(Heading):
                     raise wrong(f"{key!r} is set by two axes", "axes", i)
         return self
 
+    @model_validator(mode="after")
+    def _sizes_leave_out_what_is_there(self) -> SweepFile:
+        varied = [settings for axis in self.axes for _, settings in axis.labelled()]
+        for name, size in self.sizes.items():
+            for key, left_out in size.without.items():
+                offered = [settings[key] for settings in varied if key in settings]
+                for value in (value for value in left_out if value not in offered):
+                    raise wrong(f"{key}: {value!r} is on no axis", "sizes", name, "without", key)
+        return self
+
 
 def placed_settings(source: Source) -> Iterator[tuple[str, Any, tuple]]:
     """Yield key, value and place of every setting in a sweep file, those of all sizes among them."""
     for at in source.lines:
         match at:
-            case ("sizes", _, "seeds") | ("axes", _, "list", _, "label"):
+            case ("sizes", _, "seeds" | "without") | ("axes", _, "list", _, "label"):
                 continue
             case ("fixed", key) | ("sizes", _, key) | ("axes", _, "list", _, key) | ("axes", _, "grid" | "zip", key, _):
                 yield key, source.value(at), at

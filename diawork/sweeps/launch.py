@@ -102,7 +102,8 @@ def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[s
             if (cfg.dataset, cfg.data) not in identities:
                 identities[cfg.dataset, cfg.data] = open_data(cfg, data_root).identity
         except DiaworkError as error:
-            where = f"{sweep.source}, line {sweep.lines.get(cfg.dataset, 1)}"
+            written = f"{sweep.source}, line {sweep.lines.get(cfg.dataset, 1)}"
+            where = "--set" if cfg.dataset in sweep.changes.values() else written
             raise type(error)(f"{cfg.dataset}: {error.what}", hint=error.hint, path=where) from None
     opened = {cell.digest: [identities[cfg.dataset, cfg.data] for cfg in cell.opened()] for cell in sweep.cells}
     return {cell.digest: opened[cell.digest] + _models(cell) for cell in sweep.cells}

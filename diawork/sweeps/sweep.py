@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -75,19 +76,23 @@ class Sweep(Heading, extra="ignore", strict=False):
     cells: tuple[Cell, ...]
     source: str = ""  # the file
     lines: dict[str, int] = {}  # of the data sets in it
+    changes: dict[str, Any] = {}  # settings of every cell, over those of the file
 
     @classmethod
-    def load(cls, name_or_path: str | Path, size: str | None = None) -> Sweep:
+    def load(cls, name_or_path: str | Path, size: str | None = None, changes: dict[str, Any] | None = None) -> Sweep:
         """Read a shipped sweep by name, or a file of your own; ``size`` is one that the file names [cpu].
+
+        ``changes`` are settings that hold in every cell, such as another data set, over those below fixed: and sizes:.
 
         Raises ``UsageError``: one sentence with file and line, for an unknown name, a wrong type, an
         illegal value, a selection on test, anywhere in the file.
         """
         file, source = read_sweep_file(name_or_path)
-        plan = Plan(file, source, size)
+        plan = Plan(file, source, size, changes or {})
         heading = file.model_dump(include=set(Heading.model_fields)) | {"title": file.title or file.name}
         facts = {"size": plan.size, "notebook": plan.notebook, "source": source.name, "lines": plan.dataset_lines()}
-        return cls.model_validate(heading | facts | {"cells": plan.cells})
+        heading["needs"] = [name for name in file.needs if name not in plan.changes.values()]
+        return cls.model_validate(heading | facts | {"changes": plan.changes, "cells": plan.cells})
 
     @classmethod
     def read(cls, folder: Path | str) -> Sweep:
@@ -108,14 +113,17 @@ class Sweep(Heading, extra="ignore", strict=False):
     @property
     def folder_name(self) -> str:
         """Return the name of the sweep's folder below ``<out>/sweeps``."""
-        return f"{self.name}-{self.size}" if self.size else self.name
+        changes = ",".join(f"{key}={value}" for key, value in self.changes.items())
+        if not re.fullmatch(r"[\w.,=-]{0,80}", changes):
+            changes = digest(changes)[:12]
+        return "-".join(filter(None, (self.name, self.size, changes)))
 
 
 class Plan:
     """A sweep file at one size: every setting in it is looked at, then its cells are made."""
 
-    def __init__(self, file: SweepFile, source: Source, size: str | None) -> None:
-        self.file, self.source = file, source
+    def __init__(self, file: SweepFile, source: Source, size: str | None, changes: dict[str, Any]) -> None:
+        self.file, self.source, self.changes = file, source, changes
         self.size = next((name for name in ("cpu", *file.sizes) if name in file.sizes), "") if size is None else size
         with source.at("sizes"):
             _require(size or "", file.sizes, f"{size!r} is not a size of this sweep.")
@@ -128,6 +136,9 @@ class Plan:
         self.settings = list(placed_settings(source))
         self._check_settings()
         self.cells = self._cells()
+        with source.at("sizes", self.size):
+            if not self.cells:
+                raise UsageError(f"size {self.size} leaves no point of the axes.")
         self._check_rows()
 
     def dataset_lines(self) -> dict[str, int]:
@@ -139,6 +150,12 @@ class Plan:
         for key, value, place in self.settings:
             with self.source.at(*place):
                 self._check(key, value)
+        varied = {key for key, _, place in self.settings if place[0] == "axes"}
+        for key, value in self.changes.items():
+            self._check(key, value)
+            if key in varied:
+                what = f"{key!r} is what an axis of {self.file.name} varies."
+                raise UsageError(what, hint="Set it in a file of your own.")
         if "seeds" in self.file.model_fields_set and "seed" not in self.known:
             with self.source.at("seeds"):
                 raise UsageError(f"{self.path.name} has no seed, so that seeds have no meaning.")
@@ -176,26 +193,26 @@ class Plan:
         """Return the product of the axes times the seeds; equal work (a control over seeds) stands once."""
         size = self.file.sizes.get(self.size, Size())
         seeds = [{"seed": n} for n in size.seeds or self.file.seeds] if "seed" in self.known else [{}]
-        fixed = self.file.fixed | size.settings
+        fixed = self.file.fixed | size.settings | self.changes
         cells: dict[str, Cell] = {}
         for n, point in enumerate(itertools.product(*(axis.labelled() for axis in self.file.axes))):
             if n >= MOST_POINTS:
                 with self.source.at("axes"):
                     raise UsageError(f"more than {MOST_POINTS:,} points.")
-            for seed in seeds:
-                cell = self._cell(seed | fixed, point)
+            varied = {key: value for _, settings in point for key, value in settings.items()}
+            parts = tuple(label for label, _ in point if label)
+            for seed in seeds if size.keeps(varied) else []:
+                cell = self._cell(seed | fixed, varied, parts)
                 cells[cell.digest] = cells[cell.digest].merged(cell) if cell.digest in cells else cell
         return tuple(cells.values())
 
-    def _cell(self, fixed: dict[str, Any], point: tuple[tuple[str, dict[str, Any]], ...]) -> Cell:
-        """Return the cell at one ``point``: label and settings of every axis, which win over ``fixed``."""
-        varied = {key: value for _, settings in point for key, value in settings.items()}
+    def _cell(self, fixed: dict[str, Any], varied: dict[str, Any], parts: tuple[str, ...]) -> Cell:
+        """Return the cell at one point: what the axes set there, which wins over ``fixed``, and a label from each."""
         settings = fixed | varied
         parameters = {key: value for key, value in settings.items() if key in self.known}
         overrides = {key: value for key, value in settings.items() if key not in self.known}
         work: dict[str, Any] = {"notebook": self.notebook, "parameters": parameters, "overrides": overrides}
         work["config"] = config = self._config(parameters, overrides)
-        parts = tuple(label for label, _ in point if label)
         label = ", ".join(parts) or (label_of(config) if config else self.file.title or self.file.name)
         return Cell(digest=cell_digest(**work), label=label, parts=parts, point=varied, **work)
 
@@ -210,6 +227,8 @@ class Plan:
         except UsageError as error:
             at_fault = [item for item in overrides.items() if item[0] in f"{error.field} {error.what}"]
             last = (at_fault or list((parameters | overrides).items()))[-1:]
+            if any(item in self.changes.items() for item in last):
+                raise
             places = [place for key, value, place in self.settings if (key, value) in last]
             with self.source.at(*next(iter(places), ("name",))):
                 raise
