@@ -20,6 +20,7 @@ from diawork.data import checks
 from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
 from diawork.data.images import ImageSet, Splits, load
 from diawork.data.manifests import Manifest, load_manifest
+from diawork.data.phantom import KINDS
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 
@@ -285,3 +286,8 @@ def test_pneumoniamnist_has_eight_known_leaks_and_no_false_alarm():
     spread = np.random.default_rng(1).choice(len(splits.train), 100, replace=False)
     report = check_splits(planted(splits, spread, range(100), change=any_of_them))
     assert found(report, "near", range(100)) + found(report, "exact", range(100)) >= 95
+
+
+@pytest.mark.parametrize("anatomy", KINDS)
+def test_no_phantom_shows_an_image_twice(anatomy):
+    assert not check_splits(load(f"phantom_{anatomy}_ring")).problems

@@ -178,7 +178,7 @@ def _lung_vessels(view: _View, rng: np.random.Generator) -> Grid:
 def _fundus(view: _View, rng: np.random.Generator) -> tuple[Grid, Grid]:
     """Eye ground: bright disc to one side, arcades arching over a dark macula that lies lower than the disc."""
     u, v = view.u, view.v
-    disc_u, disc_v = rng.uniform(0.38, 0.55), rng.uniform(-0.22, -0.1)
+    disc_u, disc_v = rng.uniform(0.34, 0.58), rng.uniform(-0.26, -0.06)
     macula_u, macula_v = disc_u - rng.uniform(0.62, 0.75), disc_v + rng.uniform(0.22, 0.32)
     r2, to_disc = np.square(u) + np.square(v), np.hypot(u - disc_u, v - disc_v)
     macula = np.square(u - macula_u) + np.square(v - macula_v)
@@ -191,7 +191,8 @@ def _fundus(view: _View, rng: np.random.Generator) -> tuple[Grid, Grid]:
         _arcade(view, vessels, start, math.pi - up * rng.uniform(0.8, 1.2), rng, bend=up * 0.28, length=0.4)
         _arcade(view, vessels, start, up * rng.uniform(0.6, 0.9), rng, bend=-up * 0.1, length=0.25)
     ground -= rng.uniform(0.18, 0.32) * vessels * (1 - 0.6 * disc)
-    return np.clip(ground * _step(0.94 - r2, 0.1) + 0.02, 0, 1), (r2 < 0.6) & (to_disc > 0.32)
+    rim = rng.uniform(0.8, 1.1)
+    return np.clip(ground * _step(rim - r2, 0.1) + 0.02, 0, 1), (r2 < 0.6) & (to_disc > 0.32)
 
 
 def _arcade(
