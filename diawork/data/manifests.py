@@ -261,5 +261,5 @@ def _another_phantom(name: str) -> Manifest:
     dialled = {"kind": kind, "lesion": lesion, "lesion_size": size, "lesion_contrast": contrast}
     facts = PhantomFacts.model_validate({"seed": 0} | dialled)
     notes = (f"One of {len(PHANTOMS)} anatomies and lesions, made to see where a recipe fails: {facts.describe()}.",)
-    title = f"Phantom, synthetic {kind} with lesions of the sort {lesion}"
+    title = f"Phantom of {kind} with {lesion} lesions, synthetic"
     return usual.model_copy(update={"name": name, "title": title, "phantom": facts, "notes": notes})
