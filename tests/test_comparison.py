@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2, norm, t
 
 from diawork.base.errors import DataError, UsageError
-from diawork.evaluation import comparison, wording
+from diawork.evaluation import comparison, sentences
 from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
 from diawork.evaluation.metrics import auroc
 from diawork.report.comparisons import compare
@@ -146,7 +146,6 @@ def test_one_seed_supports_no_lead_however_large(seeds_a, seeds_b):
         found.reading("DIA", "CSI")
         == "undecided: one seed, so the interval covers the images only, not another training"
     )
-    assert "interval over images +" in wording.difference(found)
 
 
 def test_one_seed_each_has_the_interval_of_delong():
@@ -295,19 +294,10 @@ def test_two_groups_of_runs_are_compared_on_their_seeds_and_images(tmp_path):
 # --- in sentences ------------------------------------------------------------------------------------
 
 
-def test_a_difference_as_a_sentence():
-    assert wording.difference(made(0.03, 0.01), "DIA", "CSI") == (
-        "DIA minus CSI: +0.030 (95 % interval over images and seeds +0.010 to +0.050; "
-        "624 images, 5 seeds each; p = 0.005): DIA is ahead."
-    )
-    assert "5 seeds against 1" in wording.difference(made(0.03, 0.01, seeds_b=1))
-    assert "joint for 2 comparisons" in wording.difference(adjust([made(0.03, 0.01)] * 2)[0])
-
-
 def test_a_conclusion_is_three_sentences_from_the_numbers():
     one_seed = made(0.05, 0.01, covers="images", seeds_b=1)
     family = {"A": made(0.06, 0.01), "B": made(0.0, 0.002), "C": made(-0.06, 0.01), "D": made(0.0, 0.01), "E": one_seed}
-    said = wording.conclusion("DIA", dict(zip(family, adjust(list(family.values())), strict=True)))
+    said = sentences.conclusion("DIA", dict(zip(family, adjust(list(family.values())), strict=True)))
     assert said == [
         "DIA is ahead of A, equal within 0.01 to B and behind C.",
         "DIA is not told apart from D (differences from 0.036 could have been seen) "
@@ -315,19 +305,19 @@ def test_a_conclusion_is_three_sentences_from_the_numbers():
         "This rests on 624 images (234 healthy, 390 anomalous) and 1 to 5 seeds a side, adjusted for 5 comparisons.",
     ]
     with pytest.raises(UsageError, match="compared with no rival"):
-        wording.conclusion("DIA", {})
+        sentences.conclusion("DIA", {})
 
 
 def test_limits_name_what_the_numbers_do_not_cover():
     one_seed, two = made(0.05, 0.01, covers="images", seeds_b=1), made(0.01, 0.01, seeds_a=2, seeds_b=2)
-    said = " ".join(wording.limits({"CSI": one_seed, "5-NN": two}))
+    said = " ".join(sentences.limits({"CSI": one_seed, "5-NN": two}))
     assert "One seed on a side (CSI)" in said and "With two seeds" in said and "2 comparisons, none adjusted" in said
-    assert len(wording.limits({"CSI": made(0.01, 0.01)})) == 1
+    assert len(sentences.limits({"CSI": made(0.01, 0.01)})) == 1
 
 
 @pytest.mark.parametrize(("n", "words"), [(1, "a"), (2, "a and b"), (3, "a, b and c"), (5, "a, b, c and 2 more")])
 def test_lists_read_as_english(n, words):
-    assert wording.listed(list("abcde")[:n]) == words
+    assert sentences.listed(list("abcde")[:n]) == words
 
 
 def test_no_comparison_is_made_where_every_image_says_the_same():
@@ -338,5 +328,5 @@ def test_no_comparison_is_made_where_every_image_says_the_same():
 
 
 def test_an_interval_is_given_in_words_or_said_not_to_be():
-    assert wording.interval(-0.01, 0.03, lead="95 % interval ", sign=True) == "95 % interval −0.010 to +0.030"
-    assert wording.interval(np.nan, np.nan, lead="95 % interval ") == "no interval"
+    assert sentences.interval(-0.01, 0.03, lead="95 % interval ", sign=True) == "95 % interval −0.010 to +0.030"
+    assert sentences.interval(np.nan, np.nan, lead="95 % interval ") == "no interval"

@@ -13,7 +13,7 @@ from diawork import figures
 from diawork.base.errors import CheckpointError
 from diawork.base.files import PACKAGE, read_json, write_text
 from diawork.bench.machine import load_words
-from diawork.evaluation.wording import interval
+from diawork.evaluation.sentences import interval
 
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
 

@@ -87,7 +87,7 @@ def run_methods(
 
 def tell(run: Run) -> None:
     """Say the result of a run in a line of its own."""
-    from diawork.evaluation.wording import interval
+    from diawork.evaluation.sentences import interval
 
     result, split = run.result(), run.primary_split
     metrics = result["metrics"][split]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diawork.base.errors import DataError, NumericError
-from diawork.evaluation.wording import signed
+from diawork.evaluation.sentences import signed
 
 COLLAPSED = 1e-5  # variance of unit feature vectors, 1 where they point everywhere; rounding to bf16 leaves 2e-7
 NO_TASK = 0.1  # accuracy above chance that a shift classifier needs for its task to be one

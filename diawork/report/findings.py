@@ -13,7 +13,7 @@ from diawork.evaluation.collapse import CHANCE, Facts, explain
 from diawork.evaluation.comparison import Comparison
 from diawork.evaluation.ranks import rank_over_sets
 from diawork.evaluation.selfcheck import rank_agreement
-from diawork.evaluation.wording import conclusion, counted, interval, p_said, signed
+from diawork.evaluation.sentences import conclusion, counted, interval, p_said, signed
 
 ENOUGH = 8  # rows from which ranks are compared
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
-from diawork.evaluation.wording import interval, p_value, signed
+from diawork.evaluation.sentences import interval, p_value, signed
 from diawork.report.findings import over_sets
 from diawork.report.sections import section
 from diawork.report.tables import collect, groups, summary_table

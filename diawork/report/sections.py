@@ -14,7 +14,7 @@ from diawork.data.manifests import load_manifest
 from diawork.evaluation.comparison import Comparison
 from diawork.evaluation.conformal import check_alarm
 from diawork.evaluation.metrics import PAPER_RULES, at_best
-from diawork.evaluation.wording import counted, limits
+from diawork.evaluation.sentences import counted, limits
 from diawork.report.comparisons import Compared, Pair, compare_all
 from diawork.report.findings import (
     SPLITS,

@@ -35,15 +35,6 @@ def counted(n: int, thing: str) -> str:
     return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
-def difference(c: Comparison, a: str = "a", b: str = "b") -> str:
-    """Return the difference with its interval, what the interval covers, p and the reading, as one sentence."""
-    joint = f", joint for {c.family} comparisons" if c.family > 1 else ""
-    return (
-        f"{a} minus {b}: {signed(c.difference)} ({100 * c.level:g} % interval over {c.covers} {signed(c.low)} to "
-        f"{signed(c.high)}{joint}; {_sizes(c)}; {p_said(c.p)}): {c.reading(a, b)}."
-    )
-
-
 def conclusion(focus: str, rivals: Mapping[str, Comparison]) -> list[str]:
     """Return at most three short sentences on a family: what is known, what is open, and on how much it rests.
 
@@ -92,12 +83,6 @@ def limits(rivals: Mapping[str, Comparison]) -> list[str]:
             f"{len(rivals)} comparisons, none adjusted for the others: each may lead by chance in 5 % of cases."
         )
     return said
-
-
-def _sizes(c: Comparison) -> str:
-    equal = c.seeds_a == c.seeds_b
-    seeds = f"{counted(c.seeds_a, 'seed')} each" if equal else f"{counted(c.seeds_a, 'seed')} against {c.seeds_b}"
-    return f"{c.n_normal + c.n_anomalous:,} images, {seeds}"
 
 
 def p_value(p: float) -> str:
