@@ -45,8 +45,6 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "latex2mathml": {"report.site"},
     "click": {"cli"},
 }
-MOST_ENTRIES, MOST_MODULES, MOST_LINES = 14, 10, 300
-WIDE = {"detectors", "data.readers"}  # a file each: these may have more modules
 ROOMS = {
     ".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): p
     for p in sorted(PACKAGE.rglob("*.py"))
@@ -106,20 +104,6 @@ def test_heavy_libraries_have_one_door(library):
     assert {room for room in users if not inside(room, ONE_DOOR[library])} == set()
 
 
-def test_the_house_has_room():
-    entries = [p for p in PACKAGE.iterdir() if p.name not in ("__pycache__", "_manifests", "_notebooks")]
-    assert len(entries) <= MOST_ENTRIES
-    folders = {p.parent for p in ROOMS.values()} - {PACKAGE}
-    modules = {f: len([p for p in f.glob("*.py") if p.name != "__init__.py"]) for f in folders}
-    names = {f: ".".join(f.relative_to(PACKAGE).parts) for f in folders}
-    assert {names[f]: n for f, n in modules.items() if n > MOST_MODULES and names[f] not in WIDE} == {}
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_no_module_is_long(room):
-    assert ROOMS[room].read_text("utf-8").count("\n") <= MOST_LINES
-
-
 def test_no_room_is_a_drawer():
     assert not {room.rpartition(".")[2] for room in ROOMS} & {"utils", "helpers", "common", "misc"}
 
@@ -136,8 +120,8 @@ def test_tables_pages_and_sweeps_need_no_torch():  # report.paper draws with it
 
 
 UNSAFE = re.compile(
-    r"(?<!allow_)pickle(?!d\b)|allow_pickle=True|dill\b|joblib|shelve|marshal"
-    r"|torch\.(jit\.|export\.)?(load|save)\b|yaml\.(unsafe_|full_)?load|UnsafeLoader|FullLoader"
+    r"(?<!allow_)pickle(?!d\b)|allow_pickle=True|dill\b|joblib\.(load|dump)|shelve|marshal"
+    r"|torch\.(jit\.|export\.)?(load(?!\([^\n]*weights_only=True)|save)\b|yaml\.(unsafe_|full_)?load|UnsafeLoader|FullLoader"
 )
 
 
@@ -149,7 +133,14 @@ def test_nothing_is_unpickled():
     "line", ["import pickle", "pd.read_pickle(path)", "np.load(f, allow_pickle=True)", "torch.load(f)", "yaml.load(f)"]
 )
 def test_the_search_for_unpickling_finds_it(line):
-    assert UNSAFE.search(line) and not UNSAFE.search("np.load(f, allow_pickle=False)")
+    assert UNSAFE.search(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["np.load(f, allow_pickle=False)", "torch.load(f, weights_only=True)", "joblib.cpu_count()"]
+)
+def test_the_search_for_unpickling_lets_safe_loading_pass(line):
+    assert not UNSAFE.search(line)
 
 
 @pytest.mark.parametrize(
