@@ -10,16 +10,9 @@ from torch import Tensor
 
 from diawork.base.config import LossConfig
 from diawork.base.errors import UsageError
-from diawork.method.loss import (
-    dia_loss,
-    negatives_mask,
-    nt_xent,
-    pair_roles,
-    shift_classes,
-    shift_cross_entropy,
-    view_key,
-)
-from diawork.method.views import _row_indices
+from diawork.method.encoder import Embedding
+from diawork.method.loss import dia_loss, nt_xent, pair_roles, shift_cross_entropy
+from diawork.method.views import BranchBuilder, Views
 
 GOLDEN = {  # spec of the method, §6: constant "repo", τ = 0.5, float64
     (2, 2, 4): {"naive": 3.2114366144191, "shifted_removed": 3.1397817059367, "csi": 4.2946276703779},
@@ -135,12 +128,10 @@ def test_removing_pairs_never_raises_the_loss():
 
 
 def test_mask_leaves_out_exactly_the_same_view_pairs():
-    image, shift, branch = indices(2, 2)
-    key = view_key(image, shift)
-    naive, removed = (negatives_mask(torch.arange(12), key, branch, mask=m) for m in ("naive", "shifted_removed"))
-    assert naive.sum() == 12 * 11
-    assert (naive & ~removed).sum() == 2 * 2 * 4  # both directions of (O, A) and (O′, A)
-    assert not removed[0, 8] and removed[0, 9] and removed[0, 4]
+    naive, removed = (pair_roles(*indices(2, 2), mask=mask) for mask in ("naive", "shifted_removed"))
+    assert (naive > 0).sum() == 8 * 11  # every anchor with all others
+    assert ((naive > 0) & (removed == 0)).sum() == 2 * 2 * 2  # (O, A) and (O′, A) of each image and shift
+    assert not removed[0, 8] and removed[0, 9] == 2 and removed[0, 4] == 1
 
 
 def test_target_matrix_has_one_positive_an_anchor_and_no_dissolved_anchor():
@@ -156,25 +147,27 @@ def test_refuses_a_view_without_its_partner():
         nt_xent(torch.randn(3, 2), torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 0]))
 
 
-def test_row_indices_agree_with_the_views():
-    assert all(torch.equal(a, b) for a, b in zip(indices(3, 4), _row_indices(torch.arange(3), 3), strict=True))
+def test_views_are_labelled_branch_by_branch_and_shift_by_shift():
+    views = BranchBuilder(dissolve=lambda x, **_: (x, torch.zeros(len(x))))(torch.rand(3, 1, 8, 8))
+    assert all(map(torch.equal, indices(3, 4), (views.image, views.shift, views.branch)))
+
+
+def parts_of(z, logits, **fields):
+    image, shift, branch = indices(2, 4)
+    views = Views(z, image, shift, branch, t=branch)
+    return dia_loss(Embedding(z, z, logits), views, LossConfig(**fields))
 
 
 def test_weights_scale_the_parts():
-    z, logits, (image, shift, branch) = torch.randn(24, 4), torch.randn(24, 4), indices(2, 4)
-    cfg = LossConfig(contrastive_weight=0.5, shift_weight=2.0)
-    parts = dia_loss(z, logits, image=image, shift=shift, branch=branch, cfg=cfg)
+    parts = parts_of(torch.randn(24, 4), torch.randn(24, 4), contrastive_weight=0.5, shift_weight=2.0)
     assert parts.total.item() == pytest.approx(0.5 * parts.contrastive.item() + 2 * parts.shift.item(), rel=1e-5)
-    assert shift_cross_entropy(torch.zeros(24, 4), shift).item() == pytest.approx(math.log(4))
 
 
-def test_a_classifier_of_shift_and_dissolved_has_classes_of_its_own_for_dissolved_views():
-    image, shift, branch = indices(2, 4)
-    cfg = LossConfig(classifier="shift_dissolved")
-    wanted = [k + 4 * (b == 2) for b in range(3) for k in range(4) for _ in range(2)]
-    assert shift_classes(shift, branch, cfg).tolist() == wanted and shift_classes(shift, branch, LossConfig()) is shift
-    sure = 50 * torch.eye(8)[torch.tensor(wanted)]
-    parts = [
-        dia_loss(torch.randn(24, 4), x, image=image, shift=shift, branch=branch, cfg=cfg) for x in (sure, 0 * sure)
-    ]
-    assert [p.shift.item() for p in parts] == pytest.approx([0, math.log(8)], abs=1e-6)
+@pytest.mark.parametrize(("classifier", "classes"), [("shift", 4), ("shift_dissolved", 8)])
+def test_a_dissolved_view_has_its_shifts_class_or_one_of_its_own(classifier, classes):
+    wanted = torch.tensor([(k + 4 * (b == 2)) % classes for b in range(3) for k in range(4) for _ in range(2)])
+    sure = 50 * torch.eye(classes)[wanted]
+    losses = [parts_of(torch.randn(24, 4), x, classifier=classifier).shift.item() for x in (sure, 0 * sure)]
+    assert losses == pytest.approx([0, math.log(classes)], abs=1e-6)
+    _, shift, branch = indices(2, 4)
+    assert shift_cross_entropy(sure, shift, branch, cfg=LossConfig(classifier=classifier)).item() == losses[0]

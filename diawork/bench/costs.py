@@ -20,10 +20,10 @@ from diawork.bench.machine import Load
 from diawork.bench.rivals import rivals
 from diawork.bench.timing import peak_memory, seconds
 from diawork.method.bank import DissolvedBank
-from diawork.method.encoder import build_encoder
+from diawork.method.encoder import Embedding, build_encoder
 from diawork.method.loss import dia_loss
 from diawork.method.training import train_step
-from diawork.method.views import BranchBuilder
+from diawork.method.views import BranchBuilder, Views
 
 
 def measure_all(*, quick: bool = False, compute: Compute | None = None, say: Callable[[str], Any] = print) -> dict:
@@ -45,10 +45,9 @@ def loss_memory(batch: int = 1024, d: int = 128) -> dict[str, float]:
     """Return what the loss allocates at most, forward and backward, for 3·K·batch views (MiB; CUDA or profiler)."""
     rows = 3 * K * batch
     z = torch.randn(rows, d, generator=generator(0, "bench", "loss")).requires_grad_()
-    branch, shift, image = torch.meshgrid(torch.arange(3), torch.arange(K), torch.arange(batch), indexing="ij")
-    logits = torch.zeros(rows, K)
-    losses = partial(dia_loss, z, logits, image=image.reshape(-1), shift=shift.reshape(-1), branch=branch.reshape(-1))
-    return {"views": rows, "peak_mib": peak_memory(lambda: losses().total.backward())}
+    branch, shift, image = torch.cartesian_prod(torch.arange(3), torch.arange(K), torch.arange(batch)).T
+    views, embedding = Views(z, image, shift, branch, t=branch), Embedding(z, z, torch.zeros(rows, K))
+    return {"views": rows, "peak_mib": peak_memory(lambda: dia_loss(embedding, views).total.backward())}
 
 
 def step_shares(

@@ -1,13 +1,14 @@
 """Feature-amplified NT-Xent and the shift classifier (Eqs. 6-9).
 
-Anchors are the ordinary views; the dissolved ones stand only in denominators. Everything is
-computed as log-sum-exp, anchor block by anchor block, so that memory grows with the batch and not
-with its square.
+Anchors are the ordinary views; the dissolved ones stand only in denominators::
+
+    views = builder(x)
+    loss = dia_loss(encoder(views.images), views).total
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,93 +29,108 @@ class LossParts(NamedTuple):
     shift: Tensor
 
 
-def view_key(image: Tensor, shift: Tensor) -> Tensor:
-    """Return one integer a row that two views share when they come from the same image and shift (R,)."""
-    return image * (int(shift.max()) + 1) + shift
+class Embedded(Protocol):
+    """What the loss needs of an embedding of R views."""
+
+    @property
+    def z(self) -> Tensor: ...  # (R, D) projection, not necessarily normalised
+    @property
+    def shift_logits(self) -> Tensor: ...  # (R, K or 2K)
 
 
-def negatives_mask(rows: Tensor, key: Tensor, branch: Tensor, *, mask: str) -> Tensor:
-    """Return (len(rows), R): which views stand in each anchor's denominator.
+class Labelled(Protocol):
+    """What the loss needs to know of R views."""
 
-    ``naive``: all others (Eq. 6). ``shifted_removed``: without the pair of an ordinary view and the
-    dissolved view of the same image and shift.
-    """
-    others = rows[:, None] != torch.arange(len(key), device=key.device)[None]
-    if mask == "naive":
-        return others
-    same = key[rows][:, None] == key[None]
-    one_dissolved = (branch[rows] == DISSOLVED)[:, None] != (branch == DISSOLVED)[None]
-    return others & ~(same & one_dissolved)
+    @property
+    def image(self) -> Tensor: ...  # (R,) the source image
+    @property
+    def shift(self) -> Tensor: ...  # (R,) 0 … K−1
+    @property
+    def branch(self) -> Tensor: ...  # (R,) 0 and 1 ordinary, 2 dissolved
 
 
-def positives(key: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-    """Return anchor rows (2N,) and the row of each one's positive: same image and shift, other branch."""
-    rows = [torch.nonzero(branch == b)[:, 0] for b in (0, 1)]
-    rows = [r[key[r].argsort()] for r in rows]
-    if len(rows[0]) != len(rows[1]) or not torch.equal(key[rows[0]], key[rows[1]]):
-        raise UsageError("every image and shift needs exactly one view in each ordinary branch.")
-    return torch.cat(rows), torch.cat(rows[::-1])
-
-
-def pair_roles(image: Tensor, shift: Tensor, branch: Tensor, *, mask: str) -> Tensor:
-    """Return the target similarity matrix (R, R) of Fig. 3: 0 excluded, 1 positive, 2 negative.
-
-    A row is an anchor; dissolved views are never anchors, so their rows are excluded throughout.
-    """
-    key = view_key(image, shift)
-    rows = torch.arange(len(key))
-    roles = 2 * negatives_mask(rows, key, branch, mask=mask).long()
-    roles[positives(key, branch)] = 1
-    roles[branch == DISSOLVED] = 0
-    return roles
-
-
-def _block_loss(z: Tensor, rows: Tensor, positive: Tensor, key: Tensor, branch: Tensor, cfg: LossConfig) -> Tensor:
-    """Sum ℓ_ij over a block of anchors: log-sum-exp over the denominator minus the positive's logit."""
-    logits = z[rows] @ z.T / cfg.temperature
-    allowed = negatives_mask(rows, key, branch, mask=cfg.mask)
-    own = logits.gather(1, positive[:, None])[:, 0]
-    return (logits.masked_fill(~allowed, -torch.inf).logsumexp(1) - own).sum()
+def dia_loss(embedding: Embedded, views: Labelled, cfg: LossConfig | None = None) -> LossParts:
+    """Return L = L_con + γ·L_cls (Eq. 9); without dissolved views it is CSI's loss."""
+    cfg = cfg or LossConfig()
+    contrastive = nt_xent(embedding.z, views.image, views.shift, views.branch, cfg=cfg)
+    classifier = shift_cross_entropy(embedding.shift_logits, views.shift, views.branch, cfg=cfg)
+    return LossParts(cfg.contrastive_weight * contrastive + cfg.shift_weight * classifier, contrastive, classifier)
 
 
 def nt_xent(
     z: Tensor, image: Tensor, shift: Tensor, branch: Tensor, *, cfg: LossConfig | None = None, block: int = 1024
 ) -> Tensor:
-    """Return the feature-amplified NT-Xent of z (R, D), not necessarily normalised (Eqs. 6-7).
+    """Feature-amplified NT-Xent (Eqs. 6-7) of z (R, D), not necessarily normalised.
 
-    The sum over the 2N ordered positive pairs is divided by 2N (``mean``), by the number of views
-    (``repo``: 3N with a dissolved branch, 2N without, as in CSI) or by both (``paper``).
+        ℓ_ij  = −log[ exp(⟨z_i, z_j⟩/τ) / Σ_k exp(⟨z_i, z_k⟩/τ) ],  k in i's denominator    (Eq. 6)
+        L_con = Σ ℓ_ij / constant,  over positive pairs (i, j)                              (Eq. 7)
+
+    There are 2N ordered positive pairs; the constant is 2N (``mean``), the number of views (``repo``: 3N with a
+    dissolved branch, 2N without, as in CSI) or their product (``paper``). Anchors are taken ``block`` by block, so
+    that memory grows with the batch and not with its square.
     """
     cfg = cfg or LossConfig()
     z = F.normalize(z.float() if z.dtype in (torch.bfloat16, torch.float16) else z, dim=1, eps=1e-8)
-    key = view_key(image, shift).to(z.device)
-    branch = branch.to(z.device)
-    anchors, positive = positives(key, branch)
+    view, branch = _view(image, shift).to(z.device), branch.to(z.device)
+    anchors, positive = positive_pairs(view, branch)
+
+    def summed(z: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        logits = z[i] @ z.T / cfg.temperature
+        left_out = ~denominators(i, view, branch, mask=cfg.mask)
+        return (logits.masked_fill(left_out, -torch.inf).logsumexp(1) - logits.gather(1, j[:, None])[:, 0]).sum()
+
     if len(anchors) <= block:
-        total = _block_loss(z, anchors, positive, key, branch, cfg)
+        total = summed(z, anchors, positive)
     else:
-        parts = zip(anchors.split(block), positive.split(block), strict=True)
-        blocks = [checkpoint(_block_loss, z, a, p, key, branch, cfg, use_reentrant=False) for a, p in parts]
-        total = torch.stack(blocks).sum()
-    divisor = {"mean": len(anchors), "repo": len(z), "paper": len(z) * len(anchors)}[cfg.constant]
-    return total / divisor
+        pairs = zip(anchors.split(block), positive.split(block), strict=True)
+        total = torch.stack([checkpoint(summed, z, i, j, use_reentrant=False) for i, j in pairs]).sum()
+    return total / {"mean": len(anchors), "repo": len(z), "paper": len(z) * len(anchors)}[cfg.constant]
 
 
-def shift_classes(shift: Tensor, branch: Tensor, cfg: LossConfig) -> Tensor:
-    """Return each view's class (R,): its shift or, with ``shift_dissolved``, K more for a dissolved view."""
-    return shift + K * (branch == DISSOLVED) if cfg.classifier == "shift_dissolved" else shift
+def shift_cross_entropy(shift_logits: Tensor, shift: Tensor, branch: Tensor, *, cfg: LossConfig) -> Tensor:
+    """Mean cross-entropy of the shift classifier over all views (Eq. 8).
 
-
-def shift_cross_entropy(shift_logits: Tensor, classes: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the shift classifier over all views (Eq. 8)."""
+    The class of a view is its shift or, with ``shift_dissolved``, K more for a dissolved view.
+    """
+    classes = shift + K * (branch == DISSOLVED) if cfg.classifier == "shift_dissolved" else shift
     return F.cross_entropy(shift_logits.float(), classes.to(shift_logits.device))
 
 
-def dia_loss(
-    z: Tensor, shift_logits: Tensor, *, image: Tensor, shift: Tensor, branch: Tensor, cfg: LossConfig | None = None
-) -> LossParts:
-    """Return L = L_con + γ·L_cls (Eq. 9); without dissolved rows it is CSI's loss."""
-    cfg = cfg or LossConfig()
-    contrastive = nt_xent(z, image, shift, branch, cfg=cfg)
-    classifier = shift_cross_entropy(shift_logits, shift_classes(shift, branch, cfg))
-    return LossParts(cfg.contrastive_weight * contrastive + cfg.shift_weight * classifier, contrastive, classifier)
+def denominators(anchors: Tensor, view: Tensor, branch: Tensor, *, mask: str) -> Tensor:
+    """Return (len(anchors), R): which views stand in each anchor's denominator (Eq. 6).
+
+    ``naive``: all others. ``shifted_removed``: without the pair of an ordinary view and the dissolved view of the
+    same image and shift.
+    """
+    others = anchors[:, None] != torch.arange(len(view), device=view.device)[None]
+    if mask == "naive":
+        return others
+    same = view[anchors][:, None] == view[None]
+    one_dissolved = (branch[anchors] == DISSOLVED)[:, None] != (branch == DISSOLVED)[None]
+    return others & ~(same & one_dissolved)
+
+
+def positive_pairs(view: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    """Return anchor rows (2N,) and the row of each one's positive: same image and shift, other ordinary branch."""
+    rows = [torch.nonzero(branch == b)[:, 0] for b in (0, 1)]
+    rows = [r[view[r].argsort()] for r in rows]
+    if len(rows[0]) != len(rows[1]) or not torch.equal(view[rows[0]], view[rows[1]]):
+        raise UsageError("every image and shift needs exactly one view in each ordinary branch.")
+    return torch.cat(rows), torch.cat(rows[::-1])
+
+
+def _view(image: Tensor, shift: Tensor) -> Tensor:
+    """Return one integer a row (R,), the same for views of the same image and shift."""
+    return image * (int(shift.max()) + 1) + shift
+
+
+def pair_roles(image: Tensor, shift: Tensor, branch: Tensor, *, mask: str = "naive") -> Tensor:
+    """Return the target similarity matrix (R, R) of Fig. 3: 0 excluded, 1 positive, 2 negative.
+
+    It is made from the masks of the loss. A row is an anchor; dissolved views are none, so their rows are excluded.
+    """
+    view = _view(image, shift)
+    roles = 2 * denominators(torch.arange(len(view)), view, branch, mask=mask).long()
+    roles[positive_pairs(view, branch)] = 1
+    roles[branch == DISSOLVED] = 0
+    return roles

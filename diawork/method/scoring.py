@@ -51,8 +51,8 @@ def extract_features(
     encoder: Encoder,
     x: Images,
     *,
-    views: ViewsConfig,
-    score: ScoreConfig,
+    views: ViewsConfig | None = None,
+    score: ScoreConfig | None = None,
     seed: int = 0,
     what: str = "images",
     compute: Compute | None = None,
@@ -65,7 +65,7 @@ def extract_features(
     batch nor a training around the call changes a score, and the call changes nothing in a training.
     ``what`` names the images on the progress bar.
     """
-    compute = compute or Compute()
+    views, score, compute = views or ViewsConfig(), score or ScoreConfig(), compute or Compute()
     compute.prepare(encoder)
     size = at_once(x, batch)
     cfg = views.model_copy(update={"crop_scale": score.crop_scale})

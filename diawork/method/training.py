@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,10 +76,10 @@ def train_step(encoder: Encoder, views: Views, loss: LossConfig, *, compute: Com
     group = compute.group
     with compute.autocast():
         embedding = encoder(compute.to(views.images))
-    z, logits, image, shift, branch = group.gathered(
-        embedding.z, embedding.shift_logits, views.image, views.shift, views.branch
-    )
-    parts = dia_loss(z, logits, image=image, shift=shift, branch=branch, cfg=loss)
+    labels = (views.image, views.shift, views.branch)
+    z, logits, image, shift, branch = group.gathered(embedding.z, embedding.shift_logits, *labels)
+    views = replace(views, image=image, shift=shift, branch=branch)
+    parts = dia_loss(embedding._replace(z=z, shift_logits=logits), views, loss)
     parts.total.backward()
     group.sum_gradients(encoder.parameters())
     return LossParts(*(value.detach() for value in parts))

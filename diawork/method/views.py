@@ -191,16 +191,24 @@ class _Place:
 
 
 class BranchBuilder:
-    """Builds the views of a batch: 3BK with an occupant of the slot, CSI's 2BK without."""
+    """Builds the views of a batch: 3BK with something that dissolves, e.g. a ``Dissolver``, CSI's 2BK without.
+
+    ``BranchBuilder(dissolve=dissolver)(x)``
+    """
 
     def __init__(self, cfg: ViewsConfig | None = None, dissolve: Callable[..., tuple[Tensor, Tensor]] | None = None):
         self.cfg, self.dissolve = cfg or ViewsConfig(), dissolve
 
-    def __call__(self, x: Tensor, *, index: Tensor, seed: int, step: int, rows: slice | None = None) -> Views:
-        """Return the views of ``x`` (B, C, H, W) in [0, 1]; ``index`` (B,) says which images they are.
+    def __call__(
+        self, x: Tensor, *, index: Tensor | None = None, seed: int = 0, step: int = 0, rows: slice | None = None
+    ) -> Views:
+        """Return the views of ``x`` (B, C, H, W) in [0, 1] (Eq. 5): O_k and O'_k = T∘S_k(x), A_k = T∘S_k∘D(x).
 
-        Where ``x`` are only the ``rows`` of a batch, ``index`` is the whole batch's, and so are the draws.
+        Everything is drawn anew for each ``seed`` and ``step``. ``index`` (B,) says which images of the data set they
+        are: a bank of dissolved views looks them up. Where ``x`` are only the ``rows`` of a batch, ``index`` is the
+        whole batch's, and so are the draws.
         """
+        index = torch.arange(len(x)) if index is None else index
         cfg, place = self.cfg, _Place(seed, step, torch.arange(len(index))[rows or slice(None)], len(index))
         index = index[place.rows]
         flips = self._flips(place)
