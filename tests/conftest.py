@@ -36,7 +36,7 @@ def make_images(n=12, size=16, *, split="train", anomalous=0, seed=0):
     images = torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed))
     labels = np.arange(n) >= n - anomalous
     names = np.where(labels, "lesion", "healthy")
-    return ImageSet(images, names, labels, np.arange(n), split, "noise", None, f"noise-{n}-{size}-{seed}")
+    return ImageSet(images, names, labels, np.arange(n), split, "noise")
 
 
 @pytest.fixture

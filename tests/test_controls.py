@@ -9,7 +9,8 @@ import torch
 from conftest import make_images
 
 from diawork.base.errors import CheckpointError, DataError, UsageError
-from diawork.data.images import ImageSet, load
+from diawork.data.datasets import load
+from diawork.data.images import ImageSet
 from diawork.detectors import registry
 from diawork.detectors.controls import (
     FILE,

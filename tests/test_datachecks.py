@@ -18,7 +18,8 @@ from diawork.base.errors import CheckpointError, DataError
 from diawork.cli.main import main
 from diawork.data import checks
 from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
-from diawork.data.images import ImageSet, Splits, load
+from diawork.data.datasets import load
+from diawork.data.images import ImageSet, Splits
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.data.phantom import KINDS
 from diawork.runs.experiment import run_experiment
@@ -41,7 +42,7 @@ def with_images(images, rows, pixels):
     """Return an ImageSet in which ``rows`` show ``pixels``."""
     changed = images.images.clone()
     changed[rows] = torch.as_tensor(pixels, dtype=torch.float32)
-    return replace(images, images=changed, identity="")
+    return replace(images, images=changed)
 
 
 def planted(splits, source, rows, *, split="test", change=lambda x, rng: x):
@@ -49,7 +50,7 @@ def planted(splits, source, rows, *, split="test", change=lambda x, rng: x):
     rng = np.random.default_rng(0)
     copies = np.stack([change(splits.train.images[i, 0].numpy(), rng) for i in source])[:, None]
     changed = with_images(getattr(splits, split), rows, copies)
-    return replace(splits, **{split: changed}, identity="")
+    return replace(splits, **{split: changed})
 
 
 def jpeg(x, rng):
@@ -101,7 +102,7 @@ def test_duplicates_within_a_split_and_between_val_and_test_are_warnings():
     splits = clean()
     train = with_images(splits.train, [5, 6], splits.train.images[[4, 4]])
     test = with_images(splits.test, [3], splits.val.images[[2]])
-    report = check_splits(replace(splits, train=train, test=test, identity=""))
+    report = check_splits(replace(splits, train=train, test=test))
     assert report.ok and {p.severity for p in report.problems} == {"warning"}
     assert {(p.first_split, p.first_index, p.second_split, p.second_index) for p in report.pairs} == {
         ("train", 4, "train", 5), ("train", 4, "train", 6), ("val", 2, "test", 3)}  # fmt: skip
@@ -118,24 +119,24 @@ def test_a_fitted_twin_is_told_even_behind_an_anomalous_one():
     splits = clean()
     train = splits.train.take(range(299, -1, -1))  # lesions first
     train = with_images(train, [299], train.images[[49]])
-    report = check_splits(planted(replace(splits, train=train, identity=""), [49], [7]))
+    report = check_splits(planted(replace(splits, train=train), [49], [7]))
     assert {(p.kind, p.first_index, p.fitted) for p in report.pairs if p.across} == {
         ("exact", 0, True), ("exact", 250, False)}  # fmt: skip
 
 
 def test_constant_images_are_counted():
     splits = clean()
-    blank = replace(splits, train=with_images(splits.train, [8, 9], torch.full((2, 1, 32, 32), 0.5)), identity="")
+    blank = replace(splits, train=with_images(splits.train, [8, 9], torch.full((2, 1, 32, 32), 0.5)))
     assert any("2 of 300 images (0.7%) are constant, first 8" in p.text for p in check_splits(blank).problems)
 
 
 def test_roles_and_a_missing_val_are_reported():
     splits = clean()
-    gone = replace(splits, val=splits.val.take([]), test=splits.test.normal(), identity="")
+    gone = replace(splits, val=splits.val.take([]), test=splits.test.normal())
     texts = {p.text: p.severity for p in check_splits(gone).problems}
     assert texts["test holds 110 normal and 0 anomalous images."] == "error"
     assert any("no val split" in text and severity == "warning" for text, severity in texts.items())
-    ill = replace(splits, train=splits.train.take(splits.train.anomalous), identity="")
+    ill = replace(splits, train=splits.train.take(splits.train.anomalous))
     assert "train holds no normal image." in {p.text for p in check_splits(ill).problems}
 
 

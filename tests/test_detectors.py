@@ -44,7 +44,7 @@ def made(n, *, split="train", anomalous=0, seed=0, channels=1, size=SIZE):
     strength = torch.where(torch.from_numpy(labels), 0.5, 0.02)[:, None, None, None]
     images = (blob + strength * torch.randn(n, channels, size, size, generator=rng)).clamp(0, 1)
     names = np.where(labels, "lesion", "healthy")
-    return ImageSet(images, names, labels, np.arange(n), split, "made", None, f"made-{n}-{anomalous}-{seed}-{channels}")
+    return ImageSet(images, names, labels, np.arange(n), split, "made")
 
 
 TRAIN, TEST = made(16), made(10, split="test", anomalous=5, seed=1)

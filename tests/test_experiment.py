@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diawork.base.errors import UsageError
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.detectors.controls import StatsKNN
 from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.registry import CONTROLS
@@ -71,9 +71,7 @@ def test_a_search_that_would_score_test_or_nothing_is_refused_before_it_starts(t
     with pytest.raises(UsageError, match="scores test after every epoch"):
         SMOKE.override({"score.evaluate": "val", "train.track_test": True})
     whole = load("phantom")
-    monkeypatch.setattr(
-        "diawork.runs.experiment.open_data", lambda *_: replace(whole, val=whole.val.take(np.arange(0)))
-    )
+    monkeypatch.setattr("diawork.runs.experiment.load", lambda *_: replace(whole, val=whole.val.take(np.arange(0))))
     with pytest.raises(UsageError, match="no validation images"):
         run_experiment(SMOKE.override({"score.evaluate": "val"}), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import torch
 from diawork import figures
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset

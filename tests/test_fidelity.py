@@ -13,7 +13,7 @@ from diawork.base.errors import DataError, UsageError
 from diawork.base.files import read_json
 from diawork.bench.fidelity import Paths, compare_paths, compare_pretraining, paths_table
 from diawork.bench.page import write_cost_html
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.evaluation.comparison import compare_detectors
 from diawork.evaluation.metrics import summary
 from diawork.runs.methods import resolve

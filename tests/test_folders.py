@@ -13,13 +13,13 @@ from PIL import Image
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
+from diawork.data.datasets import contaminated, load
 from diawork.data.facts import Recipe
-from diawork.data.images import describe, load
+from diawork.data.images import describe
 from diawork.data.manifests import Manifest, check_manifest
 from diawork.data.readers import store as storing
 from diawork.data.readers.resizing import resized, with_channels
 from diawork.data.readers.splitting import Item, shared_patients, split_items
-from diawork.data.variants import contaminated, open_data
 
 FACTS = {
     "name": "own", "title": "Own", "licence": "CC0", "citation": "nobody", "t_range": [30, 130], "bridge": "resize",
@@ -296,14 +296,14 @@ def test_data_size_decodes_anew_at_that_size(tmp_path):
     make_set(tmp_path, size=(40, 30))
     cfg = ExperimentConfig(dataset=str(tmp_path / "own.yaml"))
     written(tmp_path / "own.yaml")
-    assert open_data(cfg).train.images.shape[2:] == (16, 16)
-    wide = open_data(cfg.override({"data.size": 24}))
+    assert load(cfg).train.images.shape[2:] == (16, 16)
+    wide = load(cfg.override({"data.size": 24}))
     assert wide.train.images.shape[2:] == (24, 24) and wide.manifest.image.size == 24
     assert cfg.override({"data.size": 24}).identity() != cfg.identity() and "size" not in cfg.identity()["data"]
 
 
 def test_data_size_resizes_what_lies_in_memory():
-    splits = open_data(ExperimentConfig().override({"data.size": 16}))
+    splits = load(ExperimentConfig().override({"data.size": 16}))
     assert splits.test.images.shape[1:] == (1, 16, 16) == splits.test.masks.shape[1:]
     assert splits.test.masks.dtype == torch.bool and "Resized from 32 to 16 px" in splits.notes[-1]
 

@@ -14,7 +14,8 @@ import torch
 
 from diawork.base.errors import DataError, UsageError
 from diawork.base.seeding import generator
-from diawork.data.images import ImageSet, batches, describe, load
+from diawork.data.datasets import load
+from diawork.data.images import ImageSet, batches, describe
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.data.readers import phantom, pixels, read_content
 from diawork.data.sources import find_file

@@ -12,10 +12,9 @@ from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.cli.main import main
 from diawork.data.checks import check_splits, without_leaks
-from diawork.data.images import load
+from diawork.data.datasets import contaminated, load
 from diawork.data.manifests import list_manifests, load_manifest
 from diawork.data.readers.store import StoredImages
-from diawork.data.variants import contaminated, open_data
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from diawork.sweeps.file import list_sweeps, read_sweep_file
@@ -158,7 +157,7 @@ def test_leaks_stop_a_run_and_are_dropped_on_demand(tmp_path):
 
 
 def test_a_set_without_leaks_is_left_as_it_is():
-    plain, dropped = (open_data(ExperimentConfig().override({"data.drop_leaks": drop})) for drop in (False, True))
+    plain, dropped = (load(ExperimentConfig().override({"data.drop_leaks": drop})) for drop in (False, True))
     assert plain.identity == dropped.identity and plain.notes == dropped.notes
 
 
@@ -255,13 +254,13 @@ def test_many_findings_are_one_label(tmp_path):
 def test_one_class_against_the_rest(tmp_path):
     written(make_set(tmp_path) / "own.yaml")
     cfg = ExperimentConfig(dataset=str(tmp_path / "own.yaml"))
-    assert counts_of(open_data(cfg.override({"data.normal_class": "ill"}))) == [(4, 12), (0, 0), (4, 4)]
+    assert counts_of(load(cfg.override({"data.normal_class": "ill"}))) == [(4, 12), (0, 0), (4, 4)]
     with pytest.raises(UsageError, match="'sick' is not a class of 'own'"):
-        open_data(cfg.override({"data.normal_class": "sick"}))
+        load(cfg.override({"data.normal_class": "sick"}))
 
 
 def test_contamination_has_a_set_of_our_own():
-    splits = open_data(ExperimentConfig(dataset="phantom_mixed").override({"data.contamination": 0.5}))
+    splits = load(ExperimentConfig(dataset="phantom_mixed").override({"data.contamination": 0.5}))
     assert len(splits.train.normal()) == 240 and (splits.train.normal().class_names == "lesion").sum() == 120
 
 
@@ -273,5 +272,5 @@ def test_a_colour_folder_runs_in_colour(tmp_path):
     settings = run.config()["config"]
     assert settings["encoder"]["channels"] == settings["diffusion"]["channels"] == 3
     strip = run.evidence()["strip"]
-    grey = open_data(cfg).test.take([0]).images[0].mean(0).numpy()
+    grey = load(cfg).test.take([0]).images[0].mean(0).numpy()
     assert min(np.abs(first - grey).max() for first in strip[:, 0]) < 0.01

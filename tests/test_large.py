@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.data.readers import store
 from tests.test_folders import FOLDER, written
 
@@ -18,7 +18,7 @@ PEAK = """
 import json, resource, sys
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.data.readers import store
 from diawork.data.checks import _blank_problems
 from diawork.detectors.controls import StatsKNN

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from diawork.base import files
 from diawork.base.errors import DataError, UsageError
 from diawork.base.files import shipped
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.data.manifests import PHANTOMS, Manifest, check_manifest, list_manifests, load_manifest
 from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 

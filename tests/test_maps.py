@@ -7,7 +7,7 @@ import torch
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.detectors import maps
 from diawork.detectors.dia import DIA
 from diawork.detectors.patches import PatchBank

@@ -5,7 +5,7 @@ import torch
 
 from diawork.base.config import DissolveConfig
 from diawork.base.errors import UsageError
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.method.dissolve import AddNoise, GaussianBlur, build_operator
 from diawork.method.matching import matched, mean_squared_change
 

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from diawork.base.errors import DataError
 from diawork.cli.main import main
 from diawork.data import twins
-from diawork.data.images import ImageSet, load
+from diawork.data.datasets import load
+from diawork.data.images import ImageSet
 
 REAL = Path(os.environ.get("DIAWORK_DATA", "/nowhere"))
 
 
 def made(images, anomalous, name="made"):
     anomalous = np.asarray(anomalous, bool)
-    return ImageSet(images, np.where(anomalous, "b", "a"), anomalous, np.arange(len(images)), "test", name, None, name)
+    return ImageSet(images, np.where(anomalous, "b", "a"), anomalous, np.arange(len(images)), "test", name)
 
 
 def scenes(n, seed):

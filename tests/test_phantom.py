@@ -8,7 +8,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from diawork.base.errors import UsageError
-from diawork.data.images import ImageSet, load
+from diawork.data.datasets import load
+from diawork.data.images import ImageSet
 from diawork.data.manifests import PHANTOMS
 from diawork.data.phantom import KINDS, LESIONS, PhantomSpec, make_phantom
 from diawork.detectors.controls import PixelKNN, StatsKNN, StatsMahalanobis

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diawork.base.errors import DataError, UsageError
 from diawork.data import manifests
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.data.manifests import Kind, Manifest, load_manifest
 from diawork.data.readers import Content, Part, read_image
 from diawork.data.readers.pixels import channels_first, decoding, parse_npy, to_unit

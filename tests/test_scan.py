@@ -7,7 +7,7 @@ import pytest
 
 from diawork.base.errors import UsageError
 from diawork.cli.main import main
-from diawork.data.images import load
+from diawork.data.datasets import load
 from diawork.data.readers.scan import PATIENTS, guess_manifest
 from tests.test_folders import picture, save
 

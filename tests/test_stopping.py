@@ -159,7 +159,7 @@ def test_ctrl_c_leaves_everything_usable(tmp_path, monkeypatch, work, kind):
 @pytest.mark.parametrize(
     "place",
     [
-        "runs.experiment.open_data",
+        "runs.experiment.load",
         "runs.experiment.check_splits",
         "runs.experiment._evaluate",
         "report.page.write_html",

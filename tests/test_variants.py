@@ -8,8 +8,8 @@ import torch
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.data.images import Splits, load
-from diawork.data.variants import contaminated, open_data
+from diawork.data.datasets import contaminated, load
+from diawork.data.images import Splits
 from tests.conftest import make_images
 
 
@@ -34,21 +34,21 @@ def test_the_same_images_whatever_the_share(splits):
 
 def test_an_image_that_stands_in_test_too_is_not_mixed_in(splits):
     twins = splits.train.images[20:24]
-    test = dataclasses.replace(splits.test, images=torch.cat([splits.test.images[:4], twins]), identity="")
-    made = contaminated(dataclasses.replace(splits, test=test, identity=""), 16 / 36)
+    test = dataclasses.replace(splits.test, images=torch.cat([splits.test.images[:4], twins]))
+    made = contaminated(dataclasses.replace(splits, test=test), 16 / 36)
     assert made.train.anomalous[20:24].all() and not made.train.anomalous[24:].any()
     with pytest.raises(DataError, match="needs 20 anomalous training images beside 20 healthy ones; there are 16"):
-        contaminated(dataclasses.replace(splits, test=test, identity=""), 0.5)
+        contaminated(dataclasses.replace(splits, test=test), 0.5)
 
 
 def test_anomalies_come_from_train_alone():
     with pytest.raises(DataError, match=r"needs 53 anomalous training images.*there are none, and none is taken from"):
-        open_data(ExperimentConfig().override({"data.contamination": 0.1}))
+        load(ExperimentConfig().override({"data.contamination": 0.1}))
 
 
 def test_lesions_are_dialled_and_nothing_else_moves():
     usual = load("phantom")
-    fine = open_data(ExperimentConfig().override({"data.lesion_size": 6.0, "data.lesion_contrast": 0.5}))
+    fine = load(ExperimentConfig().override({"data.lesion_size": 6.0, "data.lesion_contrast": 0.5}))
     assert fine.train.identity == usual.train.identity and fine.identity != usual.identity
     assert "twist, 6 px wide, contrast 0.5" in fine.notes[-1]
     healthy = ~usual.test.anomalous
@@ -57,7 +57,7 @@ def test_lesions_are_dialled_and_nothing_else_moves():
 
 
 def test_without_changes_it_is_the_data_set_itself():
-    assert open_data(ExperimentConfig()).identity == load("phantom").identity
+    assert load(ExperimentConfig()).identity == load("phantom").identity
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_without_changes_it_is_the_data_set_itself():
 )
 def test_refuses_what_cannot_be_dialled(dataset, change, message):
     with pytest.raises(UsageError, match=message):
-        open_data(ExperimentConfig(dataset=dataset).override(change))
+        load(ExperimentConfig(dataset=dataset).override(change))

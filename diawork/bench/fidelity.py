@@ -17,7 +17,8 @@ import pandas as pd
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.data.images import Splits, load
+from diawork.data.datasets import load
+from diawork.data.images import Splits
 from diawork.detectors.dia import DIA
 from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
 from diawork.evaluation.metrics import summary

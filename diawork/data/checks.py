@@ -18,8 +18,7 @@ from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError
 from diawork.base.files import digest, read_json, write_json
-from diawork.data.images import Splits, load, missing_roles
-from diawork.data.manifests import Manifest
+from diawork.data.images import Splits
 from diawork.data.twins import Pair, find_pairs
 
 MOST_PAIRS = 1000  # listed in a report
@@ -165,6 +164,17 @@ def _role_problems(splits: Splits) -> Iterator[Problem]:
         yield Problem("warning", "There is no val split: nothing to select on, no threshold.")
 
 
+def missing_roles(splits: Splits) -> Iterator[str]:
+    """Say which splits the protocol cannot use: train needs normal images, an evaluation both roles."""
+    if splits.train.anomalous.all():
+        yield "train holds no normal image."
+    for images in (splits.val, splits.test):
+        anomalous = int(images.anomalous.sum())
+        absent = images.split == "val" and not len(images)
+        if anomalous in (0, len(images)) and not absent:
+            yield f"{images.split} holds {len(images) - anomalous} normal and {anomalous} anomalous images."
+
+
 def seen_again(splits: Splits) -> np.ndarray:
     """Say of each training image (N,) whether its patient stands in val or test, too."""
     others = [images.patients for images in (splits.val, splits.test) if images.patients is not None]
@@ -180,7 +190,7 @@ def without_leaks(splits: Splits, *, cache: Path | str | None = None) -> Splits:
         train = splits.train
         twins = [pair.first_index for pair in report.pairs if pair.fitted]
         leaking = np.isin(train.index, twins) | (seen_again(splits) & ~train.anomalous)
-        splits = replace(splits, train=train.take(~leaking), identity="")
+        splits = replace(splits, train=train.take(~leaking))
     rows = np.setdiff1d(whole.train.index, splits.train.index)
     if not len(rows):
         return whole
@@ -236,11 +246,8 @@ class Fact(NamedTuple):
     text: str
 
 
-def verify(name: str | Path | Manifest, root: Path | str | None = None) -> list[Fact]:
-    """Hold a set on disk against its manifest; what cannot be read, or counted otherwise, is a ``DataError``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another checksum is a fact of its own here
-        splits = load(name, root)
+def verify(splits: Splits) -> list[Fact]:
+    """Say of splits that were read and counted in full whether their checksum is the published one."""
     manifest, md5 = splits.manifest, splits.md5
     n = sum(len(images) for images in splits.all())
     counts = "counts as in the manifest" if manifest.sizes else "the manifest states no counts"

@@ -17,7 +17,7 @@ from diawork.base.compute import count_macs, layer_macs
 from diawork.base.config import DissolveConfig, ExperimentConfig
 from diawork.base.errors import UsageError, pick
 from diawork.base.files import digest, write_bytes, write_json
-from diawork.data.variants import open_data
+from diawork.data.datasets import load
 from diawork.method.ddpm import build_ddpm
 from diawork.method.dissolve import build_operator, preview
 from diawork.method.loss import pair_roles
@@ -67,7 +67,7 @@ def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = N
 
 def _strips(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     """Fig. 1: test images through Eq. 4 at several steps, and how much of them each step changes."""
-    splits = open_data(cfg, where["data_root"])
+    splits = load(cfg, where["data_root"])
     cfg = resolve(cfg, splits)
     ddpm = shared_ddpm(cfg, splits, **where)
     ts = figures.FIGURE_STEPS
@@ -93,7 +93,7 @@ def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
 
 def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     """Fig. 5: what an alternative does at several strengths, and how much of healthy images it changes."""
-    operator, splits = cfg.dissolve.operator, open_data(cfg, where["data_root"])
+    operator, splits = cfg.dissolve.operator, load(cfg, where["data_root"])
     if operator not in STRENGTHS:
         hint = f"Set dissolve.operator to one of {', '.join(STRENGTHS)}."
         raise UsageError(f"figure f5 shows the alternatives; operator={operator!r} is none.", hint=hint)

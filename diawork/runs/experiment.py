@@ -21,9 +21,9 @@ from diawork.base.errors import DataError, UsageError
 from diawork.base.processes.group import Group
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
+from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.data.readers.opening import Opening
-from diawork.data.variants import open_data
 from diawork.detectors.face import Detector, EpochHook
 from diawork.detectors.registry import entry_of
 from diawork.evaluation.conformal import calibrate
@@ -81,7 +81,7 @@ def run_experiment(
     """
     compute = compute or Compute.auto()
     processes = count_processes(processes, compute.device)
-    splits = open_data(cfg, data_root)
+    splits = load(cfg, data_root)
     refuse_misfits(cfg, splits)
     cfg, evaluated = resolve(cfg, splits), _evaluated(splits, cfg)
     data = _checked_data(splits, runs_root(root), acknowledge_leak)

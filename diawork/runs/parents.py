@@ -16,8 +16,8 @@ from diawork.base.files import digest, read_json, sha256_file, write_json
 from diawork.base.locks import locked
 from diawork.base.processes.group import Group
 from diawork.base.processes.launch import Work, launch
-from diawork.data.images import ImageSet, Splits, load
-from diawork.data.variants import open_data
+from diawork.data.datasets import load
+from diawork.data.images import ImageSet, Splits
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, load_ddpm, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
@@ -95,7 +95,7 @@ def ddpm_of_run(folder: Path | str, data_root: Path | str | None = None) -> DDPM
     if not needs_ddpm(cfg):
         hint = "Name the folder of a run of DIA, or of a DDPM."
         raise UsageError("this run dissolved with no DDPM of its own.", path=folder, hint=hint)
-    asked = _pretraining(cfg, open_data(cfg, data_root), data_root)
+    asked = _pretraining(cfg, load(cfg, data_root), data_root)
     saved = _ddpm_folder(Path(folder).absolute().parent, *asked)
     if not (saved / "ddpm.json").exists():
         hint = "Name the folder of the DDPM itself (ddpm-…)."
@@ -220,7 +220,7 @@ def as_member(asked: dict[str, Any], group: Group) -> tuple[ExperimentConfig, Sp
     compute = Compute.auto(asked["device"], asked["precision"], compile=asked["compile"], group=group)
     root, data_root = (asked[name] or None for name in ("root", "data_root"))
     where = {"root": root, "data_root": data_root, "compute": compute, "processes": 1}
-    return cfg, open_data(cfg, data_root), where | {"progress": asked["progress"] and group.leads}
+    return cfg, load(cfg, data_root), where | {"progress": asked["progress"] and group.leads}
 
 
 def pretrain_share(asked: dict[str, Any], group: Group) -> None:

@@ -35,7 +35,7 @@ class PseudoCheck:
         self.changed = {kind: self._with(pseudo_anomalies(pixels, kind, strength=STRENGTH).images) for kind in KINDS}
 
     def _with(self, pixels: np.ndarray) -> ImageSet:
-        return dataclasses.replace(self.healthy, images=torch.from_numpy(pixels), masks=None, identity="")
+        return dataclasses.replace(self.healthy, images=torch.from_numpy(pixels), masks=None)
 
     def of(self, detector: Detector) -> SelfCheck:
         """Return what the detector notices, from one augmented copy an image."""

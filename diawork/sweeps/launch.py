@@ -94,13 +94,13 @@ def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[s
 
     A set that is not there is refused with its line.
     """
-    from diawork.data.variants import open_data  # needs torch, which planning and listing do without
+    from diawork.data.datasets import load  # needs torch, which planning and listing do without
 
     identities: dict[tuple, str] = {}
     for cfg in (cfg for cell in sweep.cells for cfg in cell.opened()):
         try:
             if (cfg.dataset, cfg.data) not in identities:
-                identities[cfg.dataset, cfg.data] = open_data(cfg, data_root).identity
+                identities[cfg.dataset, cfg.data] = load(cfg, data_root).identity
         except DiaworkError as error:
             written = f"{sweep.source}, line {sweep.lines.get(cfg.dataset, 1)}"
             where = "--set" if cfg.dataset in sweep.changes.values() else written

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig, validated
 from diawork.base.errors import CheckpointError, DiaworkError, UsageError, printable
+from diawork.data.datasets import load
 from diawork.data.images import ImageSet, at_once
 from diawork.data.manifests import UNCOUNTED, load_manifest
 from diawork.data.readers.opening import Opening, image_files
-from diawork.data.variants import open_data
 from diawork.detectors.face import Detector
 from diawork.detectors.registry import entry_of
 from diawork.evaluation.conformal import Calibration
@@ -124,7 +124,7 @@ class Predictor:
     def training_images(self) -> ImageSet | None:
         """Return the images that the run was fitted on; where they cannot be opened, a warning and None."""
         try:
-            return open_data(self.cfg, self.data_root).train
+            return load(self.cfg, self.data_root).train
         except DiaworkError as error:
             warnings.warn(f"the run's training images, which cannot be opened, stay out: {error}", stacklevel=2)
             return None
@@ -202,4 +202,4 @@ def _calibration(run: Run, result: dict[str, Any]) -> tuple[Calibration | None, 
 def _loose(x: Tensor) -> ImageSet:
     """Return images of which nothing is known as a set."""
     n = len(x)
-    return ImageSet(x, np.full(n, ""), np.zeros(n, bool), np.arange(n), "new", "new images", identity="new")
+    return ImageSet(x, np.full(n, ""), np.zeros(n, bool), np.arange(n), "new", "new images")
