@@ -22,6 +22,8 @@ keep_memory()
 _ROOMS = {  # what a notebook types; the rest is imported from its room
     "base.compute": ("Compute",),
     "base.config": ("ExperimentConfig",),
+    "bench.page": ("write_costs",),
+    "bench.stages": ("measure_cost",),
     "cli.doctor": ("doctor",),
     "data.checks": ("check_splits",),
     "data.datasets": ("load",),
@@ -35,11 +37,13 @@ _ROOMS = {  # what a notebook types; the rest is imported from its room
     "method.scoring": ("FeatureBank", "extract_features", "score"),
     "method.views": ("BranchBuilder",),
     "report.page": ("collect", "write_html"),
+    "report.tables": ("readable",),
     "runs.experiment": ("run_experiment", "run_suite"),
     "runs.methods": ("METHODS",),
     "runs.parents": ("run_dissolver", "shared_ddpm"),
     "runs.predict": ("load_detector",),
     "runs.presets": ("preset",),
+    "runs.run": ("runs_root",),
     "sweeps.launch": ("run_sweep",),
     "sweeps.sweep": ("Sweep",),
 }

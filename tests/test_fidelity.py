@@ -12,7 +12,7 @@ from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.base.files import read_json
 from diawork.bench.fidelity import Paths, compare_paths, compare_pretraining, paths_table
-from diawork.bench.page import write_cost_html
+from diawork.bench.page import write_costs
 from diawork.data.datasets import load
 from diawork.evaluation.comparison import compare_detectors
 from diawork.evaluation.metrics import summary
@@ -78,7 +78,7 @@ def test_the_page_shows_the_reading_of_each_path(tmp_path, monkeypatch):
     monkeypatch.setattr("diawork.bench.page._figures", lambda costs: [])
     accuracy = {"asked": "?", "paths": paths_table(made(0.8)).to_dict("records"), "pretraining": [], "last": 50}
     costs = read_json(Path(__file__).parent.parent / "reports" / "cost.json") | {"accuracy": accuracy}
-    page = write_cost_html(costs, tmp_path / "cost.html").read_text("utf-8")
+    page = write_costs(costs, tmp_path / "cost.html").read_text("utf-8")
     assert "plain is ahead" in page and "images and seeds" in page
 
 

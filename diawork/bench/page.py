@@ -11,10 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diawork import figures
 from diawork.base.errors import CheckpointError
-from diawork.base.files import PACKAGE, read_json, write_text
-from diawork.bench.machine import load_words
+from diawork.base.files import PACKAGE, nulled, read_json, write_json, write_text
+from diawork.bench.ceilings import load_words
 from diawork.evaluation.sentences import interval
 
+TITLE = "What diawork costs"
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
 
 
@@ -27,18 +28,21 @@ def read_costs(path: Path | str) -> dict[str, Any]:
     return {name: costs[name] for name in wanted}
 
 
-def write_cost_html(costs: dict[str, Any], out: Path | str, *, title: str = "What diawork costs") -> Path:
-    """Write the page of what ``bench`` returned and, where asked, ``accuracy`` and ``beside``."""
+def write_costs(costs: dict[str, Any], out: Path | str) -> Path:
+    """Write the page of what ``measure_cost`` returned, with ``accuracy`` and ``beside`` where asked, and its JSON."""
+    write_json(Path(out).with_suffix(".json"), nulled(costs))
     environment = Environment(
         loader=FileSystemLoader(PACKAGE / "report" / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
     environment.filters["interval"] = interval
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    accuracy = costs.get("accuracy") or {}
+    accuracy, settings = costs.get("accuracy") or {}, costs["settings"]
+    sizes = f"batch {settings['batch']}, {settings['size']} px, UNet of width {settings['dim']}"
+    facts = [*_machine(costs), f"torch {costs['torch']}", sizes]
     page = environment.get_template("cost.html.j2").render(
-        title=title, made=f"{datetime.now(UTC):%Y-%m-%d}", settings=costs["settings"], rows=costs["rows"],
-        precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=_facts(costs), figures=_figures(costs),
+        title=TITLE, made=f"{datetime.now(UTC):%Y-%m-%d}", settings=settings, rows=costs["rows"],
+        precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=facts, figures=_figures(costs),
         accuracy=accuracy, paths=accuracy.get("paths"), pretraining=accuracy.get("pretraining"),
         last=accuracy.get("last"), parts=costs["parts"], scaling=costs.get("scaling"), bank=costs.get("bank"),
         loss_memory=costs["loss_memory"], rivals=costs.get("rivals"), beside=_beside(costs),
@@ -57,23 +61,16 @@ def _beside(costs: dict[str, Any]) -> list[dict[str, Any]]:
 def _machine(costs: dict[str, Any]) -> list[str]:
     """Return on what a run was measured: processor, threads and precision, load, rates."""
     compute = costs["compute"]
-    load = [load_words(costs["others"])] if "others" in costs else []  # pages made before it was measured
+    load = [load_words(costs["others"])] if "others" in costs else []  # not in reports of older versions
     rates = [f"{name.replace('_', ', ')}: {rate / 1e9:.0f} GFLOP/s" for name, rate in costs["ceilings"].items()]
     return [costs["machine"], f"{compute['threads']} threads, {compute['precision']}", *load, *rates]
 
 
-def _facts(costs: dict[str, Any]) -> list[str]:
-    settings = costs["settings"]
-    sizes = f"batch {settings['batch']}, {settings['size']} px, UNet of width {settings['dim']}"
-    return [*_machine(costs), f"torch {costs['torch']}", sizes]
-
-
 def _figures(costs: dict[str, Any]) -> list[tuple[str, bytes]]:
     """Return the two pictures: how many times faster, how close to the ceiling."""
-    rows = [row for row in costs["rows"] if row["ratio"] < 100]
     shares = [row for row in costs["rows"] if row["share_of_ceiling"]]
     pictures = {
-        "Times faster than the released scheme": figures.cost_bars(rows, value="ratio", label="stage"),
+        "Times faster than the released scheme": figures.cost_bars(costs["rows"], value="ratio", label="stage"),
         "Share of the measured ceiling": figures.cost_bars(shares, value="share_of_ceiling", label="stage"),
     }
     return [(name, figures.png_bytes(figure)) for name, figure in pictures.items()]

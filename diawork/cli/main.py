@@ -68,20 +68,18 @@ def bench(
 ) -> None:  # fmt: skip
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.base.compute import Compute
-    from diawork.base.files import nulled, write_json
     from diawork.bench import fidelity
-    from diawork.bench.costs import measure_all
-    from diawork.bench.page import read_costs, write_cost_html
+    from diawork.bench.page import read_costs, write_costs
+    from diawork.bench.stages import measure_cost
 
     others = [read_costs(path) for path in beside]
     compute = Compute.auto(device, precision, compile=compiled)
     changes = parse_overrides(overrides)
-    costs = measure_all(quick=quick, compute=compute, say=click.echo)
+    costs = measure_cost(quick=quick, compute=compute, say=click.echo)
     if accuracy:
         costs["accuracy"] = fidelity.accuracy(accuracy, preset_name, changes=changes, compute=compute, **where)
     costs["beside"] = others
-    write_json(out.with_suffix(".json"), nulled(costs))
-    say(f"written: {write_cost_html(costs, out)} and {out.with_suffix('.json')}")
+    say(f"written: {write_costs(costs, out)} and {out.with_suffix('.json')}")
 
 
 @cli.command(epilog=STOPS)

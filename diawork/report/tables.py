@@ -232,12 +232,15 @@ def pixel_table(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return table
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
+def readable(rows: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd.DataFrame:
     """Return a table for the eye: a value with its interval and spread in one cell, columns named as in print.
 
     The first column becomes the row's name; columns without any value are left out.
     """
-    table = table.dropna(axis="columns", how="all")
+    table = pd.DataFrame(rows)
+    if not len(table):
+        return table
+    table = table[list(columns) or list(table)].dropna(axis="columns", how="all")
     cells = {}
     for name in table.columns:
         if not name.endswith(ENDS):
