@@ -9,8 +9,9 @@ from diawork.base.compute import Compute, count_macs, has_bf16, has_compiler, la
 from diawork.base.config import DiffusionConfig, EncoderConfig, LossConfig, ViewsConfig
 from diawork.base.errors import ResourceError, UsageError
 from diawork.method.ddpm import build_ddpm
-from diawork.method.dissolve import Dissolver, GaussianBlur
+from diawork.method.dissolve import Dissolver
 from diawork.method.encoder import build_encoder
+from diawork.method.operators import GaussianBlur
 from diawork.method.training import train_step
 from diawork.method.views import BranchBuilder
 

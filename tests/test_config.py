@@ -48,7 +48,6 @@ def test_digest_depends_on_content_alone():
         ({"views.crop_ratio": [0, 1]}, "0.01 ≤ low"),
         ({"score.crop_scale": [0.5, 2]}, "of the area"),
         ({"dissolve.sigma": 1e-300}, "dissolve.sigma: .*0.01"),
-        ({"dissolve.match": "ddpm", "dissolve.operator": "identity"}, "has none"),
     ],
 )
 def test_refuses_in_one_sentence(change, message):

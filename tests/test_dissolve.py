@@ -1,26 +1,34 @@
 """Dissolver: exactness with an oracle, range modes, bridges, refusals, the alternatives."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
-from diawork.base.config import DiffusionConfig, DissolveConfig
+from diawork.base.compute import Compute
+from diawork.base.config import DiffusionConfig, DissolveConfig, ExperimentConfig
 from diawork.base.errors import UsageError
 from diawork.base.seeding import generator
-from diawork.method.ddpm import build_ddpm
-from diawork.method.dissolve import (
+from diawork.data.datasets import load
+from diawork.data.manifests import load_manifest
+from diawork.detectors.dia import DIA
+from diawork.method.ddpm import DDPM, build_ddpm
+from diawork.method.dissolve import Dissolver, check_t, dissolve, from_model, to_model
+from diawork.method.matching import matched
+from diawork.method.operators import (
+    OPERATORS,
     AddNoise,
-    Dissolver,
     GaussianBlur,
+    Heuristic,
     Identity,
     MedianBlur,
     ResizeOnly,
     build_operator,
-    check_t,
-    dissolve,
-    from_model,
-    to_model,
 )
+from diawork.runs.checks import refuse_misfits
+from diawork.runs.methods import label_of, needs_ddpm
 
 TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16)
 
@@ -180,8 +188,69 @@ def test_noise_has_the_asked_strength():
     assert (AddNoise(0.1).apply(x, generator(0)) - x).std().item() == pytest.approx(0.1, rel=0.05)
 
 
-def test_the_slot_names_its_occupants(ddpm):
+def test_the_config_names_its_operator(ddpm):
     assert isinstance(build_operator(DissolveConfig(operator="median_blur")), MedianBlur)
     assert isinstance(build_operator(DissolveConfig(), ddpm), Dissolver)
     with pytest.raises(UsageError, match="needs a pretrained model"):
         build_operator(DissolveConfig())
+    with pytest.raises(UsageError, match=r"'gausian_blur' is not a operator.*gaussian_blur"):
+        build_operator(DissolveConfig(operator="gausian_blur"))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_has_a_label_a_title_and_a_build_of_its_config(name, ddpm):
+    kind, cfg = OPERATORS[name], DissolveConfig(operator=name, kernel_size=5, noise_sd=0.3, resize_to=6, model="m")
+    assert kind.title.format(**vars(cfg)) and (kind.label(cfg) or name == "ddpm")
+    assert kind.color.startswith("#") != kind.diffusion
+    if name != "diffusers":
+        operator = build_operator(cfg, ddpm)
+        assert isinstance(operator, kind)
+        assert all(getattr(operator, knob) == getattr(cfg, knob) for knob in ("kernel_size", "noise_sd", "resize_to")
+                   if hasattr(operator, knob))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Darken(Heuristic):
+    """Takes ``noise_sd`` from every pixel."""
+
+    name, title, color = "darken", "darker by {noise_sd:g}", "#123456"
+    limits: ClassVar = {"kernel_size": lambda side: side // 2}
+    dial = "noise_sd", 0.01, 0.5
+    noise_sd: float = 0.1
+
+    def apply(self, x, generator):
+        return (x - self.noise_sd).clamp(0, 1)
+
+
+def test_one_class_in_the_list_is_all_that_an_operator_needs(monkeypatch):
+    monkeypatch.setitem(OPERATORS, "darken", Darken)
+    cfg = ExperimentConfig().override({"dissolve.operator": "darken", "dissolve.noise_sd": 0.25})
+    assert label_of(cfg) == "darken in the slot" and not needs_ddpm(cfg)
+    assert DIA(None, cfg, compute=Compute()).dissolve == Darken(0.25)
+    refuse_misfits(cfg, load_manifest("phantom"))
+    with pytest.raises(
+        UsageError, match=r"dissolve.kernel_size: 17 px do not fit images of 32×32 px. Allowed: up to 16"
+    ):
+        refuse_misfits(cfg.override({"dissolve.kernel_size": 17}), load_manifest("phantom"))
+    grey = torch.full((4, 1, 8, 8), 0.9)
+    found = matched(cfg.dissolve, Darken(0.2), grey)
+    assert found["settings"] == {"noise_sd": pytest.approx(0.2, rel=1e-3)}
+
+
+def test_eq_4_takes_what_pretraining_returns_and_a_selection_of_images(ddpm):
+    images = load("phantom").test.take([0, 3])
+    pretrained = DDPM(build_ddpm(TINY.model_copy(update={"seed": 5})), ddpm, TINY, {"bridge": "resize"})
+    wanted = dissolve(ddpm, images.images, 100, bridge="resize")
+    assert torch.equal(dissolve(pretrained, images, 100), wanted)
+    averaged, raw = (Dissolver(pretrained, DissolveConfig(weights=which)) for which in ("ema", "raw"))
+    assert torch.allclose(averaged.at(images.images, 100), wanted, atol=1e-5)
+    assert not torch.allclose(raw.at(images.images, 100), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])
+def test_eq_4_is_the_librarys_to_the_last_bit(schedule):
+    ddpm = build_ddpm(TINY.model_copy(update={"beta_schedule": schedule})).eval()
+    x, t = torch.rand(6, 1, 16, 16), torch.tensor([0, 1, 40, 400, 900, 999])
+    with torch.no_grad():
+        start = ddpm.predict_start_from_noise(x * 2 - 1, t, ddpm.model(x * 2 - 1, t))
+    assert torch.equal(dissolve(ddpm, x, t), (start.clamp(-1, 1) + 1) / 2)

@@ -17,7 +17,7 @@ from diawork.data.readers import read_image
 from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.maps import AnomalyMaps
 from diawork.detectors.registry import CONTROLS, entry_of
-from diawork.method.dissolve import AddNoise, GaussianBlur
+from diawork.method.operators import AddNoise, GaussianBlur
 from diawork.report.page import write_html
 from diawork.report.tables import collect, compare, groups
 from diawork.runs.experiment import run_experiment

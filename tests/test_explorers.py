@@ -11,7 +11,7 @@ from diawork import figures
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.data.datasets import load
-from diawork.method.dissolve import GaussianBlur, Identity
+from diawork.method.operators import GaussianBlur, Identity
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from diawork.runs.run import Run

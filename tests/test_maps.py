@@ -11,8 +11,8 @@ from diawork.data.datasets import load
 from diawork.detectors import maps
 from diawork.detectors.dia import DIA
 from diawork.detectors.patches import PatchBank
-from diawork.method.dissolve import GaussianBlur, Identity
 from diawork.method.encoder import build_encoder
+from diawork.method.operators import GaussianBlur, Identity
 from diawork.method.scoring import FeatureBank
 from diawork.report.pictures import localisation
 from diawork.report.tables import pixel_table

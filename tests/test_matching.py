@@ -6,8 +6,8 @@ import torch
 from diawork.base.config import DissolveConfig
 from diawork.base.errors import UsageError
 from diawork.data.datasets import load
-from diawork.method.dissolve import AddNoise, GaussianBlur, build_operator
 from diawork.method.matching import matched, mean_squared_change
+from diawork.method.operators import AddNoise, GaussianBlur, build_operator
 
 
 @pytest.fixture(scope="module")
@@ -54,5 +54,5 @@ def test_refuses_what_cannot_be_reached(healthy):
 
     with pytest.raises(UsageError, match=r"gaussian_blur changes images by .* out of its reach"):
         strength("gaussian_blur", inverted, healthy)
-    with pytest.raises(ValueError, match="'identity' has none"):
+    with pytest.raises(UsageError, match="'identity' has no strength"):
         strength("identity", AddNoise(), healthy)

@@ -19,7 +19,8 @@ from diawork.data.manifests import load_manifest
 from diawork.detectors.dia import DIA
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, build_ddpm, load_ddpm, save_ddpm
-from diawork.method.dissolve import Dissolver, build_operator, from_model, to_model
+from diawork.method.dissolve import Dissolver, from_model, to_model
+from diawork.method.operators import build_operator
 from diawork.method.pipelines.exchange import export_ddpm, import_ddpm
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import nearest_steps, open_pipeline
@@ -336,7 +337,7 @@ def test_the_explorer_takes_a_model_of_another_size(ddpm, tmp_path):
 
 
 def test_the_slot_without_a_model_says_so():
-    with pytest.raises(UsageError, match="operator='diffusers' needs a pretrained model"):
+    with pytest.raises(UsageError, match="no folder is named"):
         build_operator(DissolveConfig(operator="diffusers"))
     with pytest.raises(UsageError, match="no folder is named"):
         DIA(None, ExperimentConfig().override({"dissolve.operator": "diffusers"}))

@@ -23,8 +23,8 @@ from diawork.base.processes.group import ALONE
 from diawork.base.processes.launch import _left, _Team, launch
 from diawork.base.seeding import isolated_rng
 from diawork.method.ddpm import pretrain_ddpm
-from diawork.method.dissolve import AddNoise
 from diawork.method.encoder import Embedding
+from diawork.method.operators import AddNoise
 from diawork.method.training import fit, train_step
 from diawork.method.views import BranchBuilder
 from diawork.runs.cores import count_processes

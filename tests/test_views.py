@@ -5,7 +5,7 @@ import torch
 
 from diawork.base.config import ViewsConfig
 from diawork.base.seeding import generator
-from diawork.method.dissolve import GaussianBlur
+from diawork.method.operators import GaussianBlur
 from diawork.method.views import BranchBuilder, all_shifts, augment, cutperm, draw_augmentation, rotate
 
 ARANGE = torch.arange(16.0).reshape(1, 1, 4, 4)

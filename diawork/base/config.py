@@ -48,7 +48,6 @@ NO_STEP = -1  # the dissolving step of a view that was not dissolved
 Model = TypeVar("Model", bound=BaseModel)
 Bridge = Literal["pad", "resize", "none"]
 Stem = Literal["imagenet", "cifar"]
-Operator = Literal["ddpm", "diffusers", "gaussian_blur", "median_blur", "resize", "noise", "identity"]
 
 
 def bridgeable(bridge: str, size: int, height: int, width: int) -> bool:
@@ -114,7 +113,7 @@ class DataConfig(Frozen):
 class DissolveConfig(Frozen):
     """What fills the dissolver's slot, and how strongly (Eq. 4)."""
 
-    operator: Operator = "ddpm"
+    operator: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")] = "ddpm"  # its name in method.operators
     t_range: Steps | None = None  # lowest and highest step, both drawn; None: the manifest's
     t_per: Literal["image", "batch"] = "image"  # one draw an image, or one a batch (released)
     range_mode: Literal["normalized", "released"] = "normalized"  # value range through the model
@@ -146,8 +145,6 @@ class DissolveConfig(Frozen):
             raise ValueError(
                 "dissolve.match='ddpm' compares images in [0, 1]; dissolve.range_mode='released' leaves that range"
             )
-        if self.match == "ddpm" and self.operator == "identity":
-            raise ValueError("dissolve.match='ddpm' sets a strength, and dissolve.operator='identity' has none")
         return self
 
 

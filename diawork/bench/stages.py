@@ -35,7 +35,7 @@ from diawork.bench.ceilings import Load, Row, ceilings, load_words, machine_name
 from diawork.bench.rivals import rivals
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import build_adam, build_ddpm, denoising_loss
-from diawork.method.dissolve import Dissolve, Dissolver, dissolve
+from diawork.method.dissolve import Dissolver, dissolve
 from diawork.method.encoder import Embedding, Encoder, build_encoder
 from diawork.method.loss import dia_loss
 from diawork.method.scoring import extract_features
@@ -178,7 +178,10 @@ def time_stages(cfg: BenchConfig, compute: Compute, ceiling: float) -> Iterator[
     with tempfile.TemporaryDirectory() as folder:
         bank = _bank(cfg, compute, folder, steps=cfg.bank_steps[0])
         for stem in cfg.stems:
-            slots: dict[str, tuple[Dissolve, float]] = {"live": (dissolver, flops), "from the bank": (bank, 0.0)}
+            slots: dict[str, tuple[Dissolver | DissolvedBank, float]] = {
+                "live": (dissolver, flops),
+                "from the bank": (bank, 0.0),
+            }
             for name, (slot, dissolving) in slots.items():
                 encoder = EncoderConfig(stem=stem)
                 slow = plain_encoder(encoder, compute).train()
@@ -235,7 +238,7 @@ def _features(cfg: BenchConfig, compute: Compute, timed: Callable[..., Row], sam
 class _Training:
     """One training step of ours, whole and in its parts, on a batch of noise with ``slot`` as the dissolver."""
 
-    def __init__(self, cfg: BenchConfig, compute: Compute, slot: Dissolve | None, stem: Stem) -> None:
+    def __init__(self, cfg: BenchConfig, compute: Compute, slot: Dissolver | DissolvedBank | None, stem: Stem) -> None:
         self.x, self.index, self.compute = compute.to(cfg.images()), torch.arange(cfg.batch), compute
         self.encoder = compute.prepare(build_encoder(EncoderConfig(stem=stem))).train()
         self.optimizer, self.builder = _sgd(self.encoder), BranchBuilder(ViewsConfig(), slot)

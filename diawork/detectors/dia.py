@@ -26,10 +26,11 @@ from diawork.data.images import Images, ImageSet
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.evaluation.collapse import Facts, feature_spread
+from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM
-from diawork.method.dissolve import Dissolve, Dissolver, Occupant, build_operator
+from diawork.method.dissolve import Dissolver
 from diawork.method.encoder import build_encoder, in_channels
-from diawork.method.pipelines.pipeline import pipeline_dissolver
+from diawork.method.operators import Operator, build_operator
 from diawork.method.progress import Bars
 from diawork.method.scoring import FeatureBank, copies_noise, extract_features, score
 from diawork.method.training import History, epoch_batches, fit
@@ -55,12 +56,12 @@ class DIA(Detector):
         ddpm: DDPM | None = None,
         cfg: ExperimentConfig | None = None,
         *,
-        dissolve: Dissolve | None = None,
+        dissolve: Operator | DissolvedBank | None = None,
         compute: Compute | None = None,
     ) -> None:
-        """Take a pretrained DDPM or, as ``dissolve``, any other occupant of the slot (a bank, an operator)."""
+        """Take a pretrained DDPM or, as ``dissolve``, any other operator, or a bank."""
         self.cfg, self.compute = cfg or ExperimentConfig(), compute or Compute.auto()
-        self.dissolve = dissolve or self._slot(ddpm)
+        self.dissolve = dissolve or self._operator(ddpm)
         self.encoder = build_encoder(self.cfg.encoder, seed=self.cfg.seed, shifts=self.cfg.classes)
         self.shift = self.cfg.views.shift
         self.bank: FeatureBank | None = None
@@ -70,15 +71,14 @@ class DIA(Detector):
         self.image_shape: list[int] = []  # (C, H, W) of the images fitted on, where known
 
     @classmethod
-    def build(cls, cfg: ExperimentConfig, *, dissolve: Dissolve | None = None, compute: Compute | None = None) -> Self:
-        """Return the detector of a config with ``dissolve`` in its slot."""
+    def build(
+        cls, cfg: ExperimentConfig, *, dissolve: Operator | DissolvedBank | None = None, compute: Compute | None = None
+    ) -> Self:
+        """Return the detector of a config that dissolves with ``dissolve``."""
         return cls(None, cfg, dissolve=dissolve, compute=compute)
 
-    def _slot(self, ddpm: DDPM | None) -> Dissolve | None:
-        cfg = self.cfg.dissolve
-        if cfg.operator == "diffusers":
-            return pipeline_dissolver(cfg.model, cfg, self.cfg.diffusion, compute=self.compute)
-        return build_operator(cfg, ddpm.weights(cfg.weights) if ddpm else None, compute=self.compute)
+    def _operator(self, ddpm: DDPM | None) -> Operator | None:
+        return build_operator(self.cfg.dissolve, ddpm, schedule=self.cfg.diffusion, compute=self.compute)
 
     def fit(
         self,
@@ -165,8 +165,8 @@ class DIA(Detector):
             raise UsageError("this detector has no feature bank yet.", hint="Call fit(train) or load(folder) first.")
         return self.bank
 
-    def map_methods(self, dissolve: Occupant | None, healthy: ImageSet | None) -> MapMethods:
-        """Return the maps worth measuring with an occupant of the slot at hand."""
+    def map_methods(self, dissolve: Operator | None, healthy: ImageSet | None) -> MapMethods:
+        """Return the maps worth measuring with an operator at hand."""
         return measured_maps(AnomalyMaps(self, operator=dissolve, healthy=healthy))
 
     @property
@@ -235,5 +235,5 @@ class CSI(DIA):
 
     name = "CSI"
 
-    def _slot(self, ddpm: DDPM | None) -> None:
+    def _operator(self, ddpm: DDPM | None) -> None:
         return None

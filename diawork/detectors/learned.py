@@ -31,7 +31,7 @@ from diawork.data.images import Images, ImageSet, at_once
 from diawork.detectors.backbones import Backbone
 from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.loop import Progress
-from diawork.method.dissolve import GaussianBlur
+from diawork.method.operators import GaussianBlur
 from diawork.method.progress import Bars
 
 WEIGHTS = "detector"

@@ -21,8 +21,8 @@ from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images, ImageSet, at_once
 from diawork.detectors.face import Detector, MapMethods
 from diawork.detectors.patches import PatchBank
-from diawork.method.dissolve import GaussianBlur, Occupant
 from diawork.method.encoder import evaluating, in_channels
+from diawork.method.operators import GaussianBlur, Operator
 from diawork.method.scoring import Features, Scores, score
 from diawork.method.views import all_shifts
 
@@ -52,10 +52,10 @@ _WORDS = {"detector": "a fitted detector", "operator": "a dissolver", "healthy":
 
 
 class AnomalyMaps:
-    """Maps by every method that a contrastive detector, an occupant of the slot and healthy images allow."""
+    """Maps by every method that a contrastive detector, an operator and healthy images allow."""
 
     def __init__(
-        self, detector: Any = None, *, operator: Occupant | None = None, healthy: ImageSet | Tensor | None = None
+        self, detector: Any = None, *, operator: Operator | None = None, healthy: ImageSet | Tensor | None = None
     ) -> None:
         self.detector: Any = detector if detector is not None and detector.bank is not None else None
         known = detector.dissolve if detector is not None else None
@@ -129,15 +129,15 @@ def measured_maps(maps: AnomalyMaps) -> MapMethods:
 
 
 def anomaly_map(
-    source: Detector | Occupant,
+    source: Detector | Operator,
     images: ImageSet | Tensor,
     method: str = "",
     *,
-    operator: Occupant | None = None,
+    operator: Operator | None = None,
     healthy: ImageSet | Tensor | None = None,
     smooth: float = SMOOTH,
 ) -> np.ndarray:
-    """Return float32 (N, H, W) maps of images by a fitted detector or an occupant of the dissolver's slot.
+    """Return float32 (N, H, W) maps of images by a fitted detector or an operator.
 
     ``healthy`` training images and, for a loaded detector, the ``operator`` make more methods possible.
     """
@@ -165,8 +165,8 @@ def _mean_image(x: Images) -> Tensor:
     return (total / len(x)).float()
 
 
-def residuals(operator: Occupant, x: Tensor) -> Tensor:
-    """Return D_t(x) − x, signed, averaged over ``STEPS`` (N, C, H, W); an occupant without steps has but one."""
+def residuals(operator: Operator, x: Tensor) -> Tensor:
+    """Return D_t(x) − x, signed, averaged over ``STEPS`` (N, C, H, W); an operator without steps has but one."""
     ts = sorted({min(int(share * operator.timesteps), operator.timesteps - 1) for share in STEPS})
     return operator.stack(x, ts).mean(0) - x
 

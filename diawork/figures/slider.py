@@ -21,7 +21,7 @@ LINES: tuple = ({"color": "#0072B2", "ls": "-"}, {"color": "#C1440E", "ls": (0, 
 TICKS = (0, 25, 100, 200, 400, 1000)
 FLOOR = 1e-3  # share of the variance; less is drawn here
 MAX_FRAMES = 60
-_LAYOUTS: dict = {  # the input, then dissolved image, change and chart of each occupant
+_LAYOUTS: dict = {  # the input, then dissolved image, change and chart of each operator
     1: ([["x", "y0", "d0", "energy", "power"]], {"width_ratios": [1, 1, 1.17, 1.12, 1.12]}, (11.6, 2.75)),
     2: ([["x", "y0", "d0", "energy"], ["x", "y1", "d1", "power"]], {"width_ratios": [1, 1, 1.17, 1.3]}, (9.6, 4.9)),
 }
@@ -137,13 +137,13 @@ def dissolve_frames(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *
 
 
 class DissolveFrames(Frames):
-    """One image ``x`` ([C,] H, W) in the hands of one or two occupants of the slot, name → (T, [C,] H, W)."""
+    """One image ``x`` ([C,] H, W) in the hands of one or two operators, name → (T, [C,] H, W)."""
 
     compression = 1  # several times as fast as the default
 
     def __init__(self, x: np.ndarray, stacks: Mapping[str, np.ndarray], ts: Sequence[int], *, dpi: int = 100) -> None:
         if len(stacks) not in _LAYOUTS:
-            raise UsageError(f"{len(stacks)} occupants of the slot; one picture shows 1 or 2.")
+            raise UsageError(f"{len(stacks)} operators; one picture shows 1 or 2.")
         self.names = list(stacks)
         super().__init__([x] * len(stacks), list(stacks.values()), ts, dpi=dpi)
 

@@ -19,20 +19,13 @@ from diawork.base.errors import UsageError, pick
 from diawork.base.files import digest, write_bytes, write_json
 from diawork.data.datasets import load
 from diawork.method.ddpm import build_ddpm
-from diawork.method.dissolve import build_operator, preview
 from diawork.method.loss import pair_roles
-from diawork.method.matching import mean_squared_change
+from diawork.method.matching import mean_squared_change, preview
+from diawork.method.operators import OPERATORS, build_operator, operator_class
 from diawork.runs.evidence import dissolving_strip, strip_rows
 from diawork.runs.methods import resolve
 from diawork.runs.parents import run_dissolver, shared_ddpm
 from diawork.runs.run import in_cell, runs_root
-
-STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of Fig. 5, weak to strong
-    "gaussian_blur": ("kernel_size", (3, 5, 7, 9, 11, 15)),
-    "median_blur": ("kernel_size", (3, 5, 7, 9, 11, 15)),
-    "noise": ("noise_sd", (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)),
-    "resize": ("resize_to", (24, 20, 16, 14, 10, 7)),
-}
 
 
 @dataclass
@@ -94,10 +87,11 @@ def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
 def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     """Fig. 5: what an alternative does at several strengths, and how much of healthy images it changes."""
     operator, splits = cfg.dissolve.operator, load(cfg, where["data_root"])
-    if operator not in STRENGTHS:
-        hint = f"Set dissolve.operator to one of {', '.join(STRENGTHS)}."
+    shown = operator_class(cfg.dissolve).figure
+    if shown is None:
+        hint = f"Set dissolve.operator to one of {', '.join(name for name, kind in OPERATORS.items() if kind.figure)}."
         raise UsageError(f"figure f5 shows the alternatives; operator={operator!r} is none.", hint=hint)
-    dial, values = STRENGTHS[operator]
+    dial, values = shown
     chosen = [DissolveConfig(operator=operator, **{dial: value}) for value in values]
     x, healthy = splits.test.images[strip_rows(splits.test)], splits.train.normal().images[:256]
     grid = torch.stack([x, *(preview(build_operator(one), x) for one in chosen)], 1).flatten(0, 1)

@@ -9,6 +9,7 @@ from diawork.base.config import DataConfig, ExperimentConfig, bridgeable
 from diawork.base.errors import UsageError
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.detectors.registry import CONTROLS, entry_of
+from diawork.method.operators import operator_class
 from diawork.method.pipelines.folder import PipelineFolder, require_diffusers
 from diawork.runs.methods import fills_slot, has_slot, method_config, needs_ddpm, resolve, slot_folder
 
@@ -66,7 +67,7 @@ def refuse_misfits(cfg: ExperimentConfig, facts: Splits | Manifest) -> None:
     if "encoder" in sections and images.channels > cfg.encoder.channels:
         _refuse_grey("encoder", cfg.encoder.channels, images)
     if has_slot(cfg) and not fills_slot(cfg):
-        _refuse_operator(cfg, images)
+        operator_class(cfg.dissolve).refuse(cfg.dissolve, images.height, images.width)
     if has_slot(cfg) and cfg.dissolve.operator == "diffusers":
         require_diffusers()
     if folder := slot_folder(cfg):
@@ -98,16 +99,6 @@ def _refuse_grey(part: str, channels: int, images: _Images) -> None:
     """Say that colour would be dropped; grey images are repeated without loss."""
     what = f"{channels} channel does not fit {images.name}, whose images have {images.channels}."
     raise UsageError(what, hint=f"Set {part}.channels={images.channels}.", field=f"{part}.channels")
-
-
-def _refuse_operator(cfg: ExperimentConfig, images: _Images) -> None:
-    dissolve, side = cfg.dissolve, min(images.height, images.width)
-    if "blur" in dissolve.operator and dissolve.match == "none" and dissolve.kernel_size >= 2 * side:
-        what = f"{dissolve.kernel_size} px of window do not fit images of {images.height}×{images.width} px."
-        raise UsageError(what, hint=f"Allowed: odd, 3 to {2 * side - 1}.", field="dissolve.kernel_size")
-    if dissolve.operator == "resize" and dissolve.match == "none" and dissolve.resize_to > side:
-        what = f"{dissolve.resize_to} px do not shrink images of {images.height}×{images.width} px."
-        raise UsageError(what, hint=f"Allowed: 1 to {side}.", field="dissolve.resize_to")
 
 
 def _refuse_ddpm(cfg: ExperimentConfig, images: _Images) -> None:

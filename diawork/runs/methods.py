@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import pick
 from diawork.data.manifests import Manifest
 from diawork.detectors.registry import CONTROLS, DETECTORS, NOT_BUILT, entry_of
+from diawork.method.operators import OPERATORS, operator_class
 
-SLOT = (
-    "diffusers",
-    "gaussian_blur",
-    "median_blur",
-    "resize",
-    "noise",
-    "identity",
-)  # what may stand in the dissolver's place
 METHODS: dict[str, dict[str, Any]] = {name: {"detector": name} for name in DETECTORS if name not in CONTROLS}
-METHODS |= {operator: {"detector": "dia", "dissolve.operator": operator} for operator in SLOT}
+METHODS |= {name: {"detector": "dia", "dissolve.operator": name} for name in OPERATORS if name != "ddpm"}
 METHODS |= {name: {"detector": name} for name in CONTROLS}
 
 
@@ -37,7 +29,7 @@ def has_slot(cfg: ExperimentConfig) -> bool:
 
 def fills_slot(cfg: ExperimentConfig) -> bool:
     """Say whether a diffusion model dissolves in this run: its own DDPM, or one through diffusers."""
-    return has_slot(cfg) and cfg.dissolve.operator in ("ddpm", "diffusers")
+    return has_slot(cfg) and operator_class(cfg.dissolve).diffusion
 
 
 def slot_folder(cfg: ExperimentConfig) -> str | None:
@@ -111,8 +103,5 @@ def _used(cfg: ExperimentConfig) -> ExperimentConfig:
 
 def label_of(cfg: ExperimentConfig) -> str:
     """Return the name a table gives to this config's method."""
-    if has_slot(cfg) and cfg.dissolve.operator == "diffusers":
-        return f"{Path(cfg.dissolve.model).name} in the slot" if cfg.dissolve.model else "diffusers twin in the slot"
-    if has_slot(cfg) and cfg.dissolve.operator != "ddpm":
-        return f"{cfg.dissolve.operator.replace('_', ' ')} in the slot"
-    return entry_of(cfg.detector).label
+    own = operator_class(cfg.dissolve).label(cfg.dissolve) if has_slot(cfg) else ""
+    return own or entry_of(cfg.detector).label

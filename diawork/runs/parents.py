@@ -134,7 +134,7 @@ def run_dissolver(
         raise UsageError("this run dissolves with its own model, and none is at hand.", hint="See shared_ddpm.")
     if settings.operator == "diffusers":
         return pipeline_dissolver(_twin(ddpm), settings, ddpm.config, compute=compute)
-    return Dissolver(ddpm.weights(settings.weights), settings, compute=compute)
+    return Dissolver(ddpm, settings, compute=compute)
 
 
 def _twin(ddpm: DDPM) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from diawork import figures
 from diawork.base.errors import DiaworkError, UsageError, pick
 from diawork.data.readers import read_image
-from diawork.method.dissolve import Occupant
+from diawork.method.operators import Operator
 from diawork.widgets.controls import DPI, WIDE, WRAP, Explorer, OwnControls, StripControls, menu, number, offer
 from diawork.widgets.slots import ALL, NOTHING, STEPS, Images, Stacks
 
@@ -25,17 +25,17 @@ _PULSE = 0.004  # s between two pictures drawn ahead, so that the kernel stays r
 
 
 class DissolveExplorer(Explorer):
-    """Pick data set, split, class and image, move ``t``, and put another occupant of the slot beside it.
+    """Pick data set, split, class and image, move ``t``, and put another operator beside it.
 
-    ``sets`` name → images, or a callable that opens them; ``slots`` name → occupant. ``widget`` is the live
+    ``sets`` name → images, or a callable that opens them; ``slots`` name → operator. ``widget`` is the live
     face; ``still()`` and ``strip()`` return the same pictures as figures.
     """
 
     def __init__(
-        self, sets: Mapping[str, Images | Callable[[], Any]], slots: Mapping[str, Occupant], *,
+        self, sets: Mapping[str, Images | Callable[[], Any]], slots: Mapping[str, Operator], *,
         ts: Sequence[int] = STEPS, dataset: str | None = None, split: str | None = None, class_name: str = ALL,
         index: int = 0, slot: str | None = None, beside: str = NOTHING, t: int = 100,
-        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Occupant] | None = None,
+        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Operator] | None = None,
     ) -> None:  # fmt: skip
         self.stacks = Stacks(sets, slots, ts)
         self.ts = self.stacks.ts
@@ -46,12 +46,12 @@ class DissolveExplorer(Explorer):
         pick(dict.fromkeys(self.stacks.classes(self.dataset, self.split)), class_name, "class")
         self.slot, self.beside = slot or next(iter(slots)), beside
         for name in (self.slot, self.beside):
-            pick({NOTHING: None, **slots}, name, "occupant of the slot")
+            pick({NOTHING: None, **slots}, name, "operator")
         self.t = self._nearest(t)
         self._fit, self._open_model = fit, open_model
 
     @classmethod
-    def of(cls, data: Any, slots: Mapping[str, Occupant], *, others: Any = None, **choice: Any) -> DissolveExplorer:
+    def of(cls, data: Any, slots: Mapping[str, Operator], *, others: Any = None, **choice: Any) -> DissolveExplorer:
         """Return the explorer of an opened data set; ``others`` are further ones, name → opened, or what opens it."""
         return cls({data.manifest.name: data} | {k: v for k, v in (others or {}).items() if k != data.manifest.name},
                    slots, **choice)  # fmt: skip

@@ -1,6 +1,6 @@
 """What stands in the dissolver's slot of an explorer, and the stacks it makes: an image at every step, made once.
 
-Every occupant has the face that training uses, and ``stack(x, ts, progress=…)`` from (B, C, H, W) to (T, B, C, H, W).
+Every operator has the face that training uses, and ``stack(x, ts, progress=…)`` from (B, C, H, W) to (T, B, C, H, W).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from diawork.base.compute import Compute
 from diawork.base.config import DissolveConfig
 from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.method.ddpm import DDPM, load_ddpm
-from diawork.method.dissolve import Dissolver, Occupant, build_operator, to_model
+from diawork.method.dissolve import Dissolver, to_model
+from diawork.method.operators import OPERATORS, Diffusion, Operator
 from diawork.method.pipelines.folder import PipelineFolder, is_pipeline
 from diawork.method.pipelines.pipeline import pipeline_dissolver
 
@@ -35,8 +36,8 @@ RANGES = {"normalized": "[-1, 1] as trained", "released": "[0, 1] as released"}
 def dissolving_slots(
     ddpm: DDPM, cfg: DissolveConfig | None = None, *, others: Mapping[str, DDPM | Path | str] | None = None,
     compute: Compute | None = None,
-) -> dict[str, Occupant]:  # fmt: skip
-    """Return name → occupant: this model, its other weights and range, other models, and the alternatives.
+) -> dict[str, Operator]:  # fmt: skip
+    """Return name → operator: this model, its other weights and range, other models, and the alternatives.
 
     ``others`` are opened models, or folders of saved ones, of diffusers pipelines, too.
     """
@@ -48,24 +49,19 @@ def dissolving_slots(
         f"DDPM, {'EMA' if weights == 'ema' else 'raw'} weights": (ddpm, {"weights": weights}),
         f"DDPM, range {RANGES[range_mode]}": (ddpm, {"range_mode": range_mode}),
     } | {name: (model, {}) for name, model in (others or {}).items() if isinstance(model, DDPM)}
-    alternatives = {
-        f"Gaussian blur, {cfg.kernel_size} px": "gaussian_blur", f"median, {cfg.kernel_size} px": "median_blur",
-        f"resize to {cfg.resize_to} px": "resize", f"noise, sd {cfg.noise_sd:g}": "noise",
-    }  # fmt: skip
-    slots: dict[str, Occupant] = {
+    alternatives = [kind for kind in OPERATORS.values() if kind.figure]
+    slots: dict[str, Operator] = {
         name: _Model(model, cfg.model_copy(update=changes), compute) for name, (model, changes) in models.items()
     }
     saved = {name: folder for name, folder in (others or {}).items() if not isinstance(folder, DDPM)}
     slots |= {name: checkpoint_slot(folder, ddpm, cfg, compute=compute) for name, folder in saved.items()}
-    return slots | {
-        name: build_operator(cfg.model_copy(update={"operator": word})) for name, word in alternatives.items()
-    }
+    return slots | {kind.title.format(**vars(cfg)): kind.build(cfg, None, None, compute) for kind in alternatives}
 
 
 def checkpoint_slot(
     folder: Path | str, like: DDPM, cfg: DissolveConfig | None = None, *, compute: Compute | None = None
-) -> Occupant:
-    """Return the occupant made of a saved model; one that sees another size or fewer steps than ``like`` is refused.
+) -> Operator:
+    """Return the operator made of a saved model; one that sees another size or fewer steps than ``like`` is refused.
 
     The folder of a diffusers pipeline makes one, too: of any size, at the steps of ``like`` by their noise level.
     """
@@ -83,16 +79,20 @@ def checkpoint_slot(
     return _Model(ddpm, cfg, compute)
 
 
-class _Model:
-    """A model as an occupant; it is moved to its device when first asked."""
+class _Model(Diffusion):
+    """A model as an operator; it is moved to its device when first asked."""
 
     def __init__(self, ddpm: DDPM, cfg: DissolveConfig, compute: Compute | None) -> None:
-        self._parts, self.timesteps = (ddpm, cfg, compute), ddpm.config.timesteps
+        self._parts = ddpm, cfg, compute
+
+    @property
+    def timesteps(self) -> int:
+        return self._parts[0].config.timesteps
 
     @cached_property
     def _dissolver(self) -> Dissolver:
         ddpm, cfg, compute = self._parts
-        return Dissolver(ddpm.weights(cfg.weights), cfg, compute=compute)
+        return Dissolver(ddpm, cfg, compute=compute)
 
     def __call__(self, x: Tensor, **rows: Any) -> tuple[Tensor, Tensor]:
         return self._dissolver(x, **rows)
@@ -123,11 +123,11 @@ def split_images(data: Any) -> Images:
 
 
 class Stacks:
-    """Opens data sets when first asked, dissolves an image once an occupant, and only looks up after that."""
+    """Opens data sets when first asked, dissolves an image once an operator, and only looks up after that."""
 
-    def __init__(self, sets: Mapping[str, Any], slots: Mapping[str, Occupant], ts: Sequence[int]) -> None:
+    def __init__(self, sets: Mapping[str, Any], slots: Mapping[str, Operator], ts: Sequence[int]) -> None:
         if not sets or not slots or not len(ts):
-            raise UsageError("an explorer needs a data set, an occupant of the slot and at least one step.")
+            raise UsageError("an explorer needs a data set, an operator and at least one step.")
         self.sets, self.slots = dict(sets), dict(slots)
         self.ts = [int(step) for step in ts]
         self._opened: dict[str, Images] = {}
@@ -170,13 +170,13 @@ class Stacks:
         return np.stack([np.asarray(images[row], np.float32) for row in rows])
 
     def _stack(self, dataset: str, split: str, row: int, slot: str) -> np.ndarray:
-        """Return (T, [C,] H, W): one image in the hands of an occupant at every step."""
+        """Return (T, [C,] H, W): one image in the hands of an operator at every step."""
         return self.dissolved(self.x(dataset, split, [row]), self.ts, slot)[:, 0]
 
     def dissolved(self, x: np.ndarray, ts: Sequence[int], slot: str) -> np.ndarray:
         """Return (T, B, [C,] H, W) and refuse what a model should not return."""
-        occupant = pick(self.slots, slot, "occupant of the slot")
-        stack = np.asarray(occupant.stack(torch.from_numpy(x), ts, progress=self.on_progress), np.float32)
+        operator = pick(self.slots, slot, "operator")
+        stack = np.asarray(operator.stack(torch.from_numpy(x), ts, progress=self.on_progress), np.float32)
         if stack.shape != (len(ts), *x.shape):
             raise DataError(f"the model returned {stack.shape} for {len(ts)} steps of images {x.shape}.")
         if not np.isfinite(stack).all():
@@ -184,6 +184,6 @@ class Stacks:
         return stack
 
     def _frames(self, dataset: str, split: str, row: int, slots: tuple[str, ...]) -> figures.DissolveFrames:
-        """Return the picture of one image in the hands of one or two occupants."""
+        """Return the picture of one image in the hands of one or two operators."""
         stacks = {slot: self.stack(dataset, split, row, slot) for slot in slots}
         return figures.DissolveFrames(self.x(dataset, split, [row])[0], stacks, self.ts)

@@ -25,8 +25,8 @@ _ROLES = {figures.EXCLUDED: "excluded", figures.POSITIVE: "positive", figures.NE
 class ViewsExplorer(Explorer):
     """Draw the 3K views of a batch anew with every seed, and name any pair of the target similarity matrix.
 
-    ``widget`` is the live face, ``still()`` the same picture as a figure. ``dissolve`` is any occupant of
-    the slot; without one there are CSI's 2K views.
+    ``widget`` is the live face, ``still()`` the same picture as a figure. ``dissolve`` is any operator;
+    without one there are CSI's 2K views.
     """
 
     def __init__(
