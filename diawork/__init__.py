@@ -40,7 +40,7 @@ _ROOMS = {  # what a notebook types; the rest is imported from its room
     "report.tables": ("readable",),
     "runs.experiment": ("run_experiment", "run_suite"),
     "runs.methods": ("METHODS",),
-    "runs.parents": ("run_dissolver", "shared_ddpm"),
+    "runs.artifacts": ("run_dissolver", "shared_ddpm"),
     "runs.predict": ("load_detector",),
     "runs.presets": ("preset",),
     "runs.run": ("runs_root",),

@@ -14,14 +14,17 @@ method: str = "dia"  # a method
 temperature: float = 0.5  # of the loss
 pause: float = 0.0  # s of work
 out: str = "runs"  # folder for runs
-fault: str = ""  # what goes wrong"""
+fault: str = ""  # what goes wrong
+cell: str = ""  # folder of the cell"""
 WORK = """import os, signal, sys, time
 from diawork.base.config import ExperimentConfig
 from diawork.runs.run import Run
+from diawork.sweeps.cell import CellFolder
 
 cfg = ExperimentConfig(seed=seed).override({"loss.temperature": temperature})
 data = {"name": "toy", "identity": "toy", "notes": []}
 run = Run.create(out, cfg, data=data, label="toy", compute={})
+CellFolder(cell).note_run(run)
 if fault == "kill" and not os.path.exists(out + "/mended"):
     os.kill(os.getpid(), signal.SIGKILL)
 if fault == "raise" and not os.path.exists(out + "/mended"):
@@ -29,7 +32,7 @@ if fault == "raise" and not os.path.exists(out + "/mended"):
 if fault == "exit":
     sys.exit(0)
 if not run.done and fault != "nothing":
-    with run.working():
+    with run.working(wait=True):
         if not run.done:
             time.sleep(pause)
             with open(out + "/work.log", "a") as log:

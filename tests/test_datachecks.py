@@ -269,7 +269,7 @@ def test_a_contact_sheet_shows_every_split_from_end_to_end():
 @pytest.mark.filterwarnings("ignore:pneumoniamnist.npz is not")
 def test_pneumoniamnist_runs_without_acknowledgement_and_says_what_it_found(tmp_path):
     cfg = preset("cpu", dataset="pneumoniamnist").override({"detector": "stats_knn"})
-    notes = run_experiment(cfg, root=tmp_path, data_root=REAL.parent, progress=False).config()["data"]["notes"]
+    notes = run_experiment(cfg, out=tmp_path, data_root=REAL.parent, progress=False).config()["data"]["notes"]
     assert notes[0].startswith("8 exact duplicates between train and val; no fitted image is concerned")
     assert any("18 exact duplicates within train" in note for note in notes) and "not the published file" in notes[-1]
 

@@ -96,7 +96,7 @@ def test_a_run_tells_every_stage_of_the_plan(small, toy, tmp_path, monkeypatch):
     whole = Whole(plan(cfg, SLOW))
     total, last = whole.total, whole.left[-1]
     run_suite(
-        cfg, ["dia", "csi", "pixel_knn"], [0], root=tmp_path / "runs", compute=Compute(), progress=whole.stage,
+        cfg, ["dia", "csi", "pixel_knn"], [0], out=tmp_path / "runs", compute=Compute(), progress=whole.stage,
         on_run=whole.after_run,
     )  # fmt: skip
     assert whole.left == [last] and whole.total == total

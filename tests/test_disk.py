@@ -61,7 +61,7 @@ def artefacts(root):
 def write_failures(numbers, toy, folder):
     """Fail from each of these writes on, with each error in turn; nothing written may suffer."""
     cfg = preset("smoke", dataset=str(toy)).override(SETTINGS | {"diffusion.steps": 8, "train.epochs": 4})
-    wanted = run_experiment(cfg, root=folder / "undisturbed", progress=False).folder
+    wanted = run_experiment(cfg, out=folder / "undisturbed", progress=False).folder
     for n in numbers:
         root, number = folder / str(n), (28, 13, 5)[n % 3]  # no space, no permission, input/output
         (root / "old").mkdir(parents=True)
@@ -69,9 +69,9 @@ def write_failures(numbers, toy, folder):
         with pytest.MonkeyPatch.context() as patch:
             before = failing_from(n, number, patch, root)
             with pytest.raises(ResourceError, match=rf"cannot write [\d,]+ bytes \({os.strerror(number)}\)"):
-                run_experiment(cfg, root=root, progress=False)
+                run_experiment(cfg, out=root, progress=False)
         assert before and artefacts(root) == before
-        again = run_experiment(cfg, root=root, progress=False).folder
+        again = run_experiment(cfg, out=root, progress=False).folder
         assert (again / "scores.csv").read_bytes() == (wanted / "scores.csv").read_bytes()
     print(f"{len(numbers)} failing writes: one error each, every artefact byte-identical, the same command goes on")
 

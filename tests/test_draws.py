@@ -109,7 +109,7 @@ def older(monkeypatch, cfg, root):
         for room in ("detectors.dia", "runs.experiment", "runs.run"):
             past.setattr(f"diawork.{room}.DRAWS", 1)
         past.setattr("diawork.method.scoring.image_keys", lambda x: np.arange(len(x), dtype=np.uint64))
-        return run_experiment(cfg, root=root, progress=False)
+        return run_experiment(cfg, out=root, progress=False)
 
 
 def test_a_run_under_older_draws_is_scored_anew_with_its_weights(small, tmp_path, monkeypatch):
@@ -118,9 +118,9 @@ def test_a_run_under_older_draws_is_scored_anew_with_its_weights(small, tmp_path
     assert run.done and not run.current
     with pytest.raises(CheckpointError, match="drawn by scheme 1, images are scored by scheme 2"):
         CSI.load(run.folder)
-    fresh = run_experiment(CSI_SMOKE, root=tmp_path / "fresh", progress=False)
+    fresh = run_experiment(CSI_SMOKE, out=tmp_path / "fresh", progress=False)
     monkeypatch.setattr("diawork.detectors.dia.fit", None)  # nothing is trained again
-    again = run_experiment(CSI_SMOKE, root=tmp_path / "runs", progress=False)
+    again = run_experiment(CSI_SMOKE, out=tmp_path / "runs", progress=False)
     assert again.folder == run.folder and again.current and again.result()["draws"] == 2
     assert (run.folder / "scores.csv").read_bytes() == (fresh.folder / "scores.csv").read_bytes() != before
     assert weights.read_bytes() == (fresh.folder / weights.name).read_bytes()
@@ -130,7 +130,7 @@ def test_new_scores_withdraw_the_result_of_older_ones(small, tmp_path, monkeypat
     run = older(monkeypatch, CSI_SMOKE, tmp_path)
     monkeypatch.setattr("diawork.runs.experiment.evidence", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_experiment(CSI_SMOKE, root=tmp_path, progress=False)
+        run_experiment(CSI_SMOKE, out=tmp_path, progress=False)
     assert not run.done and run.state().startswith("failed")
 
 

@@ -16,10 +16,10 @@ from diawork.data.datasets import load
 from diawork.detectors.controls import StatsKNN
 from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.registry import CONTROLS
+from diawork.runs.artifacts import shared_ddpm
 from diawork.runs.evidence import evidence
 from diawork.runs.experiment import run_experiment, run_suite, select_on
 from diawork.runs.methods import METHODS, label_of, method_config, resolve
-from diawork.runs.parents import shared_ddpm
 from diawork.runs.presets import preset
 from diawork.runs.run import ORACLE, Run
 from diawork.runs.selfcheck import MOST, PseudoCheck
@@ -35,7 +35,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(root):
-    return run_experiment(SMOKE, root=root, progress=False)
+    return run_experiment(SMOKE, out=root, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_search_scores_val_and_never_test(root, monkeypatch):
     monkeypatch.setattr(
         DIA, "score", lambda self, images, **kw: (scored.append(images.split), score(self, images, **kw))[1]
     )
-    found = run_experiment(SMOKE.override({"score.evaluate": "val"}), root=root, progress=False)
+    found = run_experiment(SMOKE.override({"score.evaluate": "val"}), out=root, progress=False)
     assert set(scored) == {"val"} and set(found.result()["metrics"]) == {"val"}
     assert {line.split(",")[0] for line in (found.folder / "scores.csv").read_text().splitlines()[1:]} == {"val"}
     assert len(found.evidence()["statistics"]) == len(load("phantom").val)
@@ -73,13 +73,13 @@ def test_a_search_that_would_score_test_or_nothing_is_refused_before_it_starts(t
     whole = load("phantom")
     monkeypatch.setattr("diawork.runs.experiment.load", lambda *_: replace(whole, val=whole.val.take(np.arange(0))))
     with pytest.raises(UsageError, match="no validation images"):
-        run_experiment(SMOKE.override({"score.evaluate": "val"}), root=tmp_path, progress=False)
+        run_experiment(SMOKE.override({"score.evaluate": "val"}), out=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_classifier_of_shift_and_dissolved_trains_scores_and_loads(root):
     cfg = SMOKE.override({"loss.classifier": "shift_dissolved"})
-    found = run_experiment(cfg, root=root, progress=False)
+    found = run_experiment(cfg, out=root, progress=False)
     assert DIA.load(found.folder).encoder.shift.out_features == 8
     assert np.isfinite(found.result()["metrics"]["test"]["auroc"])
     csi = [method_config(one, "csi") for one in (cfg, SMOKE)]
@@ -88,11 +88,11 @@ def test_a_classifier_of_shift_and_dissolved_trains_scores_and_loads(root):
 
 def test_a_finished_run_is_reused(run, root, monkeypatch):
     monkeypatch.setattr("diawork.runs.experiment.entry_of", None)
-    assert run_experiment(SMOKE, root=root, progress=False).folder == run.folder
+    assert run_experiment(SMOKE, out=root, progress=False).folder == run.folder
 
 
 def test_the_same_run_elsewhere_gives_the_same_scores(run, tmp_path):
-    again = run_experiment(SMOKE, root=tmp_path, progress=False)
+    again = run_experiment(SMOKE, out=tmp_path, progress=False)
     assert (again.folder / "scores.csv").read_bytes() == (run.folder / "scores.csv").read_bytes()
 
 
@@ -105,7 +105,7 @@ def test_saved_detector_scores_as_before(run, splits):
 
 def test_suite_runs_controls_once_and_reuses_what_is_there(run, root):
     seen = []
-    runs = run_suite(SMOKE, ["dia", "stats_knn"], [0, 1], root=root, progress=False, on_run=seen.append)
+    runs = run_suite(SMOKE, ["dia", "stats_knn"], [0, 1], out=root, progress=False, on_run=seen.append)
     assert len(runs) == 3 and runs[0].folder == run.folder and seen == runs
     assert [r.result()["detector"] for r in runs[:2]] == ["DIA", "DIA"]
     ddpms = [p for p in root.iterdir() if p.name.startswith("ddpm-")]
@@ -114,7 +114,7 @@ def test_suite_runs_controls_once_and_reuses_what_is_there(run, root):
 
 def test_a_bank_is_shared_by_the_seeds(run, root):
     cfg = SMOKE.override({"dissolve.bank_steps": 1})
-    first, second = (run_experiment(cfg.override({"seed": s}), root=root, progress=False) for s in (0, 1))
+    first, second = (run_experiment(cfg.override({"seed": s}), out=root, progress=False) for s in (0, 1))
     assert first.done and second.done
     assert [path.suffix for path in sorted((root / "banks").glob("*/*"))] == [".json", ".npy"]  # and no lock
 
@@ -135,13 +135,13 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result():
 
 def test_selection_on_validation_is_recorded(root):
     cfg = SMOKE.override({"detector": "csi", "train.select": "val"})
-    selection = run_experiment(cfg, root=root, progress=False).result()["selection"]
+    selection = run_experiment(cfg, out=root, progress=False).result()["selection"]
     assert selection.startswith("best validation AUROC, epoch ")
 
 
 def test_a_matched_alternative_records_its_strength(run, root):
     cfg = method_config(SMOKE, "noise").override({"dissolve.match": "ddpm"})
-    made = run_experiment(cfg, root=root, progress=False)
+    made = run_experiment(cfg, out=root, progress=False)
     found = made.result()["matched"]
     assert made.result()["diffusion_images"] == 480
     assert found["mean_squared_change"] == pytest.approx(found["wanted"], rel=0.02)
@@ -159,7 +159,7 @@ def test_what_matching_needs_is_part_of_the_identity(splits):
 
 def test_a_model_of_another_data_set_has_its_own_identity(toy, root, splits):
     foreign = SMOKE.override({"diffusion.dataset": str(toy), "diffusion.steps": 2, "train.epochs": 1})
-    made = run_experiment(foreign, root=root, progress=False)
+    made = run_experiment(foreign, out=root, progress=False)
     assert next(p for p in root.iterdir() if p.name.startswith("ddpm-toy")).joinpath("ddpm.json").exists()
     assert made.config()["data"]["identity"] != splits.identity
     own = SMOKE.override({"diffusion.dataset": "phantom"})
@@ -169,7 +169,7 @@ def test_a_model_of_another_data_set_has_its_own_identity(toy, root, splits):
 def test_tracked_test_scores_lie_apart_and_change_nothing(root):
     cfg = SMOKE.override({"detector": "csi"})
     plain, tracked = (
-        run_experiment(cfg.override({"train.track_test": t}), root=root, progress=False) for t in (False, True)
+        run_experiment(cfg.override({"train.track_test": t}), out=root, progress=False) for t in (False, True)
     )
     epochs = json.loads((tracked.folder / ORACLE).read_text())
     assert list(epochs) == ["1", "2"] and all(set(one) == {"val", "pseudo", "test"} for one in epochs.values())
@@ -217,7 +217,7 @@ def test_validation_scores_between_epochs_change_nothing(splits):
 
 
 def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, monkeypatch):
-    folder = shared_ddpm(SMOKE, splits, root=tmp_path, progress=False).folder
+    folder = shared_ddpm(SMOKE, splits, out=tmp_path, progress=False).folder
     record, lock = (folder / "ddpm.json").read_bytes(), folder / "lock.json"
     (folder / "ddpm.json").unlink()
     lock.write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
@@ -228,19 +228,19 @@ def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, 
 
     monkeypatch.setattr("diawork.base.locks.time.sleep", the_other_finishes)
     monkeypatch.setattr("diawork.method.ddpm._Trainer", None)
-    assert shared_ddpm(SMOKE, splits, root=tmp_path, progress=False).folder == folder
+    assert shared_ddpm(SMOKE, splits, out=tmp_path, progress=False).folder == folder
 
 
 def test_failure_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr("diawork.runs.experiment._evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_experiment(SMOKE.override({"detector": "csi"}), root=tmp_path, progress=False)
+        run_experiment(SMOKE.override({"detector": "csi"}), out=tmp_path, progress=False)
     state = json.loads(next(tmp_path.glob("*/status.json")).read_text())
     assert state["state"] == "failed" and "ZeroDivisionError" in state["error"]
 
 
 def test_a_p_value_stands_beside_each_test_score_from_healthy_validation_images(root):
-    run = run_experiment(method_config(SMOKE, "stats_knn"), root=root, progress=False)
+    run = run_experiment(method_config(SMOKE, "stats_knn"), out=root, progress=False)
     header = (run.folder / "scores.csv").read_text().splitlines()[0]
     val, test = run.scores("val"), run.scores("test")
     healthy = val.loc[~val["anomalous"], "score"].to_numpy()
@@ -250,7 +250,7 @@ def test_a_p_value_stands_beside_each_test_score_from_healthy_validation_images(
 
 
 def test_a_runs_alarm_has_a_guarantee_and_a_run_without_p_values_is_read(root, tmp_path):
-    run = run_experiment(method_config(SMOKE, "stats_knn"), root=root, progress=False)
+    run = run_experiment(method_config(SMOKE, "stats_knn"), out=root, progress=False)
     assert run.alarm(0.1).rate <= 0.1 and "On average over calibrations" in run.alarm(0.1).guarantee
     older = Run(tmp_path)
     older.write_scores([{key: row[key] for key in row if key != "p_value"} for row in csv_rows(run)])
@@ -264,7 +264,7 @@ def csv_rows(run):
 
 def test_an_epoch_is_chosen_without_labels_and_every_run_is_checked_so(root, monkeypatch):
     cfg = SMOKE.override({"detector": "csi", "train.select": "pseudo"})
-    result = run_experiment(cfg, root=root, progress=False).result()
+    result = run_experiment(cfg, out=root, progress=False).result()
     assert result["selection"].startswith("best self-check, epoch ")
     assert {"auroc", "low", "high", "verdict", "findings"} <= set(result["self_check"])
     facts, probe = result["self_check"]["facts"], result["shift_probe"]
@@ -275,7 +275,7 @@ def test_an_epoch_is_chosen_without_labels_and_every_run_is_checked_so(root, mon
 def test_the_shift_is_printed_before_training(root, capsys, monkeypatch):
     monkeypatch.setattr(CSI, "fit", lambda *args, **kwargs: sys.exit("training"))
     with pytest.raises(SystemExit):
-        run_experiment(SMOKE.override({"detector": "csi", "views.shift": "cutperm"}), root=root)
+        run_experiment(SMOKE.override({"detector": "csi", "views.shift": "cutperm"}), out=root)
     assert "a linear probe of thumbnails named" in capsys.readouterr().out
 
 

@@ -126,7 +126,7 @@ def finished(tmp_path_factory):
     (folder / "toy.yaml").write_text(TOY)
     changes = {"dissolve.operator": "gaussian_blur", "train.epochs": 1, "train.batch_size": 8, "score.samples": 1}
     cfg = preset("smoke", dataset=str(folder / "toy.yaml")).override(changes)
-    return run_experiment(cfg, root=folder / "runs", progress=False), load(folder / "toy.yaml")
+    return run_experiment(cfg, out=folder / "runs", progress=False), load(folder / "toy.yaml")
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from diawork.bench.page import write_costs
 from diawork.data.datasets import load
 from diawork.evaluation.comparison import compare_detectors
 from diawork.evaluation.metrics import summary
+from diawork.runs.artifacts import shared_ddpm
 from diawork.runs.methods import resolve
-from diawork.runs.parents import shared_ddpm
 from diawork.runs.presets import preset
 
 SMALL = {"train.epochs": 1, "train.epoch_n": 1, "train.batch_size": 4, "diffusion.steps": 2}
@@ -28,7 +28,7 @@ def parts(tmp_path_factory):
     folder, whole = tmp_path_factory.mktemp("fidelity"), load("phantom")
     splits = replace(whole, train=whole.train.take(range(8)), val=whole.val.take([0, 1, -2, -1]))
     cfg = resolve(preset("smoke").override(SMALL), splits)
-    return cfg, splits, shared_ddpm(cfg, splits, root=folder, progress=False), folder
+    return cfg, splits, shared_ddpm(cfg, splits, out=folder, progress=False), folder
 
 
 FP32 = ["plain", "bank", "few samples"]  # no path claims a precision that the machine does not compute in

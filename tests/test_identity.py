@@ -31,7 +31,7 @@ def test_runs_of_version_0_1_keep_their_digest(name, method, digest):
 def test_a_run_folder_of_version_0_1_is_found_again(tmp_path):
     shutil.copytree(OLD_RUN, tmp_path / OLD_RUN.name)
     with pytest.warns(UserWarning, match="was made with"):
-        run = run_experiment(method_config(preset("smoke"), "stats_knn"), root=tmp_path, progress=False)
+        run = run_experiment(method_config(preset("smoke"), "stats_knn"), out=tmp_path, progress=False)
     assert (
         run.folder.name == OLD_RUN.name
         and (run.folder / "scores.csv").read_bytes() == (OLD_RUN / "scores.csv").read_bytes()

@@ -268,7 +268,7 @@ def test_a_colour_folder_runs_in_colour(tmp_path):
     make_set(tmp_path, counts=COUNTS | {("train", "well"): 20}, size=(16, 16, 3))
     path = written(tmp_path / "own.yaml", image={"size": 16, "channels": 3})
     cfg = preset("smoke", dataset=str(path)).override({"diffusion.image_size": 16, "train.batch_size": 4})
-    run = run_experiment(cfg, root=tmp_path / "runs", compute=Compute.auto("cpu", "fp32"), progress=False)
+    run = run_experiment(cfg, out=tmp_path / "runs", compute=Compute.auto("cpu", "fp32"), progress=False)
     settings = run.config()["config"]
     assert settings["encoder"]["channels"] == settings["diffusion"]["channels"] == 3
     strip = run.evidence()["strip"]

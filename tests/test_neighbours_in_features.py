@@ -91,6 +91,6 @@ def test_blurring_keeps_a_flat_map_and_spreads_a_point():
 
 def test_a_run_says_which_weights_it_saw_through_and_measures_its_map(toy, tmp_path):
     cfg = method_config(preset("smoke", dataset=str(toy)), "padim")
-    run = run_experiment(cfg, root=tmp_path, progress=False)
+    run = run_experiment(cfg, out=tmp_path, progress=False)
     assert run.result()["weights"] == "test_resnet, random, seed 0"
     assert run.evidence()["maps_names"][0] == "anomaly map" and "strip" not in run.evidence()

@@ -20,11 +20,12 @@ from diawork.runs.notebooks import (
     shared_parameters,
     typed_parameters,
 )
+from diawork.sweeps.file import notebook_path
 
 NOTEBOOKS = list_notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
 LAST_CELL = {
-    "01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:", "06": "run:", "07": "drawn:",
+    "01": "model:", "02": "model:", "03": "run:", "04": "runs:", "05": "written:",
     "00": "diawork run", "08": "runs:", "09": "scored:", "10": "diawork sweep",
 }  # fmt: skip
 
@@ -125,10 +126,12 @@ def test_a_slider_stays_without_a_kernel(runs):
     assert len(players) == 1 and players[0].count('type="radio"') > 5
 
 
-@pytest.mark.parametrize(("number", "more"), [("03", {}), ("06", {"method": "pixel_knn"})])
-def test_a_run_that_stops_at_val_is_shown_on_val(runs, few, number, more):
+@pytest.mark.parametrize(
+    ("notebook", "more"), [(find_notebook("03"), {}), (notebook_path("cell"), {"method": "pixel_knn"})]
+)
+def test_a_run_that_stops_at_val_is_shown_on_val(runs, few, notebook, more):
     parameters = {"preset": "smoke", "dataset": few, "out": str(runs), "overrides": {"score.evaluate": "val"}, **more}
-    out = run_notebook(find_notebook(number), runs / f"{number}-val.ipynb", parameters=parameters, progress=False)
+    out = run_notebook(notebook, runs / f"{notebook.stem}-val.ipynb", parameters=parameters, progress=False)
     assert "val AUROC" in out.read_text("utf-8")
 
 

@@ -25,10 +25,10 @@ from diawork.method.pipelines.exchange import export_ddpm, import_ddpm
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import nearest_steps, open_pipeline
 from diawork.method.unet.plain import noise_levels
+from diawork.runs.artifacts import ddpm_of_run
 from diawork.runs.checks import runnable
 from diawork.runs.experiment import run_experiment
 from diawork.runs.methods import label_of, resolve, slot_folder
-from diawork.runs.parents import ddpm_of_run
 from diawork.runs.presets import preset
 from diawork.runs.run import find_runs
 from diawork.sweeps.launch import data_identities
@@ -427,7 +427,7 @@ def ran(toy, root, **changes):
     """Run DIA on the toy phantom with a diffusers model in its slot."""
     settings = SETTINGS | {"diffusion.dim": 8, "diffusion.dim_mults": [1], "train.epochs": 1, "diffusion.steps": 2}
     cfg = preset("smoke", dataset=str(toy)).override(settings | {"dissolve.operator": "diffusers"} | changes)
-    return run_experiment(cfg, root=root, compute=Compute(), progress=False)
+    return run_experiment(cfg, out=root, compute=Compute(), progress=False)
 
 
 def test_a_run_dissolves_with_a_model_of_others_and_its_content_is_part_of_its_identity(plain, toy, small, tmp_path):

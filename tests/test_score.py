@@ -35,7 +35,7 @@ def own(tmp_path, monkeypatch):
 
 def made(manifest, detector, tmp_path, **changes):
     cfg = preset("smoke", dataset=str(manifest)).override({"detector": detector, "train.batch_size": 4} | changes)
-    return run_experiment(cfg, root=tmp_path / "runs", progress=False)
+    return run_experiment(cfg, out=tmp_path / "runs", progress=False)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def killed_and_continued(tmp_path, tested, loose, broken):
     manifest = written(tmp_path / "own.yaml")
     cfg = preset("smoke", dataset=str(manifest)).override({"detector": "csi", "train.batch_size": 4})
     # fp32: in bf16 a score moves in its fourth digit with the images that share its batch
-    run = run_experiment(cfg, root=tmp_path / "runs", compute=Compute.auto("cpu", "fp32"), progress=False)
+    run = run_experiment(cfg, out=tmp_path / "runs", compute=Compute.auto("cpu", "fp32"), progress=False)
     loose_files(tmp_path / "loose", loose)
     broken_files(tmp_path / "broken", broken)
     out = tmp_path / "scores.csv"
@@ -105,7 +105,7 @@ def check(rows, left_out, own, tested, loose, broken):
 def test_forty_files_of_every_kind(tmp_path, small):
     make_set(tmp_path, counts=dict.fromkeys(((s, c) for s in ("train", "val", "test") for c in ("well", "ill")), 6))
     cfg = preset("smoke", dataset=str(written(tmp_path / "own.yaml"))).override({"detector": "csi"})
-    run = run_experiment(cfg, root=tmp_path / "runs", progress=False)
+    run = run_experiment(cfg, out=tmp_path / "runs", progress=False)
     loose_files(tmp_path / "loose", 24)
     broken_files(tmp_path / "broken", 4)
     out, sources = tmp_path / "scores.csv", [tmp_path / name for name in ("set/test", "loose", "broken")]

@@ -141,7 +141,7 @@ def test_digests_do_not_depend_on_names_and_order(read):
         (("name: tiny\n", ""), 1, "name: this key is missing"),
         (("x: views.shift", "published: [t1, 2]"), 12, "published.1: must be text"),
         (("sizes:", "notebook: 01\nsizes:"), 13, "notebook: must be text"),
-        (("seeds: [0, 1]\n", "seeds: [0, 1]\nnotebook: 07_draw\n"), 11, "Did you mean '07_draw_figure'"),
+        (("seeds: [0, 1]\n", "seeds: [0, 1]\nnotebook: figur\n"), 11, "Did you mean 'figure'"),
         (("- list:", "- zip: {method: [dia], preset: [cpu, demo]}\n  - list:"), 7, "equally long"),
         (("- list:", "- grid: {method: [dia]}\n  - list:"), 8, "set by two axes"),
         (("cpu: {}", "cpu: {without: {views.shift: [flip]}}"), 15, "'flip' is on no axis"),

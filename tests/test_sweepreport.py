@@ -10,9 +10,7 @@ from diawork.base.files import read_json
 from diawork.evaluation.comparison import _tested
 from diawork.evaluation.metrics import holm
 from diawork.report.sweep import AXES, _curve, _extent, baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
-from diawork.runs.experiment import run_experiment
-from diawork.runs.run import CELL
-from diawork.sweeps.cell import CellFolder
+from diawork.sweeps.cell import CellFolder, run_in_cell
 from diawork.sweeps.file import list_sweeps
 from diawork.sweeps.sweep import Sweep
 
@@ -40,13 +38,11 @@ def folder(tmp_path_factory):
     sweep = Sweep.load(str(root / "small.yaml"), "smoke")
     folder = root / "sweeps" / sweep.folder_name
     sweep.write(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for cell in sweep.cells[:3]:
-            place = CellFolder(folder / "cells" / cell.digest)
-            place.prepare({"digest": cell.digest, "data": "x", "makes_run": True, "notebook": cell.notebook})
-            patch.setenv(CELL, str(place.path))
-            run_experiment(cell.config, root=root, progress=False)
-            place.finish(1.0)
+    for cell in sweep.cells[:3]:
+        place = CellFolder(folder / "cells" / cell.digest)
+        place.prepare({"digest": cell.digest, "data": "x", "makes_run": True, "notebook": cell.notebook})
+        run_in_cell(place.path, cell.config, out=root, progress=False)
+        place.finish(1.0)
     return folder
 
 

@@ -39,7 +39,7 @@ def test_shipped_sweeps_expand_at_every_size(name):
         sweep = Sweep.load(name, size)
         assert len(sweep.cells) >= 2 and all(len(published(key)) for key in sweep.published)
         methods = {cell.parameters.get("method") for cell in sweep.cells}
-        assert set(CONTROLS) <= methods or sweep.notebook == "07_draw_figure"
+        assert set(CONTROLS) <= methods or sweep.notebook == "figure"
     head = (SHIPPED / f"{name}.yaml").read_text("utf-8").split("name:")[0]
     assert "diawork sweep" in head and any(word in head for word in ("core", "Measured", "second"))
 
@@ -48,12 +48,12 @@ def test_shipped_sweeps_expand_at_every_size(name):
 def test_figures_draw_on_the_phantom(name, tmp_path):
     for cell in Sweep.load(name, "smoke").cells[:2]:
         cfg = cell.config.override({"diffusion.dim": 16})
-        drawing = draw_figure(cell.parameters["figure"], cfg, root=tmp_path, progress=False)
+        drawing = draw_figure(cell.parameters["figure"], cfg, out=tmp_path, progress=False)
         assert drawing.path.stat().st_size > 2000 and len(drawing.table) == len(drawing.rows) >= 1
 
 
 def test_the_masks_of_figure_3_differ_by_the_same_image_pairs(tmp_path):
-    naive, removed = (draw_figure("f3", c.config, root=tmp_path).rows[0] for c in Sweep.load("f3", "smoke").cells)
+    naive, removed = (draw_figure("f3", c.config, out=tmp_path).rows[0] for c in Sweep.load("f3", "smoke").cells)
     assert naive == {"excluded": 56, "positive": 8, "negative": 80} and removed["negative"] == 72
 
 
@@ -62,15 +62,15 @@ def test_the_masks_of_figure_3_differ_by_the_same_image_pairs(tmp_path):
 def test_two_cells_of_every_table_run_on_the_phantom(name, tmp_path):
     for cell in Sweep.load(name, "smoke").cells[:2]:
         if "figure" in cell.parameters:
-            assert draw_figure(cell.parameters["figure"], cell.config, root=tmp_path, progress=False).rows
+            assert draw_figure(cell.parameters["figure"], cell.config, out=tmp_path, progress=False).rows
         else:
-            assert run_experiment(cell.config, root=tmp_path, progress=False).done
+            assert run_experiment(cell.config, out=tmp_path, progress=False).done
 
 
 @pytest.mark.slow
 def test_printed_multiply_adds_are_those_of_a_count_that_skips_convolutions(tmp_path):
     printed = {32: 2.33, 64: 3.84, 128: 9.90}
     for cell in Sweep.load("t4", "cpu").cells:
-        row = draw_figure("t4", cell.config, root=tmp_path).rows[-1]
+        row = draw_figure("t4", cell.config, out=tmp_path).rows[-1]
         assert math.isclose(row["gmacs_as_printed"], printed[cell.config.diffusion.image_size], rel_tol=0.06)
         assert row["gmacs"] > 1.5 * row["gmacs_as_printed"]

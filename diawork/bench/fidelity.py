@@ -23,8 +23,8 @@ from diawork.detectors.dia import DIA
 from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
 from diawork.evaluation.metrics import summary
 from diawork.method.ddpm import DDPM, pretrain_ddpm
+from diawork.runs.artifacts import run_dissolver, shared_bank, shared_ddpm
 from diawork.runs.methods import resolve
-from diawork.runs.parents import run_dissolver, shared_bank, shared_ddpm
 from diawork.runs.presets import preset
 from diawork.runs.run import runs_root
 
@@ -64,7 +64,7 @@ def compare_paths(
     dissolve = cfg.dissolve.model_copy(update={"bank_steps": bank_steps})
     banked = cfg.model_copy(update={"dissolve": dissolve})
     dissolver = run_dissolver(banked, ddpm, splits, compute=fast)
-    bank = shared_bank(dissolver, ddpm, splits, root=folder, progress=progress)
+    bank = shared_bank(dissolver, ddpm, splits, out=folder, progress=progress)
     ways: dict[str, tuple[ExperimentConfig, Compute, Any]] = {"plain": (cfg, Compute(fast.device, compile=False), None)}
     if fast.precision != "fp32":  # elsewhere it would be the plain path once more, under a wrong name
         ways[fast.precision] = (cfg, fast, None)
@@ -163,14 +163,14 @@ def compare_pretraining(
 
 def accuracy(
     dataset: str, preset_name: str, *, seeds: int = 3, changes: dict[str, Any] | None = None,
-    root: Path | str | None = None, data_root: Path | str | None = None, compute: Compute | None = None,
+    out: Path | str | None = None, data_root: Path | str | None = None, compute: Compute | None = None,
     ddpm_steps: int = 200,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare the paths and the precisions on a data set; return rows ready for JSON."""
     splits = load(dataset, data_root)
     cfg = resolve(preset(preset_name, dataset=dataset).override(changes or {}), splits)
-    ddpm = shared_ddpm(cfg, splits, root=root, data_root=data_root, compute=compute)
-    folder = runs_root(root) / "fidelity"
+    ddpm = shared_ddpm(cfg, splits, out=out, data_root=data_root, compute=compute)
+    folder = runs_root(out) / "fidelity"
     paths = compare_paths(cfg, splits, ddpm, folder=folder, seeds=range(seeds), compute=compute)
     short = cfg.diffusion.model_copy(update={"steps": min(ddpm_steps, cfg.diffusion.steps)})
     bridge = cfg.dissolve.bridge or splits.manifest.bridge

@@ -25,7 +25,7 @@ def export(source: Path, out: Path, data_root: Path | None) -> None:
     """Write the DDPM in SOURCE, its own folder or that of a run, to OUT as diffusers reads it."""
     from diawork.method.ddpm import load_ddpm
     from diawork.method.pipelines.exchange import export_ddpm
-    from diawork.runs.parents import ddpm_of_run
+    from diawork.runs.artifacts import ddpm_of_run
 
     model = load_ddpm(source) if (source / "ddpm.json").is_file() else ddpm_of_run(source, data_root)
     folder = export_ddpm(model, out)

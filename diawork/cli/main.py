@@ -59,12 +59,12 @@ def doctor(data_root: Path | None, out: Path | None) -> None:
 @options.data_root
 @options.device
 @options.precision
-@path_option("--runs", "root", help="Folder for the trainings of --accuracy.")
+@path_option("--runs", "out", help="Folder for the trainings of --accuracy.")
 @path_option("--beside", multiple=True, metavar="JSON", help="What a bench of another machine wrote: shown beside.")
-@path_option("--out", default=Path("bench.html"), show_default=True)
+@path_option("--out", "page", default=Path("bench.html"), show_default=True)
 def bench(
     quick: bool, compiled: bool | None, accuracy: str | None, preset_name: str, overrides: tuple[str, ...],
-    device: str, precision: str, beside: tuple[Path, ...], out: Path, **where: Any,
+    device: str, precision: str, beside: tuple[Path, ...], page: Path, **where: Any,
 ) -> None:  # fmt: skip
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.base.compute import Compute
@@ -79,7 +79,7 @@ def bench(
     if accuracy:
         costs["accuracy"] = fidelity.accuracy(accuracy, preset_name, changes=changes, compute=compute, **where)
     costs["beside"] = others
-    say(f"written: {write_costs(costs, out)} and {out.with_suffix('.json')}")
+    say(f"written: {write_costs(costs, page)} and {page.with_suffix('.json')}")
 
 
 @cli.command(epilog=STOPS)

@@ -75,7 +75,7 @@ def run_methods(
     named = planned(cfg, methods)
     root, dataset = runs_root(out), load_manifest(cfg.dataset).name
     compute = Compute.auto(device, precision)
-    runs = run_suite(cfg, named, range(seeds), root=root, compute=compute, on_run=on_run or tell, **where)
+    runs = run_suite(cfg, named, range(seeds), out=root, compute=compute, on_run=on_run or tell, **where)
     page = write_html(
         [run.folder for run in runs], page or root / f"report-{dataset}-{preset_name}.html", title=f"DIA on {dataset}",
         asked=f"diawork run --dataset {cfg.dataset} --preset {preset_name} --seeds {seeds} --methods {methods}",

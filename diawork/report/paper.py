@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -22,10 +22,10 @@ from diawork.method.ddpm import build_ddpm
 from diawork.method.loss import pair_roles
 from diawork.method.matching import mean_squared_change, preview
 from diawork.method.operators import OPERATORS, build_operator, operator_class
+from diawork.runs.artifacts import ddpm_in, run_dissolver
+from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import dissolving_strip, strip_rows
 from diawork.runs.methods import resolve
-from diawork.runs.parents import run_dissolver, shared_ddpm
-from diawork.runs.run import in_cell, runs_root
 
 
 @dataclass
@@ -43,14 +43,18 @@ class Drawing:
         return pd.DataFrame(self.rows)
 
 
-def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = None, **where: Any) -> Drawing:
+def draw_figure(
+    name: str, cfg: ExperimentConfig, *, folder: Path | str = "", **surroundings: Unpack[Surroundings]
+) -> Drawing:
     """Draw ``f1``, ``f3``, ``f5`` or ``t4`` from a config and save picture and numbers.
 
-    ``root`` is the folder for runs; ``data_root``, ``compute`` and ``progress`` may follow.
+    They go to ``folder`` or, where it is empty, below the folder for runs. ``surroundings``: out, data_root, compute,
+    progress.
     """
-    draw = pick(FIGURES, name, "figure")
-    drawing = draw(cfg, {"root": root, "data_root": None, "compute": None, "progress": True} | where)
-    folder = in_cell() or runs_root(root) / "figures" / f"{name}-{digest([name, cfg.model_dump(mode='json')])}"
+    context = Context.of(**surroundings)
+    drawing = pick(FIGURES, name, "figure")(cfg, context)
+    default = context.out / "figures" / f"{name}-{digest([name, cfg.model_dump(mode='json')])}"
+    folder = Path(folder) if folder else default
     drawing.path = folder / "figure.png"
     write_bytes(drawing.path, figures.png_bytes(drawing.figure, 110))
     numbers = {"caption": drawing.caption, "columns": list(drawing.table), "rows": drawing.rows}
@@ -58,13 +62,13 @@ def draw_figure(name: str, cfg: ExperimentConfig, *, root: Path | str | None = N
     return drawing
 
 
-def _strips(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+def _strips(cfg: ExperimentConfig, context: Context) -> Drawing:
     """Fig. 1: test images through Eq. 4 at several steps, and how much of them each step changes."""
-    splits = load(cfg, where["data_root"])
+    splits = load(cfg, context.data_root)
     cfg = resolve(cfg, splits)
-    ddpm = shared_ddpm(cfg, splits, **where)
+    ddpm = ddpm_in(context, cfg, splits)
     ts = figures.FIGURE_STEPS
-    strip = dissolving_strip(run_dissolver(cfg, ddpm, compute=where["compute"]), splits.test, ts)
+    strip = dissolving_strip(run_dissolver(cfg, ddpm, compute=context.compute), splits.test, ts)
     names = splits.test.class_names[strip_rows(splits.test)]
     change = ((strip[:, 1:] - strip[:, :1]) ** 2).mean((0, 2, 3))
     rows = [{"t": t, "mean squared change": float(value)} for t, value in zip(ts, change, strict=True)]
@@ -73,7 +77,7 @@ def _strips(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     return Drawing(figures.dissolve_strip(strip, ts, names), rows, caption)
 
 
-def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+def _target_matrix(cfg: ExperimentConfig, context: Context) -> Drawing:
     """Fig. 3: which pairs are positive, negative or left out, for two images and two shifts."""
     branch, shift, image = torch.cartesian_prod(torch.arange(3), torch.arange(2), torch.arange(2)).T
     roles = pair_roles(image, shift, branch, mask=cfg.loss.mask)
@@ -84,9 +88,9 @@ def _target_matrix(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     return Drawing(figures.similarity_matrix(roles.numpy(), labels, block=4), [counts], caption)
 
 
-def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+def _strengths(cfg: ExperimentConfig, context: Context) -> Drawing:
     """Fig. 5: what an alternative does at several strengths, and how much of healthy images it changes."""
-    operator, splits = cfg.dissolve.operator, load(cfg, where["data_root"])
+    operator, splits = cfg.dissolve.operator, load(cfg, context.data_root)
     shown = operator_class(cfg.dissolve).figure
     if shown is None:
         hint = f"Set dissolve.operator to one of {', '.join(name for name, kind in OPERATORS.items() if kind.figure)}."
@@ -104,7 +108,7 @@ def _strengths(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
     return Drawing(figure, rows, f"{operator.replace('_', ' ').capitalize()}, weak to strong, on test images.")
 
 
-def _cost(cfg: ExperimentConfig, where: dict[str, Any]) -> Drawing:
+def _cost(cfg: ExperimentConfig, context: Context) -> Drawing:
     """Table 4: parameters and multiply-adds of one image, counted in full and as the printed ones were."""
     size, channels = cfg.diffusion.image_size, cfg.diffusion.channels
     with torch.device("meta"):
@@ -134,6 +138,6 @@ def _counted(name: str, module: nn.Module, *inputs: torch.Tensor) -> dict[str, A
     }
 
 
-FIGURES: dict[str, Callable[[ExperimentConfig, dict[str, Any]], Drawing]] = {
+FIGURES: dict[str, Callable[[ExperimentConfig, Context], Drawing]] = {
     "f1": _strips, "f3": _target_matrix, "f5": _strengths, "t4": _cost,
 }  # fmt: skip

@@ -8,14 +8,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.base.processes.group import Group
@@ -29,12 +28,12 @@ from diawork.detectors.registry import entry_of
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.progress import Bars
+from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
 from diawork.runs.checks import refuse_misfits
-from diawork.runs.cores import count_processes
+from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import evidence
 from diawork.runs.methods import label_of, method_config, resolve
-from diawork.runs.parents import Slot, as_member, fill_slot, identity_with_models, train_together
-from diawork.runs.run import Run, known_patients, runs_root
+from diawork.runs.run import Run, known_patients
 from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, recorded
 
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
@@ -64,51 +63,50 @@ def select_on(split: str, splits: Splits) -> Callable[[int, Detector], float]:
 def run_experiment(
     cfg: ExperimentConfig,
     *,
-    root: Path | str | None = None,
-    data_root: Path | str | None = None,
     acknowledge_leak: str = "",
-    compute: Compute | None = None,
-    processes: int = 0,
-    progress: Bars = True,
+    on_open: Callable[[Run], Any] | None = None,
+    wait: bool = False,
+    **surroundings: Unpack[Surroundings],
 ) -> Run:
     """Run one experiment and return its run folder; a finished one is found by digest and reused.
 
-    ``processes`` share each training of a DDPM, of DIA and of CSI, on a card or a part of the cores each
-    [0: $DIAWORK_PROCESSES, or 1]; their number is no part of a run's identity.
+    ``surroundings``: out, data_root, compute, processes, progress. They are no part of a run's identity.
+    ``on_open`` is called with the run before it begins. With ``wait`` another process that makes the same run
+    is waited for; else it is a ``BusyError``.
 
     A fitted image that stands in an evaluation split, too, is a ``DataError``, unless the leaks' digest
     is given as ``acknowledge_leak``; then the report carries a banner.
     """
-    compute = compute or Compute.auto()
-    processes = count_processes(processes, compute.device)
-    splits = load(cfg, data_root)
+    context = Context.of(**surroundings)
+    splits = load(cfg, context.data_root)
     refuse_misfits(cfg, splits)
     cfg, evaluated = resolve(cfg, splits), _evaluated(splits, cfg)
-    data = _checked_data(splits, runs_root(root), acknowledge_leak)
-    data["identity"] = identity_with_models(cfg, splits, data_root)
-    run = Run.create(runs_root(root), cfg, data=data, label=label_of(cfg), compute=compute.as_dict())
+    data = _checked_data(splits, context.out, acknowledge_leak)
+    data["identity"] = identity_with_models(cfg, splits, context.data_root)
+    run = Run.create(context.out, cfg, data=data, label=label_of(cfg), compute=context.compute.as_dict())
+    if on_open:
+        on_open(run)
     if run.current:
-        if progress:
+        if context.progress:
             tqdm.write(f"reused {run.folder}")
         return run
-    if run.done and progress:
+    if run.done and context.progress:
         tqdm.write(f"scoring {run.folder} anew: it was scored under draws {run.draws}, today's are {DRAWS}")
-    with run.working(), stop_at_once():
-        if not run.current:  # by another cell, which was waited for
-            where = {"root": root, "data_root": data_root, "compute": compute, "progress": progress}
-            _work(run, cfg, splits, evaluated, where | {"processes": processes})
+    with run.working(wait=wait), stop_at_once():
+        if not run.current:  # by another process, which was waited for
+            _work(run, cfg, splits, evaluated, context)
     return run
 
 
-def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[ImageSet], where: dict) -> None:
+def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[ImageSet], context: Context) -> None:
     """Fit, score, keep the evidence, and commit the result."""
-    kind, (slot, detector) = entry_of(cfg.detector), _built(run, cfg, splits, where)
-    facts = slot.facts | _probed(detector, splits, progress=where["progress"])
+    kind, (slot, detector) = entry_of(cfg.detector), _built(run, cfg, splits, context)
+    facts = slot.facts | _probed(detector, splits, progress=context.progress)
     start = time.perf_counter()
-    if where["processes"] > 1 and detector.shareable and not (run.folder / "detector.json").exists():
-        facts = facts | {"processes": where["processes"]}
-        train_together(train_share, cfg, run.folder, where)
-    _fit(detector, cfg, splits, run, progress=where["progress"])
+    if context.processes > 1 and detector.shareable and not (run.folder / "detector.json").exists():
+        facts = facts | {"processes": context.processes}
+        train_together(train_share, cfg, run.folder, context)
+    _fit(detector, cfg, splits, run, progress=context.progress)
     cost = {"fit_seconds": max(time.perf_counter() - start, detector.seconds)}
     cost |= {name: seconds for name, seconds in slot.cost.items() if not math.isnan(seconds)}
     metrics, rows = _evaluate(detector, evaluated, cost)
@@ -122,19 +120,19 @@ def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[I
     run.finish(_result(run, detector, cfg, metrics, cost) | facts)
 
 
-def _built(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> tuple[Slot, Detector]:
+def _built(run: Run, cfg: ExperimentConfig, splits: Splits, context: Context) -> tuple[Slot, Detector]:
     """Return what fills the slot, and the detector around it, not yet fitted."""
-    slot = fill_slot(run, cfg, splits, where)
+    slot = fill_slot(run, cfg, splits, context)
     used = cfg.override(slot.strength)
-    return slot, entry_of(cfg.detector).load().build(used, dissolve=slot.training, compute=where["compute"])
+    return slot, entry_of(cfg.detector).load().build(used, dissolve=slot.training, compute=context.compute)
 
 
 def train_share(asked: dict[str, Any], group: Group) -> None:
     """Train a run's detector as one process of a group; its weights are then in the run's folder."""
-    cfg, splits, where = as_member(asked, group)
+    cfg, splits, context = as_member(asked, group)
     run = Run(asked["folder"])
-    _, detector = _built(run, cfg, splits, where | {"progress": False})
-    detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=where["progress"])
+    _, detector = _built(run, cfg, splits, replace(context, progress=False))
+    detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=context.progress)
 
 
 def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str, Any]:
@@ -262,9 +260,11 @@ def run_suite(
     *,
     on_run: Callable[[Run], None] | None = None,
     overall: bool = False,
-    **where: Any,
+    **rest: Any,
 ) -> list[Run]:
     """Run every method for every seed (controls, which have none, once) and return the runs.
+
+    ``rest`` are keywords of ``run_experiment``.
 
     ``overall`` shows one bar over all runs instead of a bar for every stage of each.
     """
@@ -272,11 +272,11 @@ def run_suite(
     planned = [(one, seed) for one in configs for seed in (seeds if entry_of(one.detector).seeded else seeds[:1])]
     runs = []
     if overall:
-        where["progress"] = False
+        rest["progress"] = False
     with tqdm(total=len(planned), desc="runs", unit="run", disable=not overall) as bar:
         for one, seed in planned:
             bar.set_postfix_str(f"{label_of(one)}, seed {seed}")
-            runs.append(run_experiment(one.override({"seed": seed}), **where))
+            runs.append(run_experiment(one.override({"seed": seed}), **rest))
             bar.update()
             if on_run:
                 on_run(runs[-1])

@@ -41,7 +41,6 @@ from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
 from diawork.method.pipelines.folder import in_pipeline
 
 SCHEMA = 1
-CELL = "DIAWORK_CELL"  # environment variable: the folder of the cell that a notebook runs for
 ORACLE = "oracle_epochs.json"  # test AUROC by epoch and what could choose one, where train.track_test asked for it
 _PACKAGES = ("torch", "torchvision", "denoising-diffusion-pytorch", "ema-pytorch", "kornia", "timm", "numpy")
 
@@ -76,11 +75,6 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "x"
 
 
-def in_cell() -> Path | None:
-    """Return the folder of the sweep's cell that this process works for, if it does."""
-    return Path(os.environ[CELL]) if os.environ.get(CELL) else None
-
-
 def find_runs(root: Path | str) -> list[Run]:
     """Return the runs at or below a folder, finished or not, in the order of their names."""
     if not Path(root).is_dir():
@@ -109,8 +103,6 @@ class Run:
         identity = cfg.digest(data["identity"])
         run = cls(Path(root) / f"{slug(data['name'])}-{slug(label)}-s{cfg.seed}-{identity}")
         made_with = {"versions": versions(), "compute": compute}
-        if cell := in_cell():
-            write_text(cell / "runs" / run.folder.name, os.path.relpath(run.folder, cell))
         if (run.folder / "config.json").exists():
             run._warn_of_differences(made_with)
             return run
@@ -181,12 +173,12 @@ class Run:
         return f"{state}: {status['error']}" if status.get("error") else state
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self, *, wait: bool = False) -> Iterator[None]:
         """Hold the run's lock and keep ``status.json`` true: running, then done, interrupted or failed.
 
-        In a sweep's cell another one that makes the same run is waited for; it may be done then.
+        With ``wait`` another process that makes the same run is waited for; the run may be done then.
         """
-        with locked(self.folder, wait=in_cell() is not None):
+        with locked(self.folder, wait=wait):
             remove_orphans(self.folder)
             self._status("running")
             try:

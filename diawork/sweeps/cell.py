@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, DiaworkError
-from diawork.base.files import read_json, write_json
+from diawork.base.files import read_json, write_json, write_text
 from diawork.base.locks import holder
 from diawork.runs.run import SCHEMA, Run, code_version
 from diawork.sweeps.sweep import Cell, Sweep
@@ -36,6 +37,10 @@ class CellFolder:
     def prepare(self, spec: dict[str, Any]) -> None:
         """Write what is asked."""
         write_json(self.path / "cell.json", spec)
+
+    def note_run(self, run: Run) -> None:
+        """Note that the cell's notebook opened this run."""
+        write_text(self.path / "runs" / run.folder.name, os.path.relpath(run.folder, self.path))
 
     def runs(self) -> list[Run]:
         """Return the runs that the notebook opened, by the notes they left."""
@@ -119,3 +124,15 @@ def ledger(folder: Path | str) -> pd.DataFrame:
     error, AUROC of its run (a search's: on val), seconds, run folder ("" without one), all run folders, cell folder.
     """
     return pd.DataFrame([CellFolder.of(cell, Path(folder)).row(cell) for cell in Sweep.read(folder).cells])
+
+
+def run_in_cell(cell: Path | str, cfg: ExperimentConfig, **surroundings: Any) -> Run:
+    """Run an experiment for a cell, given by its folder; with "" as any other.
+
+    The cell's folder keeps where the run lies. Another cell that makes the same run is waited for.
+    ``surroundings``: out, data_root, compute, processes, progress.
+    """
+    from diawork.runs.experiment import run_experiment  # needs torch
+
+    noted = CellFolder(cell).note_run if cell else None
+    return run_experiment(cfg, on_open=noted, wait=bool(cell), **surroundings)

@@ -11,9 +11,11 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.data.strictyaml import Source, StrictModel, load_document, wrong
+from diawork.runs.notebooks import find_notebook, list_notebooks
 
 SHIPPED = Path(__file__).parent  # the sweep files that come with the package
 MOST_POINTS = 5_000
+NOTEBOOKS = {"cell": "06_run_cell", "figure": "07_draw_figure"}  # of cells; their names in version 0.1 and in digests
 
 
 def _word(name: str) -> str:
@@ -115,7 +117,7 @@ class Heading(StrictModel):
 class SweepFile(Heading):
     """The schema of a sweep file."""
 
-    notebook: str = "06_run_cell"
+    notebook: str = "cell"
     fixed: dict[str, Any] = {}
     axes: list[Axis] = []
     seeds: Seeds = [0]
@@ -152,6 +154,21 @@ def placed_settings(source: Source) -> Iterator[tuple[str, Any, tuple]]:
                 continue
             case ("fixed", key) | ("sizes", _, key) | ("axes", _, "list", _, key) | ("axes", _, "grid" | "zip", key, _):
                 yield key, source.value(at), at
+
+
+def notebook_path(name: str, beside: Path = Path()) -> Path:
+    """Return the notebook of a cell: one of ours by its name, a numbered one, or a path from here or ``beside``."""
+    for ours, old in NOTEBOOKS.items():
+        if name in (ours, old):
+            return SHIPPED / f"{ours}.ipynb"
+    if Path(name).suffix == ".ipynb" and (beside / name).is_file():
+        return beside / name
+    try:
+        return find_notebook(name)
+    except UsageError as error:
+        raise UsageError(
+            error.what, hint=did_you_mean(name, [*NOTEBOOKS, *(p.stem for p in list_notebooks())])
+        ) from None
 
 
 def list_sweeps() -> list[str]:

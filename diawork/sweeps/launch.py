@@ -16,10 +16,11 @@ from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_request
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.runs.cores import PROCESSES
 from diawork.runs.methods import slot_folder
-from diawork.runs.notebooks import find_notebook, notebook_parameters
+from diawork.runs.notebooks import notebook_parameters
 from diawork.runs.run import code_version, runs_root
 from diawork.sweeps.cell import CellFolder, ledger
 from diawork.sweeps.cluster import EXECUTORS, Submitted, make_executor
+from diawork.sweeps.file import notebook_path
 from diawork.sweeps.sweep import Cell, Sweep
 from diawork.sweeps.workers import slot_environment, start_worker, visible_gpus
 
@@ -78,13 +79,15 @@ def prepare(
     """Open every data set, write the sweep's folder and return it; nothing is run."""
     identities = data_identities(sweep, data_root)
     folder = sweep_folder(sweep, out)
-    own = {"out": str(runs_root(out).absolute()), "data_root": str(data_root or ""), "device": device}
+    given = {"out": str(runs_root(out).absolute()), "data_root": str(data_root or ""), "device": device}
     for cell in sweep.cells:
-        known = notebook_parameters(find_notebook(cell.notebook))
-        values = cell.parameters | own | {"overrides": cell.overrides}
+        notebook = notebook_path(cell.notebook)
+        known = notebook_parameters(notebook)
+        place = CellFolder.of(cell, folder)
+        values = cell.parameters | given | {"overrides": cell.overrides, "cell": str(place.path.absolute())}
         asked: dict[str, Any] = {"values": {key: value for key, value in values.items() if key in known}}
-        asked |= {"data": identities[cell.digest], "makes_run": "method" in known}
-        CellFolder.of(cell, folder).prepare(cell.model_dump(mode="json") | asked)
+        asked |= {"notebook": str(notebook.absolute()), "data": identities[cell.digest], "makes_run": "method" in known}
+        place.prepare(cell.model_dump(mode="json") | asked)
     sweep.write(folder)
     return folder
 

@@ -17,14 +17,25 @@ from diawork.data.manifests import load_manifest
 from diawork.data.strictyaml import Source
 from diawork.runs.checks import runnable
 from diawork.runs.methods import METHODS, label_of, resolve
-from diawork.runs.notebooks import defaults, find_notebook, notebook_parameters, require_type
+from diawork.runs.notebooks import defaults, notebook_parameters, require_type
 from diawork.runs.presets import PRESETS, preset
-from diawork.sweeps.file import MOST_POINTS, Heading, Size, SweepFile, placed_settings, read_sweep_file
+from diawork.sweeps.file import (
+    MOST_POINTS,
+    NOTEBOOKS,
+    SHIPPED,
+    Heading,
+    Size,
+    SweepFile,
+    notebook_path,
+    placed_settings,
+    read_sweep_file,
+)
 
 ELSEWHERE = {  # notebook parameters that a sweep file does not set, and what to do instead
     "seed": "Use seeds: [0, 1, 2].",
     "overrides": "Write the dotted keys themselves.",
     **dict.fromkeys(("out", "data_root", "device", "processes"), "Give it on the command line."),
+    "cell": "Every cell has its own.",
 }
 
 
@@ -128,8 +139,8 @@ class Plan:
         with source.at("sizes"):
             _require(size or "", file.sizes, f"{size!r} is not a size of this sweep.")
         with source.at("notebook"):
-            self.path = _notebook(file.notebook, source)
-        ours = self.path.parent == shipped("notebooks")
+            self.path = notebook_path(file.notebook, Path(source.name).parent)
+        ours = self.path.parent in (SHIPPED, shipped("notebooks"))
         self.notebook = self.path.stem if ours else str(self.path.absolute())
         self.known = notebook_parameters(self.path)
         self.config_keys = ExperimentConfig().keys() if "overrides" in self.known else []
@@ -236,17 +247,11 @@ class Plan:
 
 def cell_digest(notebook: str, parameters: dict, overrides: dict, config: ExperimentConfig | None) -> str:
     """Return what makes two cells the same work: the config, and the parameters that are no part of it."""
-    stem = Path(notebook).stem
+    stem = NOTEBOOKS.get(notebook, Path(notebook).stem)
     if config is None or "method" not in parameters:
         return digest([stem, parameters, overrides])
     others = {k: v for k, v in parameters.items() if k not in ("preset", "dataset", "method", "seed")}
     return digest([stem, others, resolve(config, load_manifest(config.dataset)).identity()])
-
-
-def _notebook(name: str, source: Source) -> Path:
-    """Return a notebook by number or name, or by a path from here or from the sweep file."""
-    beside = Path(source.name).parent / name
-    return beside if beside.suffix == ".ipynb" and beside.is_file() else find_notebook(name)
 
 
 def _require(name: str, names: Collection[str], what: str) -> None:

@@ -17,7 +17,6 @@ from diawork.base.locks import locked
 from diawork.base.stopping import end_with
 from diawork.runs.cores import find_cores
 from diawork.runs.notebooks import KernelDied, NotebookError, run_notebook
-from diawork.runs.run import CELL
 from diawork.sweeps.cell import CellFolder
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -70,7 +69,6 @@ def work(folder: Path | str) -> int:
 def _run(cell: CellFolder) -> int:
     spec, start = cell.spec(), time.monotonic()
     shutil.rmtree(cell.path / "runs", ignore_errors=True)
-    os.environ[CELL] = str(cell.path.absolute())  # the kernel's, too
     cell.note("running")
     try:
         run_notebook(spec["notebook"], cell.path / "executed.ipynb", parameters=spec["values"], progress=False)
@@ -82,8 +80,6 @@ def _run(cell: CellFolder) -> int:
         state, trace = "died" if isinstance(error, KernelDied) else "failed", getattr(error, "trace", [])
         cell.note(state, error.what, trace=trace, seconds=round(time.monotonic() - start, 2))
         return NotebookError.exit_code
-    finally:
-        del os.environ[CELL]
     cell.note("done", seconds=round(time.monotonic() - start, 2))
     return 0
 

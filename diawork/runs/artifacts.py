@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig, validated
@@ -25,9 +25,8 @@ from diawork.method.matching import matched
 from diawork.method.pipelines.exchange import export_ddpm
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import Pipeline, pipeline_dissolver
-from diawork.method.progress import Bars
 from diawork.runs.checks import refuse_misfits
-from diawork.runs.cores import count_processes
+from diawork.runs.context import Context, Surroundings
 from diawork.runs.methods import fills_slot, needs_ddpm, resolve, slot_folder
 from diawork.runs.run import Run, runs_root, slug
 
@@ -40,33 +39,27 @@ def diffusion_data(cfg: ExperimentConfig, splits: Splits, data_root: Path | str 
     return load(other, data_root) if other else splits
 
 
-def shared_ddpm(
-    cfg: ExperimentConfig,
-    splits: Splits,
-    *,
-    root: Path | str | None = None,
-    data_root: Path | str | None = None,
-    compute: Compute | None = None,
-    processes: int = 0,
-    progress: Bars = True,
-) -> DDPM:
+def shared_ddpm(cfg: ExperimentConfig, splits: Splits, **surroundings: Unpack[Surroundings]) -> DDPM:
     """Return the DDPM of this config on this data: found by digest, continued, or pretrained.
 
     Where another process is pretraining the same one, it is waited for. A config that could not run afterwards is
-    refused first. ``processes`` share the pretraining [0: $DIAWORK_PROCESSES, or 1].
+    refused first. ``surroundings``: out, data_root, compute, processes, progress.
     """
     refuse_misfits(cfg, splits)
-    compute = compute or Compute.auto()
-    settings, train, bridge = _pretraining(cfg, splits, data_root)
-    folder = _ddpm_folder(runs_root(root), settings, train, bridge)
-    processes = count_processes(processes, compute.device)
+    return ddpm_in(Context.of(**surroundings), cfg, splits)
+
+
+def ddpm_in(context: Context, cfg: ExperimentConfig, splits: Splits) -> DDPM:
+    """Return the DDPM of a config that was checked; the same as ``shared_ddpm``."""
+    progress = context.progress
+    settings, train, bridge = _pretraining(cfg, splits, context.data_root)
+    folder = _ddpm_folder(context.out, settings, train, bridge)
     with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):
         whole, start = not any(folder.glob("*.safetensors")), time.perf_counter()
-        if processes > 1 and not (folder / "ddpm.json").exists():
-            where = {"data_root": data_root, "compute": compute, "processes": processes, "progress": progress}
-            train_together(pretrain_share, cfg, folder, where)
+        if context.processes > 1 and not (folder / "ddpm.json").exists():
+            train_together(pretrain_share, cfg, folder, context)
             progress = False
-        ddpm = pretrain_ddpm(train, settings, bridge=bridge, compute=compute, folder=folder, progress=progress)
+        ddpm = pretrain_ddpm(train, settings, bridge=bridge, compute=context.compute, folder=folder, progress=progress)
         if whole:  # of a continued one the time before is not known
             write_json(folder / SECONDS, time.perf_counter() - start)
         return ddpm
@@ -159,14 +152,14 @@ def told_of(dissolver: Dissolver, ddpm: DDPM | None) -> tuple[dict[str, Any], di
 
 
 def shared_bank(
-    dissolver: Dissolver, ddpm: DDPM | None, splits: Splits, *, root: Path | str | None = None, progress: bool = True
+    dissolver: Dissolver, ddpm: DDPM | None, splits: Splits, *, out: Path | str | None = None, progress: bool = True
 ) -> DissolvedBank:
     """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
     if ddpm is None or isinstance(dissolver.ddpm, Pipeline):
         origin = {"pipeline": dissolver.ddpm.facts.digest(), "images": splits.train.identity}
     else:
         origin = {"ddpm": sha256_file(_saved(ddpm) / "ddpm.safetensors"), "images": splits.train.identity}
-    folder = runs_root(root) / "banks" / digest([origin, dissolver.cfg.identity()])
+    folder = runs_root(out) / "banks" / digest([origin, dissolver.cfg.identity()])
     x = splits.train.normal().images
     with locked(folder, wait=True):
         return DissolvedBank(
@@ -185,17 +178,17 @@ class Slot:
     cost: dict[str, float] = field(default_factory=dict)  # of what it is made with, shared by other runs
 
 
-def fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> Slot:
+def fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, context: Context) -> Slot:
     """Return what fills the slot; the one place of a run that makes a dissolver."""
     if not (fills_slot(cfg) or needs_ddpm(cfg)):
         return Slot()
-    ddpm = shared_ddpm(cfg, splits, **where) if needs_ddpm(cfg) else None
-    dissolver = run_dissolver(cfg, ddpm, compute=where["compute"])
+    ddpm = ddpm_in(context, cfg, splits) if needs_ddpm(cfg) else None
+    dissolver = run_dissolver(cfg, ddpm, compute=context.compute)
     facts, cost = told_of(dissolver, ddpm)
     if fills_slot(cfg):
-        rest = {"root": where["root"], "progress": where["progress"]}
-        bank = shared_bank(dissolver, ddpm, splits, **rest) if cfg.dissolve.bank_steps else None
-        if bank is not None:
+        bank = None
+        if cfg.dissolve.bank_steps:
+            bank = shared_bank(dissolver, ddpm, splits, out=context.out, progress=bool(context.progress))
             cost["bank_seconds"] = bank.seconds
         return Slot(dissolver, dissolver if bank is None else bank, facts=facts, cost=cost)
     strength = run.settled("matched.json", lambda: matched(cfg.dissolve, dissolver, splits.train.normal().images))
@@ -206,26 +199,28 @@ def fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, where: dict) -> S
 # --- trainings that several processes share ---------------------------------------------------------------
 
 
-def train_together(work: Work, cfg: ExperimentConfig, folder: Path, where: dict[str, Any]) -> None:
-    """Do a share of a training in each of ``where["processes"]`` processes; its weights are then in ``folder``."""
-    compute, own = where["compute"], {name: str(where.get(name) or "") for name in ("root", "data_root")}
-    asked = {"config": cfg.model_dump(mode="json"), "folder": str(folder), "progress": where["progress"] is True}
+def train_together(work: Work, cfg: ExperimentConfig, folder: Path, context: Context) -> None:
+    """Do a share of a training in each of the context's processes; its weights are then in ``folder``."""
+    compute = context.compute
+    asked: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "folder": str(folder), "out": str(context.out)}
+    asked |= {"data_root": str(context.data_root or ""), "progress": context.progress is True}
     asked |= {"device": compute.device.type, "precision": compute.precision, "compile": compute.compile}
-    launch(work, asked | own, processes=where["processes"], cuda=compute.device.type == "cuda", logs=folder)
+    launch(work, asked, processes=context.processes, cuda=compute.device.type == "cuda", logs=folder)
 
 
-def as_member(asked: dict[str, Any], group: Group) -> tuple[ExperimentConfig, Splits, dict[str, Any]]:
-    """Return config, data and surroundings of a process of a group, from what ``train_together`` asked."""
+def as_member(asked: dict[str, Any], group: Group) -> tuple[ExperimentConfig, Splits, Context]:
+    """Return config, data and context of a process of a group, from what ``train_together`` asked."""
     cfg = validated(ExperimentConfig, asked["config"])
     compute = Compute.auto(asked["device"], asked["precision"], compile=asked["compile"], group=group)
-    root, data_root = (asked[name] or None for name in ("root", "data_root"))
-    where = {"root": root, "data_root": data_root, "compute": compute, "processes": 1}
-    return cfg, load(cfg, data_root), where | {"progress": asked["progress"] and group.leads}
+    data_root = asked["data_root"] or None
+    context = Context(Path(asked["out"]), compute, data_root, progress=asked["progress"] and group.leads)
+    return cfg, load(cfg, data_root), context
 
 
 def pretrain_share(asked: dict[str, Any], group: Group) -> None:
     """Pretrain a DDPM as one process of a group."""
-    cfg, splits, where = as_member(asked, group)
-    settings, train, bridge = _pretraining(cfg, splits, where["data_root"])
-    rest = {"compute": where["compute"], "progress": where["progress"]}
-    pretrain_ddpm(train, settings, bridge=bridge, folder=asked["folder"], **rest)
+    cfg, splits, context = as_member(asked, group)
+    settings, train, bridge = _pretraining(cfg, splits, context.data_root)
+    pretrain_ddpm(
+        train, settings, bridge=bridge, compute=context.compute, folder=asked["folder"], progress=context.progress
+    )  # fmt: skip
