@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from diawork.base.compute import Compute
 from diawork.base.errors import UsageError
-from diawork.detectors.registry import DETECTORS, NOT_BUILT, Entry, entry_of
+from diawork.base.registry import DETECTORS, NOT_BUILT, Entry, entry_of
 from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
 from tests.test_detectors import TEST, TRAIN, build
@@ -27,7 +27,7 @@ def test_a_missing_package_is_named_with_the_command():
 
 
 def test_the_registry_costs_no_anomalib():
-    code = "import sys, diawork.detectors.registry; sys.exit('anomalib' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, diawork.base.registry; sys.exit('anomalib' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

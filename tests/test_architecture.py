@@ -80,11 +80,14 @@ def inside(room: str, places: set[str]) -> bool:
     return any(room == place or room.startswith(f"{place}.") for place in places)
 
 
+BY_NAME = {"base.registry": {"detectors"}}  # of an entry point's group: a detector is imported when it is asked for
+
+
 @pytest.mark.parametrize("room", [room for room in ROOMS if room])
 def test_imports_run_downwards(room):
     below = FLOORS[: FLOORS.index(floor(room)) + 1]
     own = {name.removeprefix("diawork.") for name in imports(ROOMS[room]) if name.startswith("diawork.")}
-    assert {name for name in own if floor(name) not in below} == set()
+    assert {name for name in own if floor(name) not in below} - BY_NAME.get(room, set()) == set()
 
 
 def test_no_circle_inside_a_floor():

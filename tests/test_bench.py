@@ -8,6 +8,7 @@ import torch
 
 from diawork.base.compute import Compute, count_macs
 from diawork.base.config import DiffusionConfig, EncoderConfig, ExperimentConfig
+from diawork.base.registry import entry_of
 from diawork.bench import ceilings
 from diawork.bench.ceilings import Load, load_words, machine_name, peak_memory, time_in_turn
 from diawork.bench.page import read_costs, write_costs
@@ -15,7 +16,6 @@ from diawork.bench.rivals import PAPER
 from diawork.bench.stages import loss_memory, plain_encoder, released_dissolve, released_step
 from diawork.cli.main import main
 from diawork.detectors.backbones import Backbone
-from diawork.detectors.registry import entry_of
 from diawork.method.ddpm import build_ddpm
 from diawork.method.encoder import build_encoder
 from diawork.runs.presets import preset

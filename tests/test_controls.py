@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import make_images
 
+from diawork.base import registry
 from diawork.base.errors import CheckpointError, DataError, UsageError
+from diawork.base.registry import DETECTORS
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet
-from diawork.detectors import registry
 from diawork.detectors.controls import (
     FILE,
     STATISTICS,
@@ -21,7 +22,6 @@ from diawork.detectors.controls import (
     StatsMahalanobis,
     image_statistics,
 )  # fmt: skip
-from diawork.detectors.registry import DETECTORS
 from diawork.evaluation.metrics import auroc
 
 CONTROLS = (StatsKNN, StatsMahalanobis, PixelKNN, OracleStatistic)

@@ -11,8 +11,9 @@ from diawork.cli.main import main
 from diawork.cli.probe import Costs, probe
 from diawork.data.manifests import load_manifest
 from diawork.runs.experiment import run_suite
-from diawork.runs.methods import method_config, resolve
+from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
+from diawork.runs.resolve import resolve
 from diawork.runs.run import Run
 
 FAST, SLOW, SLOWER = Costs(1e-3, 1e-4), Costs(0.015, 2.2e-3), Costs(0.3, 0.05)

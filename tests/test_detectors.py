@@ -8,8 +8,8 @@ import torch
 
 from diawork.base.compute import Compute
 from diawork.base.errors import DataError, UsageError
+from diawork.base.registry import CONTROLS, DETECTORS
 from diawork.data.images import ImageSet
-from diawork.detectors.registry import CONTROLS, DETECTORS
 from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
 from tests.toys import Eager, child, ended

@@ -27,8 +27,8 @@ from diawork.method.operators import (
     ResizeOnly,
     build_operator,
 )
-from diawork.runs.checks import refuse_misfits
-from diawork.runs.methods import label_of, needs_ddpm
+from diawork.runs.methods import label_of
+from diawork.runs.resolve import resolve
 
 TINY = DiffusionConfig(dim=8, dim_mults=(1, 2), image_size=16)
 
@@ -225,13 +225,13 @@ class Darken(Heuristic):
 def test_one_class_in_the_list_is_all_that_an_operator_needs(monkeypatch):
     monkeypatch.setitem(OPERATORS, "darken", Darken)
     cfg = ExperimentConfig().override({"dissolve.operator": "darken", "dissolve.noise_sd": 0.25})
-    assert label_of(cfg) == "darken in the slot" and not needs_ddpm(cfg)
+    assert label_of(cfg) == "darken in the slot"
     assert DIA(None, cfg, compute=Compute()).dissolve == Darken(0.25)
-    refuse_misfits(cfg, load_manifest("phantom"))
+    assert not resolve(cfg, load_manifest("phantom")).needs_ddpm
     with pytest.raises(
         UsageError, match=r"dissolve.kernel_size: 17 px do not fit images of 32×32 px. Allowed: up to 16"
     ):
-        refuse_misfits(cfg.override({"dissolve.kernel_size": 17}), load_manifest("phantom"))
+        resolve(cfg.override({"dissolve.kernel_size": 17}), load_manifest("phantom"))
     grey = torch.full((4, 1, 8, 8), 0.9)
     found = matched(cfg.dissolve, Darken(0.2), grey)
     assert found["settings"] == {"noise_sd": pytest.approx(0.2, rel=1e-3)}

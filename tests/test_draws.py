@@ -10,19 +10,20 @@ from PIL import Image
 
 from diawork.base.compute import Compute
 from diawork.base.errors import CheckpointError, DataError
+from diawork.base.registry import CONTROLS, entry_of
 from diawork.base.seeding import image_keys
 from diawork.data.images import ImageSet
 from diawork.data.manifests import load_manifest
 from diawork.data.readers import read_image
 from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.maps import AnomalyMaps
-from diawork.detectors.registry import CONTROLS, entry_of
 from diawork.method.operators import AddNoise, GaussianBlur
 from diawork.report.page import write_html
 from diawork.report.tables import collect, compare, groups
 from diawork.runs.experiment import run_experiment
-from diawork.runs.methods import fills_slot, method_config, resolve
+from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
+from diawork.runs.resolve import resolve
 from diawork.runs.run import Run
 from diawork.sweeps.cell import CellFolder
 from diawork.sweeps.sweep import Sweep
@@ -196,7 +197,8 @@ def test_a_ddpm_of_the_runs_own_seed_is_the_work_of_that_seed():
 @pytest.mark.parametrize(("name", "ddpms"), [("recipe", 5), ("ratio", 6)])
 def test_recipe_and_ratio_pretrain_a_ddpm_a_seed_that_cells_of_the_seed_share(name, ddpms):
     configs = [cell.config for cell in Sweep.load(name, "cpu").cells]
-    dissolving = [resolve(cfg, load_manifest(cfg.dataset)) for cfg in configs if fills_slot(cfg)]
+    resolved = [resolve(cfg, load_manifest(cfg.dataset)) for cfg in configs]
+    dissolving = [cfg for cfg in resolved if cfg.fills_slot]
     assert all(cfg.diffusion.seed == cfg.seed for cfg in dissolving)
     assert len({json.dumps(cfg.diffusion.identity()) for cfg in dissolving}) == ddpms < len(dissolving) + 1
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from diawork.base.errors import UsageError
+from diawork.base.registry import CONTROLS
 from diawork.data.datasets import load
 from diawork.detectors.controls import StatsKNN
 from diawork.detectors.dia import CSI, DIA
-from diawork.detectors.registry import CONTROLS
 from diawork.runs.artifacts import shared_ddpm
 from diawork.runs.evidence import evidence
 from diawork.runs.experiment import run_experiment, run_suite, select_on
-from diawork.runs.methods import METHODS, label_of, method_config, resolve
+from diawork.runs.methods import METHODS, label_of, method_config
 from diawork.runs.presets import preset
+from diawork.runs.resolve import resolve
 from diawork.runs.run import ORACLE, Run
 from diawork.runs.selfcheck import MOST, PseudoCheck
 from tests.conftest import make_images

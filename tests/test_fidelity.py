@@ -17,8 +17,8 @@ from diawork.data.datasets import load
 from diawork.evaluation.comparison import compare_detectors
 from diawork.evaluation.metrics import summary
 from diawork.runs.artifacts import shared_ddpm
-from diawork.runs.methods import resolve
 from diawork.runs.presets import preset
+from diawork.runs.resolve import resolve
 
 SMALL = {"train.epochs": 1, "train.epoch_n": 1, "train.batch_size": 4, "diffusion.steps": 2}
 

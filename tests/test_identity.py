@@ -9,8 +9,9 @@ from diawork.base.config import ExperimentConfig
 from diawork.base.knobs import Frozen, later
 from diawork.data.manifests import load_manifest
 from diawork.runs.experiment import run_experiment
-from diawork.runs.methods import method_config, resolve
+from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
+from diawork.runs.resolve import resolve
 
 OLD_RUN = next((Path(__file__).parent / "runs_of_0.1").iterdir())
 

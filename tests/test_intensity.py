@@ -13,7 +13,7 @@ from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError
 from diawork.data.manifests import load_manifest
 from diawork.data.readers import png, read_image
-from diawork.runs.methods import resolve
+from diawork.runs.resolve import resolve
 
 RNG = np.random.default_rng(0)
 TWELVE = RNG.integers(0, 4096, (9, 11), np.uint16)  # 12-bit values

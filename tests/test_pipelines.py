@@ -26,10 +26,10 @@ from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import nearest_steps, open_pipeline
 from diawork.method.unet.plain import noise_levels
 from diawork.runs.artifacts import ddpm_of_run
-from diawork.runs.checks import runnable
 from diawork.runs.experiment import run_experiment
-from diawork.runs.methods import label_of, resolve, slot_folder
+from diawork.runs.methods import label_of, runnable
 from diawork.runs.presets import preset
+from diawork.runs.resolve import resolve
 from diawork.runs.run import find_runs
 from diawork.sweeps.launch import data_identities
 from diawork.sweeps.sweep import Sweep
@@ -531,7 +531,7 @@ def test_a_cell_of_a_sweep_is_done_for_this_content_of_the_model(plain, toy, tmp
 def test_the_sweep_of_off_the_shelf_models_makes_its_twins_on_the_spot():
     cells = {cell.label: cell.config for cell in Sweep.load("off_the_shelf", "demo").cells}
     twins = {label for label, cfg in cells.items() if cfg.dissolve.operator == "diffusers"}
-    assert len(twins) == 2 and not any(slot_folder(cells[label]) for label in twins)
+    assert len(twins) == 2 and not any(cells[label].slot_folder for label in twins)
     assert {cfg.diffusion.dataset for cfg in cells.values()} == {None, "phantom_lung_spot"}
 
 

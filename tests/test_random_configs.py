@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError
+from diawork.base.registry import DETECTORS
 from diawork.cli.main import main
-from diawork.detectors.registry import DETECTORS
 from diawork.evaluation import metrics, pixels
-from diawork.runs.checks import runnable
 from diawork.runs.experiment import run_experiment
-from diawork.runs.methods import METHODS
+from diawork.runs.methods import METHODS, runnable
 from diawork.runs.presets import preset
 from tests.toys import TOY
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from diawork.base.files import read_json, write_json
 from diawork.detectors.face import Detector, Scores
-from diawork.detectors.registry import Entry
+from diawork.base.registry import Entry
 
 ENTRY = Entry("toy", "Toy NN-flow", "toy:Toy", seeded=False)
 

@@ -20,9 +20,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import nn
 
-from diawork.base.config import Model, validated
 from diawork.base.errors import CheckpointError, ResourceError, UsageError
 from diawork.base.files import read_json, remove_orphans, write_bytes, write_json
+from diawork.base.knobs import Model, validated
 from diawork.base.processes.group import ALONE, Group
 from diawork.base.stopping import stop, stop_requested
 

@@ -5,9 +5,9 @@ Configs are frozen and validated; results are never written into one. A run's id
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.base.files import digest
@@ -26,7 +26,9 @@ from diawork.base.knobs import (
     Steps,
     Whole,
     later,
+    validated,
 )
+from diawork.base.registry import entry_of
 from diawork.base.rivals import (
     AnomalibConfig,
     BackboneConfig,
@@ -44,8 +46,8 @@ K = 4  # shifts, fixed by the method
 DRAWS = 2  # the scheme by which scoring draws: 1 by an image's position in its split, 2 by its pixels
 LINEAR_STEPS = 20  # the linear schedule ends at β = 20/T
 NO_STEP = -1  # the dissolving step of a view that was not dissolved
+T_RANGE = (30, 130)  # dissolving steps, where neither config nor manifest says any
 
-Model = TypeVar("Model", bound=BaseModel)
 Bridge = Literal["pad", "resize", "none"]
 Stem = Literal["imagenet", "cifar"]
 
@@ -128,9 +130,9 @@ class DissolveConfig(Frozen):
     model: str | None = later(None, min_length=1)  # folder of "diffusers"; None: the run's own DDPM, exported
     match: Literal["none", "ddpm"] = "none"  # an alternative's strength: as set, or changing images as the ddpm does
 
-    def filled(self, t_range: tuple[int, int] = (30, 130), bridge: Bridge = "pad") -> DissolveConfig:
-        """Return the section with what it leaves open settled: by the manifest's facts, or by the paper's."""
-        return self.model_copy(update={"t_range": self.t_range or t_range, "bridge": self.bridge or bridge})
+    def filled(self, t_range: tuple[int, int] = T_RANGE, bridge: Bridge = "pad") -> DissolveConfig:
+        """Return the section with what it leaves open settled: by the manifest, or by the paper."""
+        return self.but(t_range=self.t_range or t_range, bridge=self.bridge or bridge)
 
     @field_validator("kernel_size")
     @classmethod
@@ -262,6 +264,21 @@ class ExperimentConfig(Frozen):
         return validated(ExperimentConfig, values)
 
     @property
+    def uses(self) -> tuple[str, ...]:
+        """Return the sections that this config's detector uses."""
+        return entry_of(self.detector).uses
+
+    @property
+    def has_slot(self) -> bool:
+        """Say whether the detector has a slot for the dissolver."""
+        return "dissolve" in self.uses
+
+    @property
+    def slot_folder(self) -> str | None:
+        """Return the folder of the model of others that dissolves in this run, if one does."""
+        return self.dissolve.model if self.has_slot and self.dissolve.operator == "diffusers" else None
+
+    @property
     def classes(self) -> int:
         """Return how many classes the shift classifier tells apart."""
         return 2 * K if self.loss.classifier == "shift_dissolved" else K
@@ -280,16 +297,3 @@ class ExperimentConfig(Frozen):
     def digest(self, *data_identity: str) -> str:
         """Return the identity of this config together with the data's."""
         return digest([self.identity(), *data_identity])
-
-
-def validated(model: type[Model], values: dict[str, Any]) -> Model:
-    """Build ``model`` from plain values; the first thing wrong becomes one ``UsageError``."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error" and isinstance(first["input"], dict):  # of several keys, which it names
-            raise UsageError(f"{first['msg'].removeprefix('Value error, ')}.") from None
-        field = ".".join(str(part) for part in first["loc"])
-        value = f" (given: {first['input']!r:.80})"
-        raise UsageError(f"{first['msg'].removeprefix('Value error, ')}{value}.", field=field) from None

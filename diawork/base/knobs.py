@@ -5,10 +5,15 @@ Nothing is turned into another type on the way: ``true`` is no 1, ``"0.1"`` no n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from diawork.base.errors import UsageError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _whole(value: Any) -> Any:
@@ -55,7 +60,22 @@ def later(default: Any, **limits: Any) -> Any:
     return Field(default, json_schema_extra=LATER, **limits)
 
 
+def validated(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Build ``model`` from plain values; the first thing wrong becomes one ``UsageError``."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error" and isinstance(first["input"], dict):  # of several keys, which it names
+            raise UsageError(f"{first['msg'].removeprefix('Value error, ')}.") from None
+        field = ".".join(str(part) for part in first["loc"])
+        value = f" (given: {first['input']!r:.80})"
+        raise UsageError(f"{first['msg'].removeprefix('Value error, ')}{value}.", field=field) from None
+
+
 class Frozen(BaseModel):
+    """A section of a config, or a whole one."""
+
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
 
     def identity(self) -> dict[str, Any]:
@@ -68,3 +88,7 @@ class Frozen(BaseModel):
             elif isinstance(value, Frozen):
                 plain[name] = value.identity()
         return plain
+
+    def but(self, **changes: Any) -> Self:
+        """Return a validated copy with other values."""
+        return validated(type(self), dict(iter(self)) | changes)

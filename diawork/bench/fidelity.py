@@ -24,8 +24,8 @@ from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
 from diawork.evaluation.metrics import summary
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.runs.artifacts import run_dissolver, shared_bank, shared_ddpm
-from diawork.runs.methods import resolve
 from diawork.runs.presets import preset
+from diawork.runs.resolve import resolve
 from diawork.runs.run import runs_root
 
 LAST = 50  # steps whose mean loss is compared
@@ -61,8 +61,7 @@ def compare_paths(
     if cfg.detector != "dia" or cfg.dissolve.operator != "ddpm":
         raise UsageError("the fast paths are those of DIA with a dissolver.", hint="Use detector='dia'.")
     fast = compute or Compute.auto()
-    dissolve = cfg.dissolve.model_copy(update={"bank_steps": bank_steps})
-    banked = cfg.model_copy(update={"dissolve": dissolve})
+    banked = cfg.but(dissolve=cfg.dissolve.but(bank_steps=bank_steps))
     dissolver = run_dissolver(banked, ddpm, splits, compute=fast)
     bank = shared_bank(dissolver, ddpm, splits, out=folder, progress=progress)
     ways: dict[str, tuple[ExperimentConfig, Compute, Any]] = {"plain": (cfg, Compute(fast.device, compile=False), None)}
@@ -172,7 +171,7 @@ def accuracy(
     ddpm = shared_ddpm(cfg, splits, out=out, data_root=data_root, compute=compute)
     folder = runs_root(out) / "fidelity"
     paths = compare_paths(cfg, splits, ddpm, folder=folder, seeds=range(seeds), compute=compute)
-    short = cfg.diffusion.model_copy(update={"steps": min(ddpm_steps, cfg.diffusion.steps)})
+    short = cfg.diffusion.but(steps=min(ddpm_steps, cfg.diffusion.steps))
     bridge = cfg.dissolve.bridge or splits.manifest.bridge
     pretraining = compare_pretraining(splits, short, bridge=bridge, folder=folder, compute=compute)
     asked = f"DIA on {splits.val.name}, preset {preset_name}, {cfg.train.epochs} epochs, {seeds} seeds, one DDPM."

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import flop_registry
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
+from diawork.base.registry import entry_of
 from diawork.base.seeding import generator
 from diawork.bench.ceilings import peak_memory, seconds
 from diawork.data.images import ImageSet
-from diawork.detectors.registry import entry_of
 from diawork.runs.presets import preset
 
 IMAGES = 4  # a batch

@@ -72,7 +72,8 @@ def sized(size: str) -> ExperimentConfig:
 def begun(out: Path | None) -> str:
     """Return the size of a demo that was begun in this folder for runs, "" where there is none."""
     from diawork.data.manifests import load_manifest
-    from diawork.runs.methods import method_config, resolve
+    from diawork.runs.methods import method_config
+    from diawork.runs.resolve import resolve
     from diawork.runs.run import Run, runs_root
 
     records = [Run(path.parent).config() for path in runs_root(out).glob("phantom-*/config.json")]

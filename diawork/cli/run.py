@@ -37,7 +37,7 @@ def run(
     dataset: str, preset_name: str, overrides: tuple[str, ...], drop_leaks: bool, print_config: bool, **suite: Any
 ) -> None:  # fmt: skip
     """Train and score methods on a data set for several seeds, and write the report."""
-    from diawork.runs.checks import planned
+    from diawork.runs.methods import planned
     from diawork.runs.presets import preset
 
     changes = parse_overrides(overrides) | ({"data.drop_leaks": True} if drop_leaks else {})
@@ -68,8 +68,8 @@ def run_methods(
     from diawork.base.compute import Compute
     from diawork.data.manifests import load_manifest
     from diawork.report.page import write_html
-    from diawork.runs.checks import planned
     from diawork.runs.experiment import run_suite
+    from diawork.runs.methods import planned
     from diawork.runs.run import runs_root
 
     named = planned(cfg, methods)

@@ -136,7 +136,7 @@ class DIA(Detector):
             self.bank = None
 
     def _features(self, x: Images, what: str, *, samples: int | None = None, progress: Bars = False) -> Any:
-        cfg = self.cfg.score.model_copy(update={"samples": samples or self.cfg.score.samples})
+        cfg = self.cfg.score.but(samples=samples or self.cfg.score.samples)
         return extract_features(
             self.encoder, x, views=self.cfg.views, score=cfg, seed=self.cfg.seed, what=what,
             compute=self.compute, progress=progress,

@@ -40,7 +40,7 @@ class Scores:
 class Detector(ABC):
     """What a run, a sweep and a report need of a detector.
 
-    A new one: a file with a subclass, its section in ``base.config``, its line in ``detectors.registry``.
+    A new one: a file with a subclass, its section in ``base.config``, its line in ``base.registry``.
     """
 
     name: ClassVar[str]

@@ -64,7 +64,7 @@ class SimCLR(Learned):
     def _embedded(self, x: Images) -> Features:
         """Return mean features (1, N, D) over T′ augmented copies, each the same change to every image."""
         self.net.eval()
-        views = self.cfg.views.model_copy(update={"crop_scale": self.cfg.score.crop_scale})
+        views = self.cfg.views.but(crop_scale=self.cfg.score.crop_scale)
         total = torch.zeros(len(x), self.cfg.encoder.projection_dim)
         for sample in range(self.cfg.score.samples):
             drawn = draw_augmentation(1, views, generator(self.cfg.seed, "simclr", "score", sample))

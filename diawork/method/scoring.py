@@ -68,7 +68,7 @@ def extract_features(
     views, score, compute = views or ViewsConfig(), score or ScoreConfig(), compute or Compute()
     compute.prepare(encoder)
     size = at_once(x, batch)
-    cfg = views.model_copy(update={"crop_scale": score.crop_scale})
+    cfg = views.but(crop_scale=score.crop_scale)
     sums: list[Any] = [0.0, 0.0]  # over the even and the odd samples
     keys = np.concatenate([image_keys(rows) for rows in x.split(size)])
     with stage(progress, total=score.samples, desc=f"features of {what}") as bar:

@@ -25,7 +25,7 @@ from diawork.method.operators import OPERATORS, build_operator, operator_class
 from diawork.runs.artifacts import ddpm_in, run_dissolver
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import dissolving_strip, strip_rows
-from diawork.runs.methods import resolve
+from diawork.runs.resolve import resolve
 
 
 @dataclass

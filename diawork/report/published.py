@@ -11,8 +11,8 @@ import pandas as pd
 
 from diawork.base.errors import pick
 from diawork.base.files import shipped
+from diawork.base.registry import entry_of
 from diawork.data.strictyaml import parse_yaml
-from diawork.detectors.registry import entry_of
 from diawork.report.tables import groups, summary_table
 from diawork.runs.presets import preset
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
-from diawork.detectors.registry import is_control
+from diawork.base.registry import is_control
 from diawork.evaluation.collapse import Facts, Spread
 from diawork.evaluation.selfcheck import SelfCheck, by_selection
 from diawork.evaluation.shifts import ShiftProbe

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from diawork.base.compute import Compute
-from diawork.base.config import DiffusionConfig, ExperimentConfig, validated
+from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.base.errors import UsageError
 from diawork.base.files import digest, read_json, sha256_file, write_json
+from diawork.base.knobs import validated
 from diawork.base.locks import locked
 from diawork.base.processes.group import Group
 from diawork.base.processes.launch import Work, launch
@@ -25,9 +26,8 @@ from diawork.method.matching import matched
 from diawork.method.pipelines.exchange import export_ddpm
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import Pipeline, pipeline_dissolver
-from diawork.runs.checks import refuse_misfits
 from diawork.runs.context import Context, Surroundings
-from diawork.runs.methods import fills_slot, needs_ddpm, resolve, slot_folder
+from diawork.runs.resolve import Resolved, resolve
 from diawork.runs.run import Run, runs_root, slug
 
 SECONDS = "seconds.json"  # of a DDPM's pretraining
@@ -45,11 +45,10 @@ def shared_ddpm(cfg: ExperimentConfig, splits: Splits, **surroundings: Unpack[Su
     Where another process is pretraining the same one, it is waited for. A config that could not run afterwards is
     refused first. ``surroundings``: out, data_root, compute, processes, progress.
     """
-    refuse_misfits(cfg, splits)
-    return ddpm_in(Context.of(**surroundings), cfg, splits)
+    return ddpm_in(Context.of(**surroundings), resolve(cfg, splits), splits)
 
 
-def ddpm_in(context: Context, cfg: ExperimentConfig, splits: Splits) -> DDPM:
+def ddpm_in(context: Context, cfg: Resolved, splits: Splits) -> DDPM:
     """Return the DDPM of a config that was checked; the same as ``shared_ddpm``."""
     progress = context.progress
     settings, train, bridge = _pretraining(cfg, splits, context.data_root)
@@ -65,15 +64,12 @@ def ddpm_in(context: Context, cfg: ExperimentConfig, splits: Splits) -> DDPM:
         return ddpm
 
 
-def _pretraining(
-    cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None
-) -> tuple[DiffusionConfig, ImageSet, str]:
+def _pretraining(cfg: Resolved, splits: Splits, data_root: Path | str | None) -> tuple[DiffusionConfig, ImageSet, str]:
     """Return how the DDPM of a config is pretrained, on what, and through which bridge."""
-    cfg = resolve(cfg, splits)
     source = diffusion_data(cfg, splits, data_root)
     own = source.identity == splits.identity
     bridge = (cfg.dissolve.bridge if own else None) or source.manifest.bridge
-    settings = cfg.diffusion.model_copy(update={"dataset": None})  # the images' identity says it
+    settings = cfg.diffusion.but(dataset=None)  # the images' identity says it
     return settings, source.train, bridge
 
 
@@ -84,8 +80,8 @@ def _ddpm_folder(root: Path, settings: DiffusionConfig, train: ImageSet, bridge:
 def ddpm_of_run(folder: Path | str, data_root: Path | str | None = None) -> DDPM:
     """Return the DDPM that a run dissolved with, from beside the run's folder; nothing is pretrained."""
     record = Run(folder).config()
-    cfg = validated(ExperimentConfig, record["config"] if isinstance(record, dict) else {})
-    if not needs_ddpm(cfg):
+    cfg = validated(Resolved, record["config"] if isinstance(record, dict) else {})
+    if not cfg.needs_ddpm:
         hint = "Name the folder of a run of DIA, or of a DDPM."
         raise UsageError("this run dissolved with no DDPM of its own.", path=folder, hint=hint)
     asked = _pretraining(cfg, load(cfg, data_root), data_root)
@@ -96,12 +92,12 @@ def ddpm_of_run(folder: Path | str, data_root: Path | str | None = None) -> DDPM
     return load_ddpm(saved)
 
 
-def identity_with_models(cfg: ExperimentConfig, splits: Splits, data_root: Path | str | None = None) -> str:
+def identity_with_models(cfg: Resolved, splits: Splits, data_root: Path | str | None = None) -> str:
     """Return the identity of all that a run is made from: its data, another set's, a model of others by its content."""
     identity = splits.identity
-    if needs_ddpm(cfg) and cfg.diffusion.dataset:
+    if cfg.needs_ddpm and cfg.diffusion.dataset:
         identity = digest([identity, diffusion_data(cfg, splits, data_root).train.identity])
-    if folder := slot_folder(cfg):
+    if folder := cfg.slot_folder:
         identity = digest([identity, PipelineFolder.read(folder).digest()])
     return identity
 
@@ -121,7 +117,7 @@ def run_dissolver(
     """
     cfg = resolve(cfg, splits) if splits else cfg
     settings = cfg.dissolve
-    if folder := slot_folder(cfg):
+    if folder := cfg.slot_folder:
         return pipeline_dissolver(folder, settings, cfg.diffusion, compute=compute)
     if ddpm is None:
         raise UsageError("this run dissolves with its own model, and none is at hand.", hint="See shared_ddpm.")
@@ -178,14 +174,14 @@ class Slot:
     cost: dict[str, float] = field(default_factory=dict)  # of what it is made with, shared by other runs
 
 
-def fill_slot(run: Run, cfg: ExperimentConfig, splits: Splits, context: Context) -> Slot:
+def fill_slot(run: Run, cfg: Resolved, splits: Splits, context: Context) -> Slot:
     """Return what fills the slot; the one place of a run that makes a dissolver."""
-    if not (fills_slot(cfg) or needs_ddpm(cfg)):
+    if not (cfg.fills_slot or cfg.needs_ddpm):
         return Slot()
-    ddpm = ddpm_in(context, cfg, splits) if needs_ddpm(cfg) else None
+    ddpm = ddpm_in(context, cfg, splits) if cfg.needs_ddpm else None
     dissolver = run_dissolver(cfg, ddpm, compute=context.compute)
     facts, cost = told_of(dissolver, ddpm)
-    if fills_slot(cfg):
+    if cfg.fills_slot:
         bank = None
         if cfg.dissolve.bank_steps:
             bank = shared_bank(dissolver, ddpm, splits, out=context.out, progress=bool(context.progress))
@@ -208,9 +204,9 @@ def train_together(work: Work, cfg: ExperimentConfig, folder: Path, context: Con
     launch(work, asked, processes=context.processes, cuda=compute.device.type == "cuda", logs=folder)
 
 
-def as_member(asked: dict[str, Any], group: Group) -> tuple[ExperimentConfig, Splits, Context]:
+def as_member(asked: dict[str, Any], group: Group) -> tuple[Resolved, Splits, Context]:
     """Return config, data and context of a process of a group, from what ``train_together`` asked."""
-    cfg = validated(ExperimentConfig, asked["config"])
+    cfg = validated(Resolved, asked["config"])
     compute = Compute.auto(asked["device"], asked["precision"], compile=asked["compile"], group=group)
     data_root = asked["data_root"] or None
     context = Context(Path(asked["out"]), compute, data_root, progress=asked["progress"] and group.leads)

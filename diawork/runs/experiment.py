@@ -18,21 +18,21 @@ from tqdm.auto import tqdm
 from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.base.processes.group import Group
+from diawork.base.registry import entry_of
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.data.readers.opening import Opening
 from diawork.detectors.face import Detector, EpochHook
-from diawork.detectors.registry import entry_of
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.progress import Bars
 from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
-from diawork.runs.checks import refuse_misfits
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import evidence
-from diawork.runs.methods import label_of, method_config, resolve
+from diawork.runs.methods import label_of, method_config
+from diawork.runs.resolve import Resolved, resolve
 from diawork.runs.run import Run, known_patients
 from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, recorded
 
@@ -79,8 +79,8 @@ def run_experiment(
     """
     context = Context.of(**surroundings)
     splits = load(cfg, context.data_root)
-    refuse_misfits(cfg, splits)
-    cfg, evaluated = resolve(cfg, splits), _evaluated(splits, cfg)
+    cfg = resolve(cfg, splits)
+    evaluated = _evaluated(splits, cfg)
     data = _checked_data(splits, context.out, acknowledge_leak)
     data["identity"] = identity_with_models(cfg, splits, context.data_root)
     run = Run.create(context.out, cfg, data=data, label=label_of(cfg), compute=context.compute.as_dict())
@@ -98,7 +98,7 @@ def run_experiment(
     return run
 
 
-def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[ImageSet], context: Context) -> None:
+def _work(run: Run, cfg: Resolved, splits: Splits, evaluated: Sequence[ImageSet], context: Context) -> None:
     """Fit, score, keep the evidence, and commit the result."""
     kind, (slot, detector) = entry_of(cfg.detector), _built(run, cfg, splits, context)
     facts = slot.facts | _probed(detector, splits, progress=context.progress)
@@ -120,7 +120,7 @@ def _work(run: Run, cfg: ExperimentConfig, splits: Splits, evaluated: Sequence[I
     run.finish(_result(run, detector, cfg, metrics, cost) | facts)
 
 
-def _built(run: Run, cfg: ExperimentConfig, splits: Splits, context: Context) -> tuple[Slot, Detector]:
+def _built(run: Run, cfg: Resolved, splits: Splits, context: Context) -> tuple[Slot, Detector]:
     """Return what fills the slot, and the detector around it, not yet fitted."""
     slot = fill_slot(run, cfg, splits, context)
     used = cfg.override(slot.strength)
@@ -159,16 +159,16 @@ def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, 
     return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
 
 
-def _fit(detector: Detector, cfg: ExperimentConfig, splits: Splits, run: Run, *, progress: Bars) -> None:
+def _fit(detector: Detector, cfg: Resolved, splits: Splits, run: Run, *, progress: Bars) -> None:
     detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=progress)
     if detector.steps:
         run.write_metrics([{"stage": "train", **row} for row in detector.steps])
 
 
-def _hook(cfg: ExperimentConfig, splits: Splits, run: Run) -> EpochHook | None:
+def _hook(cfg: Resolved, splits: Splits, run: Run) -> EpochHook | None:
     """Return what is asked after an epoch, where something is."""
     rule = cfg.train.select
-    if cfg.train.track_test and "train" in entry_of(cfg.detector).uses:  # of one sweep for all kinds of detectors
+    if cfg.train.track_test and "train" in cfg.uses:  # of one sweep for all kinds of detectors
         return _tracked(rule, splits, run)
     return None if rule == "last" else select_on(rule, splits)
 
@@ -187,7 +187,7 @@ def _tracked(rule: str, splits: Splits, run: Run) -> EpochHook:
     return ask
 
 
-def _evaluated(splits: Splits, cfg: ExperimentConfig) -> list[ImageSet]:
+def _evaluated(splits: Splits, cfg: Resolved) -> list[ImageSet]:
     """Return what a run scores: val, where there is one, and test, unless the config stops at val."""
     if cfg.score.evaluate == "test":
         return [images for images in (splits.val, splits.test) if len(images)]
@@ -231,7 +231,7 @@ def _score_rows(
     return rows
 
 
-def _result(run: Run, detector: Detector, cfg: ExperimentConfig, metrics: dict, cost: dict) -> dict[str, Any]:
+def _result(run: Run, detector: Detector, cfg: Resolved, metrics: dict, cost: dict) -> dict[str, Any]:
     if detector.parameters is not None:
         cost["parameters"] = detector.parameters
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

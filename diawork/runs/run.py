@@ -36,7 +36,7 @@ from diawork.base.files import (
     write_text,
 )
 from diawork.base.locks import locked
-from diawork.detectors.registry import is_control
+from diawork.base.registry import is_control
 from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
 from diawork.method.pipelines.folder import in_pipeline
 

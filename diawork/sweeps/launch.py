@@ -15,7 +15,6 @@ from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mea
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.runs.cores import PROCESSES
-from diawork.runs.methods import slot_folder
 from diawork.runs.notebooks import notebook_parameters
 from diawork.runs.run import code_version, runs_root
 from diawork.sweeps.cell import CellFolder, ledger
@@ -113,7 +112,7 @@ def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[s
 
 
 def _models(cell: Cell) -> list[str]:
-    folder = slot_folder(cell.config) if cell.config else None
+    folder = cell.config.slot_folder if cell.config else None
     return [PipelineFolder.read(folder).digest()] if folder else []
 
 

@@ -15,10 +15,10 @@ from diawork.base.errors import CheckpointError, UsageError, did_you_mean
 from diawork.base.files import digest, read_json, shipped, write_json
 from diawork.data.manifests import load_manifest
 from diawork.data.strictyaml import Source
-from diawork.runs.checks import runnable
-from diawork.runs.methods import METHODS, label_of, resolve
+from diawork.runs.methods import METHODS, label_of, runnable
 from diawork.runs.notebooks import defaults, notebook_parameters, require_type
 from diawork.runs.presets import PRESETS, preset
+from diawork.runs.resolve import resolve
 from diawork.sweeps.file import (
     MOST_POINTS,
     NOTEBOOKS,

@@ -14,9 +14,9 @@ import pandas as pd
 
 from diawork import figures
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
+from diawork.base.registry import entry_of
 from diawork.data.images import ImageSet, Splits
 from diawork.detectors.maps import MAP_WORDS, AnomalyMaps, residuals
-from diawork.detectors.registry import entry_of
 from diawork.method.views import SHIFT_NAMES
 from diawork.runs.run import Run
 from diawork.widgets.controls import BROAD, WIDE, WRAP, Explorer, menu, number, offer

@@ -51,7 +51,7 @@ def dissolving_slots(
     } | {name: (model, {}) for name, model in (others or {}).items() if isinstance(model, DDPM)}
     alternatives = [kind for kind in OPERATORS.values() if kind.figure]
     slots: dict[str, Operator] = {
-        name: _Model(model, cfg.model_copy(update=changes), compute) for name, (model, changes) in models.items()
+        name: _Model(model, cfg.but(**changes), compute) for name, (model, changes) in models.items()
     }
     saved = {name: folder for name, folder in (others or {}).items() if not isinstance(folder, DDPM)}
     slots |= {name: checkpoint_slot(folder, ddpm, cfg, compute=compute) for name, folder in saved.items()}
@@ -69,7 +69,7 @@ def checkpoint_slot(
     if is_pipeline(folder):
         size = PipelineFolder.read(folder, weights=cfg.weights).image_size
         bridge = cfg.bridge if size == like.config.image_size else "resize"
-        return pipeline_dissolver(folder, cfg.model_copy(update={"bridge": bridge}), like.config, compute=compute)
+        return pipeline_dissolver(folder, cfg.but(bridge=bridge), like.config, compute=compute)
     ddpm = load_ddpm(folder)
     for what, unit in (("image_size", "px"), ("timesteps", "steps")):
         value, wanted = getattr(ddpm.config, what), getattr(like.config, what)

@@ -12,9 +12,10 @@ from safetensors.torch import save as serialize_safetensors
 from torch import Tensor
 
 from diawork.base.checkpoints import load_weights, refuse_differences
-from diawork.base.config import DiffusionConfig, validated
+from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import as_json, read_json, sha256_file, write_bytes, write_json
+from diawork.base.knobs import validated
 from diawork.method.ddpm import DDPM, build_ddpm
 from diawork.method.pipelines.folder import INDEX, RECORD, TWIN, VARIANTS, WEIGHTS
 from diawork.method.unet.plain import betas

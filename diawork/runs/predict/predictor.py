@@ -16,14 +16,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
-from diawork.base.config import DRAWS, ExperimentConfig, validated
+from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import CheckpointError, DiaworkError, UsageError, printable
+from diawork.base.knobs import validated
+from diawork.base.registry import entry_of
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, at_once
 from diawork.data.manifests import UNCOUNTED, load_manifest
 from diawork.data.readers.opening import Opening, image_files
 from diawork.detectors.face import Detector
-from diawork.detectors.registry import entry_of
 from diawork.evaluation.conformal import Calibration
 from diawork.runs.run import Run
 

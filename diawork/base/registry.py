@@ -8,12 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import Any
 
 from diawork.base.errors import UsageError, pick
-
-if TYPE_CHECKING:
-    from diawork.detectors.face import Detector
 
 _CONTRASTIVE = ("data", "views", "encoder", "loss", "train", "score")
 
@@ -42,7 +39,7 @@ class Entry:
             what = f"{self.label} is a model of {self.extra}, which is not installed."
             raise UsageError(what, hint=f"pip install 'diawork[{self.extra}]'.")
 
-    def load(self) -> type[Detector]:
+    def load(self) -> Any:
         """Import and return the detector's class."""
         self.require()
         module, _, kind = self.home.partition(":")
@@ -52,7 +49,7 @@ class Entry:
 def _adopted(name: str, label: str, home: str, *uses: str) -> Entry:
     """Return the entry of a model of anomalib."""
     sections = ("data", "backbone", "anomalib", *uses)
-    return Entry(name, label, f"diawork.detectors.adopted_{home}", sections, extra="anomalib")
+    return Entry(name, label, home, sections, extra="anomalib")
 
 
 _OURS = (
@@ -70,16 +67,16 @@ _OURS = (
     Entry("deep_knn", "deep kNN", "diawork.detectors.deep_knn:DeepKnn", ("data", "backbone", "deep_knn")),
     Entry("patchcore", "PatchCore", "diawork.detectors.patchcore:PatchCore", ("data", "backbone", "patchcore")),
     Entry("padim", "PaDiM", "diawork.detectors.padim:PaDiM", ("data", "backbone", "padim")),
-    _adopted("fastflow", "FastFlow", "flows:FastFlow"),
-    _adopted("cflow", "CFlow", "flows:CFlow"),
-    _adopted("uflow", "U-Flow", "flows:UFlow"),
-    _adopted("cfa", "CFA", "banks:CFA"),
-    _adopted("anomaly_dino", "AnomalyDINO", "banks:AnomalyDINO", "patchcore"),
-    _adopted("dinomaly", "Dinomaly", "students:Dinomaly"),
-    _adopted("efficient_ad", "EfficientAD", "efficientad:EfficientAD"),
-    _adopted("ganomaly", "GANomaly", "students:GANomaly"),
-    _adopted("anomalib_rd4ad", "RD4AD of anomalib", "students:RD4AD"),
-    _adopted("anomalib_patchcore", "PatchCore of anomalib", "banks:PatchCore", "patchcore"),
+    _adopted("fastflow", "FastFlow", "diawork.detectors.adopted_flows:FastFlow"),
+    _adopted("cflow", "CFlow", "diawork.detectors.adopted_flows:CFlow"),
+    _adopted("uflow", "U-Flow", "diawork.detectors.adopted_flows:UFlow"),
+    _adopted("cfa", "CFA", "diawork.detectors.adopted_banks:CFA"),
+    _adopted("anomaly_dino", "AnomalyDINO", "diawork.detectors.adopted_banks:AnomalyDINO", "patchcore"),
+    _adopted("dinomaly", "Dinomaly", "diawork.detectors.adopted_students:Dinomaly"),
+    _adopted("efficient_ad", "EfficientAD", "diawork.detectors.adopted_efficientad:EfficientAD"),
+    _adopted("ganomaly", "GANomaly", "diawork.detectors.adopted_students:GANomaly"),
+    _adopted("anomalib_rd4ad", "RD4AD of anomalib", "diawork.detectors.adopted_students:RD4AD"),
+    _adopted("anomalib_patchcore", "PatchCore of anomalib", "diawork.detectors.adopted_banks:PatchCore", "patchcore"),
     Entry("stats_knn", "5-NN on statistics", "diawork.detectors.controls:StatsKNN", control=True, seeded=False),
     Entry(
         "stats_mahalanobis", "Mahalanobis on statistics", "diawork.detectors.controls:StatsMahalanobis", control=True,
