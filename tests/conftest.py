@@ -64,8 +64,7 @@ def eager(monkeypatch):
     """Save after every step."""
     from tests.toys import Eager
 
-    monkeypatch.setattr("diawork.method.ddpm.Keeper", Eager)
-    monkeypatch.setattr("diawork.detectors.dia.Keeper", Eager)
+    monkeypatch.setattr("diawork.base.loop.Checkpointer", Eager)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 
 from diawork.base import checkpoints
 from diawork.base.checkpoints import (
-    Keeper,
+    Checkpointer,
     load_checkpoint,
     load_optimizer,
     load_weights,
@@ -153,78 +153,78 @@ def snapshot(step):
     return lambda: ({"w": torch.full((3,), float(step))}, {})
 
 
-def test_keeper_keeps_two_and_restores_the_newest(tmp_path):
-    keeper = Keeper(tmp_path, spec=SPEC, every_seconds=0)
+def test_checkpointer_keeps_two_and_restores_the_newest(tmp_path):
+    checkpointer = Checkpointer(tmp_path, spec=SPEC, every_seconds=0)
     for step in range(5):
-        keeper.save(step, snapshot(step))
+        checkpointer.save(step, snapshot(step))
     assert sorted(p.name for p in tmp_path.glob("*.json")) == ["step-000000003.json", "step-000000004.json"]
-    assert keeper.restore().state["step"] == 4
-    keeper.clear()
-    assert keeper.restore() is None and not list(tmp_path.iterdir())
+    assert checkpointer.restore().state["step"] == 4
+    checkpointer.clear()
+    assert checkpointer.restore() is None and not list(tmp_path.iterdir())
 
 
-def test_keeper_falls_back_past_a_damaged_one_and_says_so(tmp_path):
-    keeper = Keeper(tmp_path, spec=SPEC)
+def test_checkpointer_falls_back_past_a_damaged_one_and_says_so(tmp_path):
+    checkpointer = Checkpointer(tmp_path, spec=SPEC)
     for step in (1, 2):
-        keeper.save(step, snapshot(step))
+        checkpointer.save(step, snapshot(step))
     (tmp_path / "step-000000002.safetensors").write_bytes(b"rubbish")
     with pytest.warns(UserWarning, match=r"step-000000002.*Falling back"):
-        assert keeper.restore().state["step"] == 1
+        assert checkpointer.restore().state["step"] == 1
 
 
-def test_keeper_refuses_another_runs_checkpoints(tmp_path):
-    Keeper(tmp_path, spec=SPEC).save(1, snapshot(1))
+def test_checkpointer_refuses_another_runs_checkpoints(tmp_path):
+    Checkpointer(tmp_path, spec=SPEC).save(1, snapshot(1))
     with pytest.raises(CheckpointError, match="belongs to something else"):
-        Keeper(tmp_path, spec=SPEC | {"size": 9}).restore()
+        Checkpointer(tmp_path, spec=SPEC | {"size": 9}).restore()
 
 
-def test_keeper_saves_before_it_stops(tmp_path):
-    keeper = Keeper(tmp_path, spec=SPEC)
+def test_checkpointer_saves_before_it_stops(tmp_path):
+    checkpointer = Checkpointer(tmp_path, spec=SPEC)
     _asked.set()
     try:
         with pytest.raises(Interrupted, match="everything is saved"):
-            keeper.after_step(3, snapshot(3))
+            checkpointer.after_step(3, snapshot(3))
     finally:
         _asked.clear()
-    assert keeper.restore().state["step"] == 3
+    assert checkpointer.restore().state["step"] == 3
 
 
 @pytest.mark.parametrize(("cost", "after"), [(0.0, 300), (2.0, 300), (10.0, 500)])
-def test_keeper_saves_by_wall_clock_and_spends_two_percent_at_most(tmp_path, monkeypatch, cost, after):
+def test_checkpointer_saves_by_wall_clock_and_spends_two_percent_at_most(tmp_path, monkeypatch, cost, after):
     clock = [0.0]
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
-    keeper, saves = Keeper(tmp_path, spec=SPEC), []
+    checkpointer, saves = Checkpointer(tmp_path, spec=SPEC), []
 
     def slow():
         saves.append(clock[0])
         clock[0] += cost
         return {"w": torch.zeros(1)}, {}
 
-    keeper.save(0, slow)
+    checkpointer.save(0, slow)
     while len(saves) < 3:
         clock[0] += 1
-        keeper.after_step(int(clock[0]), slow)
+        checkpointer.after_step(int(clock[0]), slow)
     assert [b - a - cost for a, b in itertools.pairwise(saves)] == [after, after]
 
 
-def test_keeper_says_that_other_versions_made_the_checkpoint(tmp_path, monkeypatch):
-    Keeper(tmp_path, spec=SPEC).save(1, snapshot(1))
+def test_checkpointer_says_that_other_versions_made_the_checkpoint(tmp_path, monkeypatch):
+    Checkpointer(tmp_path, spec=SPEC).save(1, snapshot(1))
     monkeypatch.setattr(checkpoints, "_versions", lambda: {"torch": "99"})
     with pytest.warns(UserWarning, match=r"torch .* → 99.*goes on, but not bit for bit"):
-        assert Keeper(tmp_path, spec=SPEC).restore().state["step"] == 1
+        assert Checkpointer(tmp_path, spec=SPEC).restore().state["step"] == 1
 
 
-def test_keeper_removes_what_a_killed_save_left(tmp_path):
-    Keeper(tmp_path, spec=SPEC).save(1, snapshot(1))
+def test_checkpointer_removes_what_a_killed_save_left(tmp_path):
+    Checkpointer(tmp_path, spec=SPEC).save(1, snapshot(1))
     (tmp_path / "step-000000002.safetensors").write_bytes(b"half")
-    (tmp_path / "mine.safetensors").write_bytes(b"not a checkpoint of the keeper's")
-    Keeper(tmp_path, spec=SPEC)
+    (tmp_path / "mine.safetensors").write_bytes(b"not a checkpoint of the checkpointer's")
+    Checkpointer(tmp_path, spec=SPEC)
     assert {p.name for p in tmp_path.glob("*.safetensors")} == {"step-000000001.safetensors", "mine.safetensors"}
 
 
-def test_keeper_without_a_folder_saves_nothing(tmp_path):
-    keeper = Keeper(None, spec=SPEC, every_seconds=0)
+def test_checkpointer_without_a_folder_saves_nothing(tmp_path):
+    checkpointer = Checkpointer(None, spec=SPEC, every_seconds=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        keeper.after_step(1, snapshot(1))
-    assert keeper.restore() is None
+        checkpointer.after_step(1, snapshot(1))
+    assert checkpointer.restore() is None

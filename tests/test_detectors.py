@@ -171,7 +171,7 @@ def test_names_its_weights_where_it_needs_some(name, fitted):
 def test_killed_and_resumed_it_scores_the_same(name, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    monkeypatch.setattr("diawork.detectors.learned.Keeper", Eager)
+    monkeypatch.setattr("diawork.base.loop.Checkpointer", Eager)
     short = {
         "rd4ad.epochs": 4,
         "scrd4ad.steps": 4,

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from diawork.base.checkpoints import load_checkpoint
-from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, DataError, Interrupted, NumericError
 from diawork.base.stopping import _asked
+from diawork.method import ddpm as diffusion
 from diawork.method.ddpm import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
 from diawork.runs.presets import preset
 from tests.conftest import make_images
+from tests.toys import before_each_save
 
 TINY = DiffusionConfig(
     dim=8, dim_mults=(1, 2), image_size=16, steps=4, batch_size=4, lr=1e-3, ema_every=1, lr_schedule="cosine"
@@ -71,40 +72,29 @@ def test_average_and_raw_weights_differ_and_both_are_kept(trained, tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_stopped_training_goes_on_exactly(trained, tmp_path, monkeypatch, stop_after):
-    from diawork.method import ddpm as diffusion
-
-    take_step = diffusion._Trainer.one_step
-
-    def stop(self, x):
-        take_step(self, x)
-        if self.step == stop_after:
+def test_a_stopped_training_goes_on_exactly(trained, tmp_path, stop_after):
+    def stop(_checkpointer, step, _snapshot):
+        if step == stop_after:
             _asked.set()
 
-    monkeypatch.setattr(diffusion._Trainer, "one_step", stop)
-    with pytest.raises(Interrupted):
+    with before_each_save(stop), pytest.raises(Interrupted):
         pretrain_ddpm(make_images(), TINY, folder=tmp_path)
-    monkeypatch.undo()
     resumed = pretrain_ddpm(make_images(), TINY, folder=tmp_path)
     assert same_weights(resumed.raw, trained.raw) and same_weights(resumed.ema, trained.ema)
     assert resumed.losses == trained.losses
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["ddpm.json", "ddpm.safetensors"]
 
 
-def test_the_order_of_batches_is_drawn_once_an_epoch(monkeypatch):
-    from diawork.method import ddpm as diffusion
-
-    drawn, draw = [], diffusion.batches
-    monkeypatch.setattr(diffusion, "batches", lambda *given: drawn.append(given[2].initial_seed()) or draw(*given))
-    trainer = diffusion._Trainer(TINY, Compute(), {})
-    index = torch.cat([trainer._index(12, step) for step in range(6)])  # two epochs of three batches
-    assert len(drawn) == 2 == len(set(drawn))
-    assert [sorted(epoch.tolist()) for epoch in index.split(12)] == [list(range(12))] * 2
+def test_accumulated_micro_batches_visit_every_image_once_an_epoch(monkeypatch):
+    seen, loss = [], diffusion.denoising_loss
+    monkeypatch.setattr(diffusion, "denoising_loss", lambda *a, **kw: seen.append(len(a[1])) or loss(*a, **kw))
+    losses = pretrain_ddpm(make_images(), change(accumulate=3, steps=2)).losses
+    assert seen == [4] * 6 and len(losses) == 2
 
 
 def test_a_finished_training_is_loaded(trained, tmp_path, monkeypatch):
     pretrain_ddpm(make_images(), TINY, folder=tmp_path)
-    monkeypatch.setattr("diawork.method.ddpm._Trainer", None)
+    monkeypatch.setattr("diawork.method.ddpm._pretrained", None)
     assert same_weights(pretrain_ddpm(make_images(), TINY, folder=tmp_path).raw, trained.raw)
 
 
@@ -132,7 +122,7 @@ def test_weights_of_other_data_are_refused(trained, tmp_path):
 
 def test_divergence_stops_the_training_and_keeps_the_checkpoint(tmp_path):
     images = make_images()
-    with pytest.raises(NumericError, match="stopped being finite at step"):
+    with pytest.raises(NumericError, match="DDPM stopped being finite at step"):
         pretrain_ddpm(images, change(lr=1e30, steps=30, lr_schedule="constant"), folder=tmp_path, save_every=0)
     newest = sorted(tmp_path.glob("step-*.json"))[-1]
     assert load_checkpoint(newest.with_suffix("")).state["step"] >= 1

@@ -228,7 +228,7 @@ def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, 
         lock.unlink()
 
     monkeypatch.setattr("diawork.base.locks.time.sleep", the_other_finishes)
-    monkeypatch.setattr("diawork.method.ddpm._Trainer", None)
+    monkeypatch.setattr("diawork.method.ddpm._pretrained", None)
     assert shared_ddpm(SMOKE, splits, out=tmp_path, progress=False).folder == folder
 
 

@@ -13,7 +13,6 @@ from diawork.base.config import EncoderConfig, LossConfig, ViewsConfig
 from diawork.base.errors import Interrupted
 from diawork.cli.main import main
 from diawork.detectors.dia import DIA
-from diawork.method import ddpm as diffusion
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import build_ddpm, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
@@ -21,7 +20,7 @@ from diawork.method.encoder import build_encoder
 from diawork.method.training import train_step
 from diawork.method.views import BranchBuilder
 from diawork.runs.presets import preset
-from tests.toys import IMAGES, TEST, TINY
+from tests.toys import IMAGES, TEST, TINY, before_each_save
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,16 +85,12 @@ def test_a_bank_holds_what_the_cpus_holds(card, tmp_path):
     assert np.abs(banks[0].values.astype(int) - banks[1].values.astype(int)).max() <= 1
 
 
-def test_a_stopped_training_goes_on_where_it_was(card, tmp_path, monkeypatch):
-    take_step = diffusion._Trainer.one_step
-
-    def stopped(self, images):
-        if self.step == 2:
+def test_a_stopped_training_goes_on_where_it_was(card, tmp_path):
+    def stop(_checkpointer, step, _snapshot):
+        if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return take_step(self, images)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(diffusion._Trainer, "one_step", stopped)
+    with before_each_save(stop), pytest.raises(Interrupted):
         pretrained(card, folder=tmp_path)
     assert pretrained(card, folder=tmp_path).losses == pytest.approx(pretrained(card).losses, rel=1e-4)
 

@@ -1,5 +1,6 @@
 """Hostile input: checkpoints, names and texts made by someone who wishes us ill do nothing but an error."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,13 +17,14 @@ import pytest
 import torch
 from safetensors.torch import save as serialize
 
-from diawork.base.checkpoints import Keeper, _seal, load_checkpoint, save_checkpoint
+from diawork.base.checkpoints import Checkpoint, _seal, load_checkpoint, named, optimizer_state
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, DiaworkError, printable
+from diawork.base.loop import restore
 from diawork.cli.main import main
 from diawork.data.manifests import load_manifest
 from diawork.detectors.dia import CSI
-from diawork.method.ddpm import DDPM, _Trainer, build_ddpm, load_ddpm, save_ddpm
+from diawork.method.ddpm import DDPM, build_adam, build_ddpm, denoising_loss, load_ddpm, save_ddpm
 from diawork.report import sections
 from diawork.report.page import write_html
 from diawork.report.pictures import NONE
@@ -175,23 +177,22 @@ def test_resealed_records_that_lie_are_refused(ddpm, changes, words):
 
 
 def test_a_resumed_optimiser_must_fit_its_parameters(tmp_path):
-    from diawork.base.compute import Compute
+    def parts():
+        model = build_ddpm(TINY)
+        return {"raw": model}, {"optimizer": build_adam(model, TINY)}
 
-    def trainer():
-        return _Trainer(TINY, Compute(), {"name": "noise", "bridge": "pad"})
-
-    x, first = torch.rand(4, 1, 8, 8), trainer()
-    first.one_step(x)
-    tensors, state = first.snapshot()
+    modules, optimizers = parts()
+    denoising_loss(modules["raw"], torch.rand(4, 1, 8, 8), torch.arange(4), torch.rand(4, 1, 8, 8)).backward()
+    optimizers["optimizer"].step()
+    tensors = named(raw=modules["raw"].state_dict(), optimizer=optimizer_state(optimizers["optimizer"]))
     lies = [
         {"optimizer.0.exp_avg": torch.zeros(1)}, {"optimizer.999.exp_avg": torch.zeros(1)},
         {"optimizer.0.step": torch.tensor(1)}, {"optimizer.0.exp_avg_sq": None}, {"optimizer.x": torch.zeros(1)},
     ]  # fmt: skip
-    for lie in lies:
+    for lie in [{}, *lies]:
         changed = {k: v for k, v in (tensors | lie).items() if v is not None}
-        save_checkpoint(tmp_path / "step-000000001", changed, spec=first.spec, state=state | {"step": 1})
-        with pytest.raises(CheckpointError, match=next(iter(lie))):
-            trainer().restore(Keeper(tmp_path, spec=first.spec).restore())
+        with pytest.raises(CheckpointError, match=next(iter(lie))) if lie else contextlib.nullcontext():
+            restore(Checkpoint(changed, {}, {}, {}, tmp_path), *parts())
 
 
 def test_a_hostile_detector_is_refused(tmp_path):

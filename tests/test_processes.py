@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.compute import Compute
 from diawork.base.config import LossConfig, TrainConfig, ViewsConfig
 from diawork.base.errors import Interrupted, NumericError, ProcessDied, UsageError
@@ -71,7 +71,7 @@ def diffused(group, steps):
     return weights | {"losses": torch.tensor(ddpm.losses)}
 
 
-class Eager(Keeper):
+class Eager(Checkpointer):
     """Saves after every step."""
 
     def after_step(self, step, snapshot):
@@ -92,9 +92,9 @@ def trained(group, folder, *, interrupted_in=0, before_step=lambda _: None):
             raise Interrupted("Stopped in the hook.")
         return float(epoch)
 
-    encoder, keeper = small(norm=True).float(), Eager(folder, spec={"kind": "toy"}, group=group)
+    encoder, checkpointer = small(norm=True).float(), Eager(folder, spec={"kind": "toy"}, group=group)
     history = fit(
-        encoder, X, Noticing(ViewsConfig(), AddNoise()), train=TRAIN, loss=LossConfig(), keeper=keeper,
+        encoder, X, Noticing(ViewsConfig(), AddNoise()), train=TRAIN, loss=LossConfig(), checkpointer=checkpointer,
         compute=Compute(group=group), on_epoch=hook, progress=False,
     )  # fmt: skip
     return encoder.state_dict() | {"losses": torch.tensor([row["loss"] for row in history.steps])}

@@ -17,10 +17,21 @@ from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_at_once
 from diawork.cli.main import main
 from diawork.detectors import dia as contrastive
 from diawork.detectors.dia import DIA
-from diawork.method import ddpm as diffusion
-from diawork.method import training
 from diawork.runs import run as runs
-from tests.toys import CFG, IMAGES, SETTINGS, TEST, child, disturbed, duration, ended, equal, pretrained, trained
+from tests.toys import (
+    CFG,
+    IMAGES,
+    SETTINGS,
+    TEST,
+    before_each_save,
+    child,
+    disturbed,
+    duration,
+    ended,
+    equal,
+    pretrained,
+    trained,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("small"),
@@ -38,21 +49,15 @@ def _ctrl_c_counts():
 
 def command(toy, out, log=None):
     """Do `diawork run` on the toy phantom; every step done leaves a byte in ``log``."""
-    changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-    argv = ["run", "--dataset", str(toy), "--preset", "smoke", "--methods", "dia", "--out", str(out), *changes]
-    for kind in (diffusion._Trainer, training._Loop) if log else ():
-        kind.one_step = logged(kind.one_step, log)
-    return main([*argv, "--device", "cpu", "--precision", "fp32"])
 
-
-def logged(one_step, log):
-    def step(*args, **kw):
-        row = one_step(*args, **kw)
+    def logged(*_):
         with open(log, "ab", buffering=0) as f:
             f.write(b".")
-        return row
 
-    return step
+    changes = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    argv = ["run", "--dataset", str(toy), "--preset", "smoke", "--methods", "dia", "--out", str(out), *changes]
+    with before_each_save(logged) if log else contextlib.nullcontext():
+        return main([*argv, "--device", "cpu", "--precision", "fp32"])
 
 
 def scores_in(out):
@@ -138,22 +143,20 @@ def test_the_help_says_what_stops_it(verb, capsys):
     assert "SIGTERM or SIGUSR1" in said and "nohup" in said
 
 
-@pytest.mark.parametrize(("work", "kind"), [(pretrained, diffusion._Trainer), (trained, training._Loop)])
-def test_ctrl_c_leaves_everything_usable(tmp_path, monkeypatch, work, kind):
-    wanted, take_step, steps = work(tmp_path / "undisturbed"), kind.one_step, []
+@pytest.mark.parametrize("work", [pretrained, trained])
+def test_ctrl_c_leaves_everything_usable(tmp_path, work):
+    wanted, steps = work(tmp_path / "undisturbed"), []
 
-    def interrupted(self, *args, **kw):
-        steps.append(self.step)
-        if self.step == 2:
+    def interrupt(_checkpointer, step, _snapshot):
+        steps.append(step)
+        if steps == [1, 2, 3]:
             os.kill(os.getpid(), signal.SIGINT)
-        return take_step(self, *args, **kw)
 
-    monkeypatch.setattr(kind, "one_step", interrupted)
-    with pytest.raises(Interrupted, match="everything is saved"):
-        work(tmp_path / "run")
-    assert steps == [0, 1, 2] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    steps.append("again")
-    assert equal(work(tmp_path / "run"), wanted) and steps[4] == 3
+    with before_each_save(interrupt):
+        with pytest.raises(Interrupted, match="everything is saved"):
+            work(tmp_path / "run")
+        assert steps == [1, 2, 3] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert equal(work(tmp_path / "run"), wanted) and steps[3] == 4
 
 
 @pytest.mark.parametrize(
@@ -187,17 +190,16 @@ def test_a_second_ctrl_c_does_not_wait():
         time.sleep(5)
 
 
-def test_exit_codes_of_one_and_two_ctrl_c(tmp_path, toy, monkeypatch, capsys):
-    take_step = diffusion._Trainer.one_step
+def test_exit_codes_of_one_and_two_ctrl_c(tmp_path, toy, capsys):
     for times, code in ((1, 75), (2, 130)):
 
-        def press(self, x, times=times):
-            take_step(self, x)
+        def press(*_, times=times):
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(diffusion._Trainer, "one_step", press)
-        assert command(toy, tmp_path / "out") == code and "the same command goes on" in capsys.readouterr().err.lower()
+        with before_each_save(press):
+            assert command(toy, tmp_path / "out") == code
+        assert "the same command goes on" in capsys.readouterr().err.lower()
 
 
 def test_a_stop_between_two_epochs_asks_the_hook_again(tmp_path):
@@ -236,6 +238,12 @@ print("ready", flush=True)
 """
 
 
+FAIL_AFTER_A_STEP = """
+from diawork.base.checkpoints import Checkpointer
+Checkpointer.after_step = lambda self, step, snapshot: int(f"at {step}")
+"""
+
+
 @pytest.mark.slow
 def test_interrupting_a_kernel_leaves_it_usable(tmp_path, monkeypatch):
     jupyter = pytest.importorskip("jupyter_client.manager")
@@ -249,9 +257,11 @@ def test_interrupting_a_kernel_leaves_it_usable(tmp_path, monkeypatch):
         reply = client.get_shell_msg(timeout=30)
         assert reply["parent_header"]["msg_id"] == asked and reply["content"]["ename"] == "Interrupted"
         assert len(list((tmp_path / "kept").glob("step-*.json"))) == 1
-        script = "import diawork.method.ddpm as d\nd._Trainer.one_step = lambda s, x: int(f'at {s.step}')\ngo(5000)"
-        reply = client.execute_interactive(script, timeout=30)["content"]
-        assert reply["ename"] == "ValueError" and re.search("'at [1-9]", reply["evalue"])  # it goes on from there
+        script = (
+            "from diawork.base.checkpoints import Checkpointer as c\nc.after_step = lambda c, n, s: int(f'at {n}')\n"
+        )
+        reply = client.execute_interactive(f"{script}go(5000)", timeout=30)["content"]
+        assert reply["ename"] == "ValueError" and re.search("'at ([2-9]|1.)", reply["evalue"])  # it goes on from there
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

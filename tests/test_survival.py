@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from diawork.base import files
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from tests.toys import LONGEST, child, disturbed, duration, ended, equal, pretrained, trained
 
 pytestmark = [
@@ -53,10 +53,10 @@ def test_fifty_kills_change_nothing(tmp_path, eager, work):
 
 
 def save_for_ever(folder, pipe):
-    keeper = Keeper(folder, spec={"kind": "toy"})
-    found = keeper.restore()
+    checkpointer = Checkpointer(folder, spec={"kind": "toy"})
+    found = checkpointer.restore()
     for step in range(found.state["step"] + 1 if found else 0, 10**6):
-        keeper.save(step, lambda step=step: ({"w": torch.full((50_000,), float(step))}, {"same": step}))
+        checkpointer.save(step, lambda step=step: ({"w": torch.full((50_000,), float(step))}, {"same": step}))
         os.write(pipe, step.to_bytes(4, "big"))
 
 
@@ -74,7 +74,7 @@ def save_loop(n, folder, seed=0):
         with os.fdopen(reading, "rb") as pipe:
             told += pipe.read()
         left = {p.name for p in folder.iterdir()}
-        found = Keeper(folder, spec={"kind": "toy"}).restore()
+        found = Checkpointer(folder, spec={"kind": "toy"}).restore()
         step = found.state["step"]
         assert step >= int.from_bytes(told[-4:], "big") and found.state["same"] == step
         assert torch.equal(found.tensors["w"], torch.full((50_000,), float(step)))

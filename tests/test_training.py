@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.config import LossConfig, TrainConfig, ViewsConfig
 from diawork.base.errors import Interrupted, NumericError, UsageError
 from diawork.base.stopping import _asked
-from diawork.method import training
 from diawork.method.encoder import build_encoder
 from diawork.method.scoring import extract_features
 from diawork.method.training import build_optimizer, epoch_batches, fit, learning_rate
 from diawork.method.views import BranchBuilder
 from diawork.runs.presets import preset
+from tests.toys import before_each_save
 
 QUICK = TrainConfig(epochs=2, batch_size=4, warmup_epochs=0.5)
 X = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -98,20 +98,14 @@ def test_loss_falls_and_every_step_is_recorded(undisturbed):
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_stopped_training_goes_on_exactly(undisturbed, tmp_path, monkeypatch, stop_after):
-    take_step = training._Loop.one_step
-
-    def stop(self, *args, **kw):
-        row = take_step(self, *args, **kw)
-        if self.step == stop_after:
+def test_a_stopped_training_goes_on_exactly(undisturbed, tmp_path, stop_after):
+    def stop(_checkpointer, step, _snapshot):
+        if step == stop_after:
             _asked.set()
-        return row
 
-    monkeypatch.setattr(training._Loop, "one_step", stop)
-    with pytest.raises(Interrupted):
-        run(keeper=Keeper(tmp_path, spec={}))
-    monkeypatch.undo()
-    encoder, history = run(keeper=Keeper(tmp_path, spec={}))
+    with before_each_save(stop), pytest.raises(Interrupted):
+        run(checkpointer=Checkpointer(tmp_path, spec={}))
+    encoder, history = run(checkpointer=Checkpointer(tmp_path, spec={}))
     assert same_weights(encoder, undisturbed[0]) and history.steps == undisturbed[1].steps
 
 
@@ -160,8 +154,8 @@ def test_a_numeric_stop_leaves_a_sound_checkpoint(tmp_path, monkeypatch):
     broken, encoder = X.clone(), build_encoder(seed=0)
     broken[epoch_batches(8, QUICK, seed=0, epoch=0)[1][2]] = torch.inf  # in the second batch
     with pytest.raises(NumericError, match="at step 1: the views of these images hold NaN or infinite values"):
-        run(encoder, x=broken, keeper=Keeper(tmp_path, spec={}, every_seconds=0))
-    found = Keeper(tmp_path, spec={}).restore()
+        run(encoder, x=broken, checkpointer=Checkpointer(tmp_path, spec={}, every_seconds=0))
+    found = Checkpointer(tmp_path, spec={}).restore()
     statistics = {k: v for k, v in found.tensors.items() if "running" in k}
     assert found.state["step"] == 1 and len(statistics) == 40
     assert all(torch.isfinite(v).all() for v in statistics.values())
@@ -174,9 +168,18 @@ def test_every_optimiser_resumes_exactly(tmp_path, change):
     loss = LossConfig(shift_weight=0.0)  # a head without a loss has a state, too
 
     def go(epochs, folder, encoder=None):
-        encoder, keeper = build_encoder(seed=0), Keeper(folder, spec={})
+        encoder, checkpointer = build_encoder(seed=0), Checkpointer(folder, spec={})
         builder, cut = BranchBuilder(ViewsConfig()), train.model_copy(update={"epochs": epochs})
-        fit(encoder, X, builder, train=cut, loss=loss, keeper=keeper, on_epoch=lambda e, _: e, progress=False)
+        fit(
+            encoder,
+            X,
+            builder,
+            train=cut,
+            loss=loss,
+            checkpointer=checkpointer,
+            on_epoch=lambda e, _: e,
+            progress=False,
+        )
         return encoder
 
     constant = {"warmup_epochs": 0.0, "decay_epochs": 10**6}  # so that two epochs begin as one does

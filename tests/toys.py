@@ -10,12 +10,10 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from diawork.base.checkpoints import Keeper, optimizer_state
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.config import DiffusionConfig
 from diawork.base.seeding import isolated_rng
 from diawork.detectors.dia import DIA
-from diawork.method import ddpm as diffusion
-from diawork.method import training
 from diawork.method.ddpm import pretrain_ddpm
 from diawork.method.encoder import Embedding
 from diawork.runs.presets import preset
@@ -67,7 +65,7 @@ def small_encoder(cfg, *, seed=0, shifts=4):
         return Small(cfg, shifts)
 
 
-class Eager(Keeper):
+class Eager(Checkpointer):
     """Saves after every step, whatever it costs."""
 
     def after_step(self, step, snapshot):
@@ -141,23 +139,37 @@ def equal(found, wanted):
 
 
 @contextlib.contextmanager
-def keeping(kind, last, kept):
-    """Put the optimiser's state into ``kept`` when the loop calls its ``last`` method."""
-    end = getattr(kind, last)
+def before_each_save(act):
+    """Call ``act(checkpointer, step, snapshot)`` after each step of a training, before it may save or stop."""
+    after_step = Checkpointer.after_step
 
-    def ending(self):
-        kept.update({f"optimizer.{name}": value for name, value in optimizer_state(self.optimizer).items()})
-        return end(self)
+    def acting(self, step, snapshot):
+        act(self, step, snapshot)
+        after_step(self, step, snapshot)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, last, ending)
+        patch.setattr(Checkpointer, "after_step", acting)
+        yield
+
+
+@contextlib.contextmanager
+def keeping(kept):
+    """Put the optimiser's state at a training's end into ``kept``."""
+    save = Checkpointer.save
+
+    def saving(self, step, snapshot):
+        kept.update({k: v.clone() for k, v in snapshot()[0].items() if k.startswith("optimizer.")})
+        save(self, step, snapshot)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "save", saving)
         yield
 
 
 def pretrained(folder):
     """Pretrain to the end; return raw, average and optimiser as tensors."""
     kept = {}
-    with keeping(diffusion._Trainer, "result", kept):
+    with keeping(kept):
         ddpm = pretrain_ddpm(IMAGES, TINY, folder=folder, progress=False)
     losses = {"losses": torch.tensor(ddpm.losses)}
     return {f"{w}.{k}": v for w in ("raw", "ema") for k, v in ddpm.weights(w).state_dict().items()} | kept | losses
@@ -166,7 +178,7 @@ def pretrained(folder):
 def trained(folder):
     """Train a detector to the end; return encoder, optimiser and scores as tensors."""
     kept = {}
-    with keeping(training._Loop, "finish", kept):
+    with keeping(kept):
         detector = DIA(None, CFG).fit(IMAGES, folder=folder, progress=False)
     scores = {"scores": torch.from_numpy(detector.anomaly_scores(TEST)), "bank": detector.bank.axes}
     return {**detector.encoder.state_dict(), **kept, **scores}

@@ -5,13 +5,16 @@ holds the tensors' hash and size, the spec and the data they belong to, the vers
 and a seal over itself. Loading goes seal → hash → finite → spec → shape and dtype; nothing is ever unpickled.
 """
 
+import copy
 import hashlib
+import itertools
 import json
 import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -75,6 +78,11 @@ def save_checkpoint(path: Path, tensors: Tensors, *, spec: dict, state: dict) ->
     record = {"format": FORMAT, "bytes": len(data), "spec": spec, "state": state, "versions": _versions()}
     record["sha256"] = write_bytes(path.with_suffix(".safetensors"), data)
     write_json(path.with_suffix(".json"), record | {"seal": _seal(record)})
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Say whether something was saved at ``path`` by ``save_checkpoint``."""
+    return path.with_suffix(".json").exists()
 
 
 def _versions() -> dict[str, str]:
@@ -174,21 +182,22 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
     return {f"{i}.{name}": torch.as_tensor(value) for i, name, value in slots if value is not None}
 
 
-_ADAM, _MOMENTUM = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)
-_SLOTS = {"Adam": _ADAM, "AdamW": _ADAM, "StableAdamW": _ADAM, "SGD": _MOMENTUM, "Lars": _MOMENTUM}
-_COUNTED = {"StableAdamW"}  # whose step is a plain number
-
-
 def expected_state(optimizer: torch.optim.Optimizer) -> Tensors:
-    """Return what ``optimizer_state`` returns after a step: names, shapes and dtypes, no content."""
-    kind, expected = type(optimizer).__name__, {}
-    number = torch.int64 if kind in _COUNTED else torch.float32
-    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-    for index, (p, group) in enumerate(parameters):
-        slots = (*_SLOTS[kind], "max_exp_avg_sq") if group.get("amsgrad") else _SLOTS[kind]
-        for slot in slots if group.get("momentum", 1) else ():
-            shape, dtype = ((), number) if slot == "step" else (p.shape, p.dtype)
-            expected[f"{index}.{slot}"] = torch.empty(shape, dtype=dtype, device="meta")
+    """Return what ``optimizer_state`` returns after a step, without content, as a step on one number a group shows."""
+    expected: Tensors = {}
+    numbers = itertools.count()
+    for group in optimizer.param_groups:
+        one = torch.zeros(1, dtype=group["params"][0].dtype, requires_grad=True)
+        one.grad = torch.zeros_like(one)
+        like = copy.copy(optimizer)
+        like.state, like.param_groups = defaultdict(dict), [group | {"params": [one]}]
+        like.step()
+        slots = {name: torch.as_tensor(value) for name, value in like.state[one].items() if value is not None}
+        for p in group["params"]:
+            number = next(numbers)
+            for name, value in slots.items():
+                shape = p.shape if value.ndim else ()
+                expected[f"{number}.{name}"] = torch.empty(shape, dtype=value.dtype, device="meta")
     return expected
 
 
@@ -198,14 +207,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, *, prefix
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in matching(tensors, prefix, expected_state(optimizer), path=path).items():
         index, slot = name.split(".", 1)
-        if slot != "step":  # in its parameter's memory format, which a fused step works on
+        if value.ndim:  # in its parameter's memory format, which a fused step works on
             value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
-        plain = slot == "step" and type(optimizer).__name__ in _COUNTED
+        plain = value.dtype == torch.int64  # a counter that is no tensor
         whole["state"].setdefault(int(index), {})[slot] = value.item() if plain else value
     optimizer.load_state_dict(whole)
 
 
-class Keeper:
+class Checkpointer:
     """Keeps a loop resumable by checkpoints in ``folder``; without one it only ends the loop on a stop signal.
 
     Of a group's processes, all of them at the same step with the same tensors, the first alone writes.
@@ -222,14 +231,14 @@ class Keeper:
                 if not weights.with_suffix(".json").exists():
                     weights.unlink(missing_ok=True)
 
-    def require_space(self, tensors: Tensors, optimizer: torch.optim.Optimizer) -> None:
+    def require_space(self, tensors: Tensors, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Raise ``ResourceError`` where the folder cannot be written or hold three checkpoints: two and a new one."""
         if not self.folder or not self.group.leads:
             return
         write_bytes(self.folder / "probe", b"")
         (self.folder / "probe").unlink()
-        foreseen = {f"optimizer.{name}": value for name, value in expected_state(optimizer).items()}
-        need = 3 * sum(value.nbytes for value in (foreseen | tensors).values())
+        states = [value for optimizer in optimizers for value in expected_state(optimizer).values()]
+        need = 3 * sum(value.nbytes for value in (*tensors.values(), *states))
         held = sum(path.stat().st_size for path in self.folder.glob("step-*.safetensors"))
         free = shutil.disk_usage(self.folder).free
         if free + held < need:
@@ -240,7 +249,7 @@ class Keeper:
     def restore(self) -> Checkpoint | None:
         """Return the newest checkpoint that verifies; damaged ones are named in a warning and passed over."""
         newest = self._newest() if self.group.leads else None
-        name = self.group.told(lambda: newest and newest.path.name)
+        name = self.group.on_leader(lambda: newest and newest.path.name)
         if self.folder and name and not newest:
             return load_checkpoint(self.folder / name, spec=self.spec)
         return newest

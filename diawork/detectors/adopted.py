@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.errors import UsageError
+from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import isolated_rng
 from diawork.data.images import Images
 from diawork.detectors.backbones import Backbone, resized
 from diawork.detectors.learned import SeesThrough
-from diawork.detectors.loop import Loop, descend
 
 EXTRA = "diawork[anomalib]"
 IMAGE = "anomalib.models.image"
@@ -131,20 +131,20 @@ class Adopted(SeesThrough):
         x = resized(self.compute.to(x), self.cfg.backbone.image_size).expand(-1, 3, -1, -1)
         return (x - self.backbone.mean) / self.backbone.std
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         lr = self.own.lr or self.lr
         optimizers = self._optimizers(lr)
-        loop = Loop(self.net, optimizers, keeper, len(x), self.own.batch_size or self.batch_size, self.cfg.seed)
-        steps = self._length(loop.per_epoch)
+        size = self.own.batch_size or self.batch_size
+        steps = self._length(-(-len(x) // size))
 
-        def take_step(index: Tensor, step: int) -> dict[str, float]:
-            for optimizer in optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * self._rate(step, steps)
+        def take_step(step: int, index: Tensor) -> Row:
             with isolated_rng(self.cfg.seed, self.name, step):  # of dropout and of the library's own draws
                 return self._step(self._seen(x[index]), step, optimizers)
 
-        self.progress = loop.run(take_step, steps, progress=progress)
+        self._train(
+            take_step, optimizers, checkpointer, n=len(x), batch_size=size, steps=steps,
+            rate=lambda step: lr * self._rate(step, steps), progress=progress,
+        )  # fmt: skip
 
     def _length(self, per_epoch: int) -> int:
         if self.steps_in_all and not self.own.epochs:

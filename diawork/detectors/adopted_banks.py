@@ -10,7 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
+from diawork.base.loop import Progress
 from diawork.base.seeding import generator, isolated_rng, key
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images
@@ -59,10 +60,10 @@ class CFA(_Bank):
     def _optimizers(self, lr: float) -> Mapping[str, torch.optim.Optimizer]:
         return {"optimizer": torch.optim.AdamW(self._trained(), lr=lr, weight_decay=5e-4, amsgrad=True)}
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         self.kept = {"bank": self._mean_features(x)}
         self.net.memory_bank = self.compute.to(self.kept["bank"])
-        super()._learn(x, keeper, progress=progress)
+        super()._learn(x, checkpointer, progress=progress)
 
     @torch.no_grad()
     def _mean_features(self, x: Images) -> Tensor:
@@ -78,7 +79,7 @@ class _Remembers(_Bank):
     """A model that trains nothing and remembers healthy patches, as many as ``patchcore.most_patches`` allows."""
 
     @torch.no_grad()
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         each = -(-self.cfg.patchcore.most_patches // len(x))  # patches drawn of an image
         kept: list[Tensor] = []
         self.net.train()

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.errors import DataError, UsageError
+from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.data.images import Images
 from diawork.data.readers.folder import walk
@@ -83,12 +84,12 @@ class EfficientAD(OwnNetworks):
             raise DataError("anomalib.natural_images holds no pictures.", path=folder)
         return [Path(folder) / file for file in files]
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         self._pictures = self._natural()
         rows = torch.arange(len(x))
         held, rest = (rows[::10], rows[rows % 10 > 0]) if len(x) > 10 else (rows, rows)
         self._set_statistics(x)
-        super()._learn(x[rest], keeper, progress=progress)
+        super()._learn(x[rest], checkpointer, progress=progress)
         self._set_quantiles(x[held])
 
     @torch.no_grad()

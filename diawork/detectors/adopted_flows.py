@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
+from diawork.base.loop import Progress
 from diawork.data.images import Images
 from diawork.detectors.adopted import Adopted, Aside, model_of, standing_in
 
@@ -100,8 +101,8 @@ class CFlow(Adopted):
     def _optimizers(self, lr: float) -> Mapping[str, torch.optim.Optimizer]:
         return {"optimizer": torch.optim.Adam(self._trained(), lr=lr)}
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
-        super()._learn(x, keeper, progress=progress)
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
+        super()._learn(x, checkpointer, progress=progress)
         self.net.anomaly_map_generator.looking = True
         for rows in self._prepared(x):
             self.net(rows)

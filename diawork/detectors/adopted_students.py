@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from diawork.base.errors import UsageError
+from diawork.base.loop import descend
 from diawork.detectors.adopted import Adopted, Aside, model_of, standing_in
 from diawork.detectors.backbones import Transformer, resized
-from diawork.detectors.loop import descend
 
 RESNETS = {(64, 128, 256): "resnet18", (256, 512, 1024): "wide_resnet50_2"}  # channels → whose decoder fits
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # mean and standard deviation

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
+from diawork.base.loop import Progress
 from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, nearest_distances
 
@@ -18,7 +19,7 @@ class DeepKnn(SeesThrough):
     keeps = ("healthy",)
     has_map = False
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         self.kept = {"healthy": torch.cat([pooled(maps).cpu() for maps in self._all(x, progress=progress)])}
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:

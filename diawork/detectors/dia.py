@@ -11,7 +11,7 @@ import torch
 
 from diawork.base.checkpoints import (
     Checkpoint,
-    Keeper,
+    Checkpointer,
     load_checkpoint,
     load_weights,
     matching,
@@ -22,8 +22,9 @@ from diawork.base.checkpoints import (
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig, K
 from diawork.base.errors import CheckpointError, UsageError
+from diawork.base.loop import EpochHook, History, Progress, fit_or_load, read_history
 from diawork.data.images import Images, ImageSet
-from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores, refuse_other_shapes
+from diawork.detectors.face import Detector, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.bank import DissolvedBank
@@ -31,9 +32,8 @@ from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolver
 from diawork.method.encoder import build_encoder, in_channels
 from diawork.method.operators import Operator, build_operator
-from diawork.method.progress import Bars
 from diawork.method.scoring import FeatureBank, copies_noise, extract_features, score
-from diawork.method.training import History, epoch_batches, fit
+from diawork.method.training import epoch_batches, fit
 from diawork.method.views import BranchBuilder
 
 WEIGHTS = "detector"
@@ -87,7 +87,7 @@ class DIA(Detector):
         folder: Path | str | None = None,
         on_epoch: EpochHook | None = None,
         save_every: float = 300.0,
-        progress: Bars = True,
+        progress: Progress = True,
     ) -> Self:
         """Train on the healthy images of ``train`` and build their feature bank.
 
@@ -99,19 +99,38 @@ class DIA(Detector):
         self.image_shape = list(healthy.images.shape[1:])
         data = {"name": train.name, "identity": train.identity}
         self.spec = {"kind": self.name, "config": cfg.identity(), "data": data, "value_range": [0, 1]}
-        group = self.compute.group
-        if folder and group.told((folder / f"{WEIGHTS}.json").exists):
-            finished = load_checkpoint(folder / WEIGHTS, spec=self.spec)
-            self._restore(finished).history.seconds = finished.value("seconds", float)
-            if finished.state.get("draws") != DRAWS:  # the weights stand; the bank was drawn by another scheme
-                self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress))
-                if group.leads:
-                    self.save(folder)
-            Keeper(folder, spec={}, group=group).clear()  # what a kill just after the last save left
-            return self
-        spec = self.spec | {"kind": f"{self.name} training"}
-        keeper = Keeper(folder, spec=spec, every_seconds=save_every, group=group)
-        hook = (lambda epoch, _: self._asked(on_epoch, epoch, x)) if on_epoch else None
+        return fit_or_load(
+            folder / WEIGHTS if folder else None,
+            load=lambda: self._reloaded(Path(str(folder)), x, progress),
+            fit=lambda checkpointer: self._train(x, checkpointer, on_epoch, progress),
+            save=lambda _: self.save(str(folder)),
+            spec=self.spec | {"kind": f"{self.name} training"},
+            every_seconds=save_every,
+            group=self.compute.group,
+        )
+
+    def _reloaded(self, folder: Path, x: Images, progress: Progress) -> Self:
+        """Load a finished training; a bank that was drawn by another version's scheme is made anew and saved."""
+        finished = load_checkpoint(folder / WEIGHTS, spec=self.spec)
+        self._restore(finished)
+        if finished.state.get("draws") != DRAWS:
+            self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress))
+            if self.compute.group.leads:
+                self.save(folder)
+        return self
+
+    def _train(self, x: Images, checkpointer: Checkpointer, on_epoch: EpochHook | None, progress: Progress) -> Self:
+        cfg, group = self.cfg, self.compute.group
+
+        def hook(epoch: int, _: Any) -> float | None:
+            """Ask with a bank of one sample, so that the detector can score; afterwards there is none again."""
+            assert on_epoch is not None
+            try:
+                self.bank = FeatureBank.fit(self._features(x, "the bank", samples=1))
+                return on_epoch(epoch, self)
+            finally:
+                self.bank = None
+
         if isinstance(self.dissolve, Dissolver):
             each = epoch_batches(len(x), cfg.train, seed=cfg.seed, epoch=0)
             passes = cfg.train.epochs * len(each) * (K if cfg.views.dissolve_per == "shift" else 1)
@@ -119,23 +138,12 @@ class DIA(Detector):
             self.dissolve.expect(passes * share, share, progress=bool(progress) and group.leads)
         self.history = fit(
             self.encoder, x, BranchBuilder(cfg.views, self.dissolve), train=cfg.train, loss=cfg.loss, seed=cfg.seed,
-            compute=self.compute, keeper=keeper, on_epoch=hook, progress=progress,
+            compute=self.compute, checkpointer=checkpointer, on_epoch=hook if on_epoch else None, progress=progress,
         )  # fmt: skip
         self.bank = FeatureBank.fit(self._features(x, "the bank", progress=progress if group.leads else False))
-        if folder and group.leads:
-            self.save(folder)
-            keeper.clear()
         return self
 
-    def _asked(self, on_epoch: EpochHook, epoch: int, x: Images) -> float | None:
-        """Call the hook with a bank of one sample, so that it can score; afterwards there is none again."""
-        try:
-            self.bank = FeatureBank.fit(self._features(x, "the bank", samples=1))
-            return on_epoch(epoch, self)
-        finally:
-            self.bank = None
-
-    def _features(self, x: Images, what: str, *, samples: int | None = None, progress: Bars = False) -> Any:
+    def _features(self, x: Images, what: str, *, samples: int | None = None, progress: Progress = False) -> Any:
         cfg = self.cfg.score.but(samples=samples or self.cfg.score.samples)
         return extract_features(
             self.encoder, x, views=self.cfg.views, score=cfg, seed=self.cfg.seed, what=what,
@@ -223,8 +231,7 @@ class DIA(Detector):
         self.healthy = matching(tensors, "healthy", {"": torch.empty(n, dtype=torch.int64)}, path=path)[""].numpy()
         shapes = FeatureBank.shapes(n, self.cfg.encoder.projection_dim)
         self.bank = FeatureBank.from_tensors(matching(tensors, "bank.", shapes, path=path))
-        steps, epochs = checkpoint.value("steps", list), checkpoint.value("epochs", list)
-        self.history = History(steps, epochs, selected=checkpoint.value("selected", int))
+        self.history = read_history(checkpoint)
         self.spec, self.image_shape = checkpoint.spec, list(checkpoint.state.get("shape", ()))
         self.encoder.eval()
         return self

@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from diawork.base.errors import DataError
+from diawork.base.loop import EpochHook, Progress
 from diawork.data.images import ImageSet
 from diawork.evaluation.collapse import Facts
-from diawork.method.progress import Bars
 
-EpochHook = Callable[[int, Any], float | None]  # epoch, detector → validation score, where one is asked for
 MapMethods = dict[str, Callable[[ImageSet], np.ndarray]]  # name → maps (N, H, W)
 
 
@@ -91,7 +90,7 @@ class Detector(ABC):
         folder: Path | str | None = None,
         on_epoch: EpochHook | None = None,
         save_every: float = 300.0,
-        progress: Bars = True,
+        progress: Progress = True,
     ) -> Self:
         """Learn from the healthy images of ``train`` alone.
 

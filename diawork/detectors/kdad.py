@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
+from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import isolated_rng
 from diawork.data.images import Images
 from diawork.detectors.backbones import resized
 from diawork.detectors.learned import SeesThrough, smoothed
-from diawork.detectors.loop import Loop, descend
 from diawork.detectors.rd4ad import distances
 
 
@@ -61,15 +61,18 @@ class KDAD(SeesThrough):
             self.net = Cloner(self.backbone.strides, self.backbone.channels, self.own.width)
         self.net = self.compute.prepare(self.net)
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr)
-        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), self.own.batch_size, self.cfg.seed)
 
-        def take_step(index: Tensor, step: int) -> dict[str, float]:
+        def take_step(step: int, index: Tensor) -> Row:
             rows = self.compute.to(x[index])
             return descend(self._losses(rows, self._features(rows)).mean(), optimizer)
 
-        self.progress = loop.run(take_step, self.own.epochs * loop.per_epoch, progress=progress)
+        size = self.own.batch_size
+        self._train(
+            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=size,
+            steps=self.own.epochs * -(-len(x) // size), progress=progress,
+        )  # fmt: skip
 
     def _losses(self, x: Tensor, teacher: Sequence[Tensor]) -> Tensor:
         """Return the loss of each image (B,), differentiable in x through the cloner alone."""

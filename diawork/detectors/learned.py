@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from diawork.base.checkpoints import (
     Checkpoint,
-    Keeper,
+    Checkpointer,
     load_checkpoint,
     load_weights,
     named,
@@ -26,13 +26,13 @@ from diawork.base.checkpoints import (
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
+from diawork.base.loop import EpochHook, History, Progress, TakeStep, fit_or_load, fit_steps, progress_bar, read_history
+from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
-from diawork.data.images import Images, ImageSet, at_once
+from diawork.data.images import Images, ImageSet, at_once, batches
 from diawork.detectors.backbones import Backbone
-from diawork.detectors.face import Detector, EpochHook, MapMethods, Scores, refuse_other_shapes
-from diawork.detectors.loop import Progress
+from diawork.detectors.face import Detector, MapMethods, Scores, refuse_other_shapes
 from diawork.method.operators import GaussianBlur
-from diawork.method.progress import Bars
 
 WEIGHTS = "detector"
 BATCH = 64  # images scored at once
@@ -58,7 +58,7 @@ class Learned(Detector):
         self.kept: dict[str, Tensor] = {}
         self.shape: list[int] = []  # (C, H, W) of the images fitted on
         self.spec: dict[str, Any] = {}  # what the fitted tensors belong to
-        self.progress = Progress()
+        self.history = History()
 
     @classmethod
     def build(cls, cfg: ExperimentConfig, *, dissolve: Any = None, compute: Compute | None = None) -> Self:
@@ -70,7 +70,7 @@ class Learned(Detector):
         """Make the networks, now that the images' ``shape`` is known."""
 
     @abstractmethod
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         """Learn from healthy images x (N, C, H, W)."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Learned(Detector):
         folder: Path | str | None = None,
         on_epoch: EpochHook | None = None,
         save_every: float = 300.0,
-        progress: Bars = True,
+        progress: Progress = True,
     ) -> Self:
         """Learn from the healthy images of ``train``; the last step is kept, an ``on_epoch`` refused."""
         if on_epoch is not None:
@@ -102,16 +102,39 @@ class Learned(Detector):
             "data": data,
             "shape": self.shape,
         } | self._frozen()
-        if folder and (folder / f"{WEIGHTS}.json").exists():
-            self._restore(load_checkpoint(folder / WEIGHTS, spec=self.spec))
-            Keeper(folder, spec={}).clear()  # what a kill just after the last save left
+
+        def fit(checkpointer: Checkpointer) -> Learned:
+            self._learn(healthy.images, checkpointer, progress=progress)
             return self
-        keeper = Keeper(folder, spec=self.spec | {"kind": f"{self.name} training"}, every_seconds=save_every)
-        self._learn(healthy.images, keeper, progress=progress is True)
-        if folder:
-            self.save(folder)
-            keeper.clear()
+
+        fit_or_load(
+            folder / WEIGHTS if folder else None,
+            load=lambda: self._restore(load_checkpoint(Path(str(folder)) / WEIGHTS, spec=self.spec)),
+            fit=fit,
+            save=lambda _: self.save(str(folder)),
+            spec=self.spec | {"kind": f"{self.name} training"},
+            every_seconds=save_every,
+        )
         return self
+
+    def _train(
+        self, take_step: TakeStep, optimizers: Mapping[str, torch.optim.Optimizer], checkpointer: Checkpointer, *,
+        n: int, batch_size: int, steps: int, rate: Callable[[int], float] | None = None, progress: Progress,
+    ) -> None:  # fmt: skip
+        """Take so many steps on ``net``, which see the n images in an order drawn anew each epoch."""
+        if n < 2:
+            raise UsageError(f"this training needs at least 2 images, there is {n}.")
+        self.history = fit_steps(
+            take_step,
+            modules={"net": self.net},
+            optimizers=optimizers,
+            batches=lambda epoch: batches(n, batch_size, generator(self.cfg.seed, "train", epoch, "order")),
+            steps=steps,
+            checkpointer=checkpointer,
+            rate=rate,
+            progress=progress,
+        )
+        self.net.eval()
 
     def _frozen(self) -> dict[str, Any]:
         """Return what identifies networks that are not saved with the detector."""
@@ -159,12 +182,12 @@ class Learned(Detector):
     @property
     def steps(self) -> list[dict[str, float]]:
         """Rows of the training's metrics, one a step."""
-        return self.progress.steps
+        return self.history.steps
 
     @property
     def seconds(self) -> float:
         """Seconds of the training, over all its interruptions."""
-        return self.progress.seconds
+        return self.history.seconds
 
     @property
     def selection(self) -> str:
@@ -179,7 +202,7 @@ class Learned(Detector):
     def save(self, folder: Path | str) -> None:
         """Save the tensors (safetensors + JSON)."""
         tensors = named(net={} if self.net is None else self.net.state_dict(), kept=self.kept)
-        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.progress))
+        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history))
 
     @classmethod
     def load(cls, folder: Path | str, *, compute: Compute | None = None) -> Self:
@@ -201,7 +224,7 @@ class Learned(Detector):
             raise CheckpointError(f"it holds {sorted(self.kept)}, wanted {sorted(self.keeps)}.", path=checkpoint.path)
         if self.net is not None:
             load_weights(self.net, checkpoint.tensors, prefix="net.", path=checkpoint.path)
-        self.progress = Progress(checkpoint.value("steps", list), checkpoint.value("seconds", float))
+        self.history = read_history(checkpoint)
         return self
 
 
@@ -236,11 +259,14 @@ class SeesThrough(Learned):
         with torch.no_grad(), self.compute.autocast():
             return [f.float() for f in self.backbone(self.compute.to(x))]
 
-    def _all(self, x: Images, *, progress: bool) -> Iterator[list[Tensor]]:
+    def _all(self, x: Images, *, progress: Progress) -> Iterator[list[Tensor]]:
         """Yield the maps of all images, batch by batch."""
-        for rows in tqdm(x.split(at_once(x, BATCH)), "features", disable=not progress):
-            raise_if_stopping()
-            yield self._features(rows)
+        parts = list(x.split(at_once(x, BATCH)))
+        with progress_bar(progress, total=len(parts), desc="features") as bar:
+            for rows in parts:
+                raise_if_stopping()
+                yield self._features(rows)
+                bar.update()
 
 
 def side_by_side(maps: Sequence[Tensor], *, mode: str = "nearest") -> Tensor:

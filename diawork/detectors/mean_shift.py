@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.config import LossConfig, ViewsConfig
+from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator
 from diawork.data.images import Images, ImageSet
 from diawork.detectors.deep_knn import pooled
 from diawork.detectors.learned import SeesThrough, nearest_distances
-from diawork.detectors.loop import Loop, descend
 from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.loss import nt_xent
 from diawork.method.views import augment, draw_augmentation
@@ -38,17 +38,20 @@ class MeanShift(SeesThrough):
         for parameter in self.net.trainable_after(self.own.frozen):
             parameter.requires_grad_(True)
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         centre = F.normalize(self._embedded(x, progress=progress).mean(0), dim=0)
         own, trained = self.own, [p for p in self.net.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=own.lr, weight_decay=own.weight_decay, momentum=0.9)
-        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), own.batch_size, self.cfg.seed)
 
-        def take_step(index: Tensor, step: int) -> dict[str, float]:
+        def take_step(step: int, index: Tensor) -> Row:
             self.net.eval()  # the statistics stay the pretrained ones
             return descend(self._loss(x[index], centre, step), optimizer)
 
-        self.progress = loop.run(take_step, own.epochs * loop.per_epoch, progress=progress)
+        steps = own.epochs * -(-len(x) // own.batch_size)
+        self._train(
+            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=own.batch_size, steps=steps,
+            progress=progress,
+        )  # fmt: skip
         self.kept = {"healthy": self._embedded(x, progress=progress)}
 
     def _loss(self, x: Tensor, centre: Tensor, step: int) -> Tensor:
@@ -61,7 +64,7 @@ class MeanShift(SeesThrough):
         loss = nt_xent(f - centre.to(f.device), image, torch.zeros_like(image), branch, cfg=cfg)
         return loss + self.own.angular_weight * (f - centre.to(f.device)).square().sum(1).mean()
 
-    def _embedded(self, x: Images, *, progress: bool) -> Tensor:
+    def _embedded(self, x: Images, *, progress: Progress) -> Tensor:
         return torch.cat([self._direction(maps) for maps in self._all(x, progress=progress)])
 
     def facts(self, images: ImageSet) -> Facts:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
+from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.data.images import Images
 from diawork.detectors.learned import BATCH, SeesThrough, enlarged, side_by_side, smoothed
@@ -29,7 +30,7 @@ class PaDiM(SeesThrough):
         drawn = side_by_side(maps)[:, self.drawn.to(maps[0].device)]
         return drawn.flatten(2).permute(2, 0, 1).contiguous()  # as it lies, every position would be a product by itself
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         n, origin = len(x), self._embedded(self._features(x[:BATCH])).mean(1, keepdim=True)
         total = outer = torch.zeros((), device=origin.device)
         for maps in self._all(x, progress=progress):

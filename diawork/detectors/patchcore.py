@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
+from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images
@@ -20,14 +21,14 @@ class PatchCore(SeesThrough):
     section = "patchcore"
     keeps = ("bank",)
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         patches, cfg, seed = self._drawn(x, progress=progress), self.own, self.cfg.seed
         axes = torch.randn(patches.shape[1], cfg.projection, generator=generator(seed, "patchcore", "projection"))
         flat = patches @ axes / cfg.projection**0.5 if cfg.projection < patches.shape[1] else patches
         first = int(torch.randint(len(patches), (1,), generator=generator(seed, "patchcore", "first")))
         self.kept = {"bank": patches[coreset(flat, max(1, round(cfg.coreset * len(patches))), first=first)]}
 
-    def _drawn(self, x: Images, *, progress: bool) -> Tensor:
+    def _drawn(self, x: Images, *, progress: Progress) -> Tensor:
         """Return patches (M, C) of healthy images: all of them, or as many of each image as the limit allows."""
         kept: list[Tensor] = []
         for maps in self._all(x, progress=progress):

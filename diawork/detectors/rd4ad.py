@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.errors import UsageError
+from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import isolated_rng
 from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, enlarged, smoothed
-from diawork.detectors.loop import Loop, descend
 
 BETAS = (0.5, 0.999)
 DILATION = 2  # of the embedding: its channels over the deepest stage's
@@ -146,16 +146,19 @@ class RD4AD(SeesThrough):
         """Return how many steps the training takes, ``per_epoch`` of which see every image once."""
         return self.own.epochs * per_epoch
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr, betas=BETAS)
-        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), self.own.batch_size, self.cfg.seed)
 
-        def take_step(index: Tensor, step: int) -> dict[str, float]:
+        def take_step(step: int, index: Tensor) -> Row:
             with self.compute.autocast():
                 loss = self._loss(self.compute.to(x[index]), step)
             return descend(loss, optimizer)
 
-        self.progress = loop.run(take_step, self._training_steps(loop.per_epoch), progress=progress)
+        size = self.own.batch_size
+        self._train(
+            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=size,
+            steps=self._training_steps(-(-len(x) // size)), progress=progress,
+        )  # fmt: skip
 
     def _loss(self, x: Tensor, step: int) -> Tensor:
         teacher = self._features(x)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
+from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator
 from diawork.data.images import Images, ImageSet, at_once
 from diawork.detectors.learned import Learned
-from diawork.detectors.loop import Loop, descend
 from diawork.evaluation.collapse import Facts, feature_spread
 from diawork.method.encoder import build_encoder, in_channels
 from diawork.method.loss import nt_xent
@@ -34,18 +34,18 @@ class SimCLR(Learned):
         self.net.shift = nn.Identity()  # there is nothing to classify
         self.net = self.compute.prepare(self.net)
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         x, cfg = in_channels(x, self.cfg.encoder.channels), self.cfg.train
         optimizer = build_optimizer(self.net, cfg)
-        loop = Loop(self.net, {"optimizer": optimizer}, keeper, len(x), cfg.batch_size, self.cfg.seed)
         per_epoch = len(epoch_batches(len(x), cfg, seed=self.cfg.seed, epoch=0))
 
-        def take_step(index: Tensor, step: int) -> dict[str, float]:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step / per_epoch, cfg)
+        def take_step(step: int, index: Tensor) -> Row:
             return descend(self._loss(x[index], step), optimizer)
 
-        self.progress = loop.run(take_step, cfg.epochs * per_epoch, progress=progress)
+        self._train(
+            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=cfg.batch_size,
+            steps=cfg.epochs * per_epoch, rate=lambda step: learning_rate(step / per_epoch, cfg), progress=progress,
+        )  # fmt: skip
         bank = FeatureBank.fit(self._embedded(x))
         self.kept = {"axes": bank.axes, "weight_similarity": bank.weight_similarity}
 

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diawork.base.checkpoints import Keeper
+from diawork.base.checkpoints import Checkpointer
 from diawork.base.errors import DataError
+from diawork.base.loop import Progress, Row, descend
 from diawork.base.rivals import SimsidConfig
 from diawork.base.seeding import generator, isolated_rng
 from diawork.data.images import Images
 from diawork.detectors.backbones import resized
 from diawork.detectors.learned import BATCH, Learned, smoothed
-from diawork.detectors.loop import Loop, descend
 from diawork.detectors.memories import InPainting, Memory, cut, joined
 
 BETAS = (0.5, 0.999)
@@ -137,25 +137,25 @@ class SimSID(Learned):
         with isolated_rng(self.cfg.seed, "simsid", "init"):
             self.net = self.compute.prepare(Networks(self.own, self.shape[0]))
 
-    def _learn(self, x: Images, keeper: Keeper, *, progress: bool) -> None:
+    def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         own, net = self.own, self.net
         parts = {"generator": net.generating(), "critic": list(net.critic.parameters())}
         settings = {"lr": own.lr, "betas": BETAS, "weight_decay": own.weight_decay}
         optimizers = {name: torch.optim.Adam(some, **settings) for name, some in parts.items()}
-        loop = Loop(net, optimizers, keeper, len(x), own.batch_size, self.cfg.seed)
-        steps = own.epochs * loop.per_epoch
+        steps = own.epochs * -(-len(x) // own.batch_size)
 
-        def take_step(index: Tensor, step: int) -> dict[str, float]:
-            for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
-                group["lr"] = own.last_lr + (own.lr - own.last_lr) * (1 + math.cos(math.pi * step / steps)) / 2
+        def take_step(step: int, index: Tensor) -> Row:
             rows = jittered(resized(x[index], own.image_size), generator(self.cfg.seed, "simsid", step))
             return self._step(self.compute.to(rows), optimizers, generate=step % own.critic_steps == 0)
 
-        self.progress = loop.run(take_step, steps, progress=progress)
+        self._train(
+            take_step, optimizers, checkpointer, n=len(x), batch_size=own.batch_size, steps=steps, progress=progress,
+            rate=lambda step: own.last_lr + (own.lr - own.last_lr) * (1 + math.cos(math.pi * step / steps)) / 2,
+        )  # fmt: skip
         logits = torch.cat([self._judged(self.compute.to(rows))[0] for rows in x.split(BATCH)])
         self.kept = {"mean": logits.mean(), "sd": logits.std().clamp_min(_TINY)}
 
-    def _step(self, x: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], *, generate: bool) -> dict[str, float]:
+    def _step(self, x: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], *, generate: bool) -> Row:
         """Teach the critic and, where it is their turn, the generators."""
         own, net = self.own, self.net
         with torch.set_grad_enabled(generate), self.compute.autocast():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diawork.base.checkpoints import (
-    Checkpoint,
-    Keeper,
-    Tensors,
+    Checkpointer,
     load_checkpoint,
-    load_optimizer,
     load_weights,
     named,
-    optimizer_state,
     refuse_differences,
     save_checkpoint,
 )
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig
-from diawork.base.errors import DataError, NumericError
+from diawork.base.errors import DataError
+from diawork.base.loop import NotFinite, Progress, Row, fit_or_load, fit_steps, update
 from diawork.base.seeding import RowDraws, generator, isolated_rng
-from diawork.base.stopping import graceful_stop
 from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
-from diawork.method.progress import Bars, stage
 from diawork.method.unet.plain import build_unet
 from diawork.method.unet.trained import release, restate
 
@@ -86,7 +80,7 @@ def pretrain_ddpm(
     compute: Compute | None = None,
     folder: Path | str | None = None,
     save_every: float = 300.0,
-    progress: Bars = True,
+    progress: Progress = True,
 ) -> DDPM:
     """Pretrain a DDPM on the healthy images of ``train``.
 
@@ -94,44 +88,87 @@ def pretrain_ddpm(
     exactly, and a finished one is loaded. Raises ``Interrupted`` after saving on a stop signal and
     ``NumericError`` where the loss stops being finite.
     """
-    cfg, compute = cfg or DiffusionConfig(), compute or Compute.auto()
-    folder = Path(folder) if folder else None
-    images = _fraction(train.normal(), cfg)
-    data = {"name": train.name, "identity": train.identity, "bridge": bridge, "images": len(images)}
-    group, progress = compute.group, progress if compute.group.leads else False
-    if folder and group.told((folder / f"{WEIGHTS}.json").exists):
-        if progress:
+    cfg, compute, folder = cfg or DiffusionConfig(), compute or Compute.auto(), Path(folder) if folder else None
+    healthy = train.normal()
+    if cfg.data_fraction < 1:
+        order = torch.randperm(len(healthy), generator=generator(cfg.seed, "ddpm", "fraction"))
+        healthy = healthy.take(order[: max(1, round(cfg.data_fraction * len(healthy)))].numpy())
+    data = {"name": train.name, "identity": train.identity, "bridge": bridge, "images": len(healthy)}
+
+    def load() -> DDPM:
+        if progress and compute.group.leads:
             tqdm.write(f"reused {folder}")
-        ddpm = load_ddpm(folder, cfg, data=data)
-        Keeper(folder, spec={}, group=group).clear()  # what a kill just after the last save left
-        return ddpm
-    to_model(images.images[:1], cfg.image_size, bridge)  # refuses what it cannot bring to the model
-    trainer = _Trainer(cfg, compute, data)
-    keeper = Keeper(folder, spec=trainer.spec, every_seconds=save_every, group=group)
-    trainer.restore(keeper.restore())
-    keeper.require_space(trainer.snapshot()[0], trainer.optimizer)
-    with graceful_stop(), stage(progress, total=cfg.steps, initial=trainer.step, desc="DDPM") as bar:
-        while trainer.step < cfg.steps:
-            trainer.one_step(images.images)
-            bar.update()
-            if trainer.step % 10 == 0:
-                bar.set_postfix(loss=f"{sum(trainer.losses[-50:]) / len(trainer.losses[-50:]):.4f}")
-            keeper.after_step(trainer.step, trainer.snapshot)
-        ddpm = trainer.result()
-        if folder and group.leads:
-            save_ddpm(folder, ddpm)
-            keeper.clear()
-        ddpm.folder = folder
-    group.wait()
+        return load_ddpm(str(folder), cfg, data=data)
+
+    ddpm = fit_or_load(
+        folder / WEIGHTS if folder else None,
+        load=load,
+        fit=lambda checkpointer: _pretrained(healthy.images, cfg, data, compute, checkpointer, progress),
+        save=lambda ddpm: save_ddpm(str(folder), ddpm),
+        spec={"kind": "ddpm training", "config": cfg.identity(), "data": data, "value_range": VALUE_RANGE},
+        every_seconds=save_every,
+        group=compute.group,
+    )
+    ddpm.folder = folder
     return ddpm
 
 
-def _fraction(images: ImageSet, cfg: DiffusionConfig) -> ImageSet:
-    if cfg.data_fraction == 1:
-        return images
-    keep = max(1, round(cfg.data_fraction * len(images)))
-    order = torch.randperm(len(images), generator=generator(cfg.seed, "ddpm", "fraction"))
-    return images.take(order[:keep].numpy())
+def _pretrained(
+    images: Images, cfg: DiffusionConfig, data: dict[str, Any], compute: Compute, checkpointer: Checkpointer,
+    progress: Progress,
+) -> DDPM:  # fmt: skip
+    """Train on images (N, C, H, W) in [0, 1]; of each micro-batch a process has a share."""
+    to_model(images[:1], cfg.image_size, data["bridge"])  # refuses what it cannot bring to the model
+    ddpm, group = compute.prepare(build_ddpm(cfg)), compute.group
+    ddpm.model.to(memory_format=torch.channels_last)  # in fp32, too: restated blocks work on rows of pixels
+    ema = EMA(  # a copy of the library's own blocks, so made before these are restated
+        ddpm,
+        beta=cfg.ema_decay,
+        update_every=cfg.ema_every,
+        update_after_step=min(100, cfg.steps // 10),  # the library's 100 would leave a short run unaveraged
+        include_online_model=False,
+    )
+    ema.ema_model.to(compute.device)
+    restate(ddpm.model)
+    optimizer = build_adam(ddpm, cfg)
+
+    def take_step(step: int, *micro_batches: Tensor) -> Row:
+        total = torch.zeros((), device=compute.device)
+        for part, index in enumerate(micro_batches):
+            rows = group.rows(len(index))
+            if not len(index[rows]):  # fewer images than processes
+                continue
+            x = to_model(images[index[rows]], cfg.image_size, data["bridge"], channels=cfg.channels) * 2 - 1
+            if not torch.isfinite(x).all():
+                raise NotFinite("the images hold NaN or infinite values")
+            x, t, noise = _noised(x, cfg, step * cfg.accumulate + part, rows, len(index))
+            with compute.autocast():
+                loss = denoising_loss(ddpm, *map(compute.to, (x, t, noise)), loss=cfg.loss)
+            loss = loss * (len(x) / len(index)) / cfg.accumulate
+            loss.backward()
+            total += loss.detach()
+        group.sum_gradients(ddpm.parameters())
+        row = update(optimizer, {"loss": group.sum(total)}, clip=cfg.clip_norm)
+        ema.update()
+        return row
+
+    history = fit_steps(
+        take_step,
+        modules={"raw": ddpm, "ema": ema},
+        optimizers={"optimizer": optimizer},
+        batches=lambda epoch: batches(len(images), cfg.batch_size, generator(cfg.seed, "ddpm", epoch, "order")),
+        steps=cfg.steps,
+        checkpointer=checkpointer,
+        accumulate=cfg.accumulate,
+        rate=lambda step: _learning_rate(step, cfg),
+        progress=progress,
+        desc="DDPM",
+        hint="Lower diffusion.lr or use precision='fp32'.",
+    )
+    release(ddpm.model)
+    for model in (ddpm, ema.ema_model):  # as ``load_ddpm`` returns them
+        model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    return DDPM(ddpm, ema.ema_model, cfg, data, [row["loss"] for row in history.steps])
 
 
 def build_adam(ddpm: GaussianDiffusion, cfg: DiffusionConfig) -> torch.optim.Adam:
@@ -139,114 +176,22 @@ def build_adam(ddpm: GaussianDiffusion, cfg: DiffusionConfig) -> torch.optim.Ada
     return torch.optim.Adam(ddpm.parameters(), lr=cfg.lr, betas=cfg.betas, fused=True)
 
 
-class _Trainer:
-    """Model, optimiser and average, with a step that draws everything from the step's own generators."""
+def _learning_rate(step: int, cfg: DiffusionConfig) -> float:
+    if cfg.lr_schedule == "constant":
+        return cfg.lr
+    return cfg.lr * (0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / max(1, cfg.steps))).item()))
 
-    def __init__(self, cfg: DiffusionConfig, compute: Compute, data: dict[str, Any]) -> None:
-        self.cfg, self.compute, self.data = cfg, compute, data
-        self.ddpm = compute.prepare(build_ddpm(cfg))
-        self.ddpm.model.to(memory_format=torch.channels_last)  # in fp32, too: restated blocks work on rows of pixels
-        self.ema = EMA(
-            self.ddpm,
-            beta=cfg.ema_decay,
-            update_every=cfg.ema_every,
-            update_after_step=min(100, cfg.steps // 10),  # the library's 100 would leave a short run unaveraged
-            include_online_model=False,
-        )
-        self.ema.ema_model.to(compute.device)
-        restate(self.ddpm.model)
-        self.optimizer = build_adam(self.ddpm, cfg)
-        self.step = 0
-        self.losses: list[float] = []
-        self._epoch, self._order = -1, list[Tensor]()  # the epoch whose order of batches is at hand
 
-    @property
-    def spec(self) -> dict[str, Any]:
-        return {"kind": "ddpm training", "config": self.cfg.identity(), "data": self.data, "value_range": VALUE_RANGE}
-
-    def one_step(self, images: Images) -> None:
-        """Take one optimiser step over ``accumulate`` micro-batches of images (N, C, H, W) in [0, 1], or our share."""
-        cfg, group = self.cfg, self.compute.group
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = cfg.lr * self._lr_factor()
-        losses, seen = [torch.zeros((), device=self.compute.device)], list[int]()
-        for part in range(cfg.accumulate):
-            micro_step = self.step * cfg.accumulate + part
-            index = (whole := self._index(len(images), micro_step))[rows := group.rows(len(whole))]
-            seen += index.tolist()
-            if not len(index):  # fewer images than processes
-                continue
-            x = to_model(images[index], cfg.image_size, self.data["bridge"], channels=cfg.channels) * 2 - 1
-            if not torch.isfinite(x).all():
-                raise self._not_finite("the images hold NaN or infinite values", seen)
-            loss = self._loss(x, micro_step, rows, len(whole)) * (len(index) / len(whole)) / cfg.accumulate
-            loss.backward()
-            losses.append(loss.detach())
-        group.sum_gradients(self.ddpm.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.ddpm.parameters(), cfg.clip_norm)
-        both = torch.stack([group.sum(torch.stack(losses).sum()), norm])
-        total, norm = both.tolist()  # the step waits for the device here alone
-        if not (math.isfinite(norm) and math.isfinite(total)):
-            raise self._not_finite(f"loss {total}, gradient norm {norm}", seen)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update()
-        self.losses.append(total)
-        self.step += 1
-
-    def _lr_factor(self) -> float:
-        if self.cfg.lr_schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * self.step / max(1, self.cfg.steps))).item())
-
-    def _not_finite(self, what: str, index: list[int]) -> NumericError:
-        return NumericError(
-            f"DDPM pretraining stopped being finite at step {self.step}: {what}; healthy images {index}.",
-            hint="Lower diffusion.lr or use precision='fp32'; the last checkpoint is intact.",
-        )
-
-    def _index(self, n: int, micro_step: int) -> Tensor:
-        """Return the positions of the images in a micro-batch; the order is drawn once an epoch."""
-        epoch, position = divmod(micro_step, -(-n // self.cfg.batch_size))
-        if epoch != self._epoch:
-            draws = generator(self.cfg.seed, "ddpm", epoch, "order")
-            self._epoch, self._order = epoch, list(batches(n, self.cfg.batch_size, draws))
-        return self._order[position]
-
-    def _loss(self, batch: Tensor, micro_step: int, rows: slice, of: int) -> Tensor:
-        """Return the mean loss of some ``rows`` of a micro-batch ``of`` so many images."""
-        cfg, named = self.cfg, (generator(self.cfg.seed, "ddpm", micro_step, what) for what in ("flip", "t", "noise"))
-        flips, steps, noises = (RowDraws(one, rows, of) for one in named)
-        if cfg.hflip:
-            mirrored = flips.rand(len(batch)) < 0.5
-            batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-        t, noise = steps.randint(0, cfg.timesteps), noises.randn(*batch.shape)
-        batch, t, noise = (self.compute.to(value) for value in (batch, t, noise))
-        with self.compute.autocast():
-            return denoising_loss(self.ddpm, batch, t, noise, loss=cfg.loss)
-
-    def snapshot(self) -> tuple[Tensors, dict]:
-        """Return all tensors and plain values that a resumed training needs."""
-        models = {"raw": self.ddpm.state_dict(), "ema": self.ema.state_dict()}
-        return named(**models, optimizer=optimizer_state(self.optimizer)), {"losses": self.losses}
-
-    def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint, where there is one."""
-        if checkpoint is None:
-            return
-        tensors, path = checkpoint.tensors, checkpoint.path
-        checkpoint.refuse_others("raw.", "ema.", "optimizer.")
-        load_weights(self.ddpm, tensors, prefix="raw.", path=path)
-        load_weights(self.ema, tensors, prefix="ema.", path=path)
-        load_optimizer(self.optimizer, tensors, prefix="optimizer.", path=path)
-        self.step, self.losses = checkpoint.value("step", int), checkpoint.value("losses", list)
-
-    def result(self) -> DDPM:
-        """Return both sets of weights, ready for inference, as ``load_ddpm`` would."""
-        release(self.ddpm.model)
-        for model in (raw := self.ddpm, ema := self.ema.ema_model):
-            model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-        return DDPM(raw, ema, self.cfg, self.data, self.losses)
+def _noised(
+    x: Tensor, cfg: DiffusionConfig, micro_step: int, rows: slice, of: int
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Draw mirrored x (b, C, S, S), t (b,) and noise of some ``rows`` of a micro-batch ``of`` so many images."""
+    flips, steps, noises = (
+        RowDraws(generator(cfg.seed, "ddpm", micro_step, what), rows, of) for what in ("flip", "t", "noise")
+    )
+    if cfg.hflip:
+        x = torch.where((flips.rand(len(x)) < 0.5)[:, None, None, None], x.flip(-1), x)
+    return x, steps.randint(0, cfg.timesteps), noises.randn(*x.shape)
 
 
 def save_ddpm(folder: Path | str, ddpm: DDPM) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 from diawork.base.compute import Compute
 from diawork.base.config import K, ScoreConfig, ViewsConfig
 from diawork.base.errors import NumericError, UsageError
+from diawork.base.loop import Progress, progress_bar
 from diawork.base.seeding import KeyedDraws, image_keys
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images, at_once
 from diawork.method.encoder import Encoder, evaluating
-from diawork.method.progress import Bars, stage
 from diawork.method.views import SHIFTS, augment, draw_augmentation
 
 UNDEFINED = 1e-3  # a mean shift logit nearer to zero than this, or negative, has no usable inverse
@@ -57,7 +57,7 @@ def extract_features(
     what: str = "images",
     compute: Compute | None = None,
     batch: int = 1024,
-    progress: Bars = False,
+    progress: Progress = False,
 ) -> Features:
     """Embed x (N, C, H, W) in [0, 1] under T′ augmentations and K shifts; average over T′.
 
@@ -71,7 +71,7 @@ def extract_features(
     cfg = views.but(crop_scale=score.crop_scale)
     sums: list[Any] = [0.0, 0.0]  # over the even and the odd samples
     keys = np.concatenate([image_keys(rows) for rows in x.split(size)])
-    with stage(progress, total=score.samples, desc=f"features of {what}") as bar:
+    with progress_bar(progress, total=score.samples, desc=f"features of {what}") as bar:
         for sample in range(score.samples):
             per_shift: list[list[Tensor]] = [[] for _ in range(K)]
             for start in range(0, len(x), size):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
+from diawork.base.checkpoints import has_checkpoint
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.base.errors import UsageError
@@ -53,9 +54,9 @@ def ddpm_in(context: Context, cfg: Resolved, splits: Splits) -> DDPM:
     progress = context.progress
     settings, train, bridge = _pretraining(cfg, splits, context.data_root)
     folder = _ddpm_folder(context.out, settings, train, bridge)
-    with contextlib.nullcontext() if (folder / "ddpm.json").exists() else locked(folder, wait=True):
+    with contextlib.nullcontext() if has_checkpoint(folder / "ddpm") else locked(folder, wait=True):
         whole, start = not any(folder.glob("*.safetensors")), time.perf_counter()
-        if context.processes > 1 and not (folder / "ddpm.json").exists():
+        if context.processes > 1 and not has_checkpoint(folder / "ddpm"):
             train_together(pretrain_share, cfg, folder, context)
             progress = False
         ddpm = pretrain_ddpm(train, settings, bridge=bridge, compute=context.compute, folder=folder, progress=progress)
@@ -86,7 +87,7 @@ def ddpm_of_run(folder: Path | str, data_root: Path | str | None = None) -> DDPM
         raise UsageError("this run dissolved with no DDPM of its own.", path=folder, hint=hint)
     asked = _pretraining(cfg, load(cfg, data_root), data_root)
     saved = _ddpm_folder(Path(folder).absolute().parent, *asked)
-    if not (saved / "ddpm.json").exists():
+    if not has_checkpoint(saved / "ddpm"):
         hint = "Name the folder of the DDPM itself (ddpm-…)."
         raise UsageError(f"its DDPM, {saved.name}, does not lie beside it.", path=folder, hint=hint)
     return load_ddpm(saved)

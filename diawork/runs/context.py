@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from diawork.base.compute import Compute
-from diawork.method.progress import Bars
+from diawork.base.loop import Progress
 from diawork.runs.cores import count_processes
 from diawork.runs.run import runs_root
 
@@ -19,7 +19,7 @@ class Surroundings(TypedDict, total=False):
     data_root: Path | str | None  # folder with data [$DIAWORK_DATA]
     compute: Compute | None  # device and arithmetic [automatic]
     processes: int  # that share each training of a DDPM, of DIA and of CSI [0: $DIAWORK_PROCESSES, or 1]
-    progress: Bars
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Context:
     compute: Compute
     data_root: Path | str | None = None
     processes: int = 1
-    progress: Bars = True
+    progress: Progress = True
 
     @classmethod
     def of(
         cls, *, out: Path | str | None = None, data_root: Path | str | None = None, compute: Compute | None = None,
-        processes: int = 0, progress: Bars = True,
+        processes: int = 0, progress: Progress = True,
     ) -> Context:  # fmt: skip
         """Settle what is left open; more processes than there are cards or cores are refused."""
         compute = compute or Compute.auto()

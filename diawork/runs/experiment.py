@@ -15,8 +15,10 @@ from typing import Any, Unpack
 import numpy as np
 from tqdm.auto import tqdm
 
+from diawork.base.checkpoints import has_checkpoint
 from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
+from diawork.base.loop import EpochHook, Progress
 from diawork.base.processes.group import Group
 from diawork.base.registry import entry_of
 from diawork.base.stopping import stop_at_once
@@ -24,10 +26,9 @@ from diawork.data.checks import check_splits
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.data.readers.opening import Opening
-from diawork.detectors.face import Detector, EpochHook
+from diawork.detectors.face import Detector
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
-from diawork.method.progress import Bars
 from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import evidence
@@ -103,7 +104,7 @@ def _work(run: Run, cfg: Resolved, splits: Splits, evaluated: Sequence[ImageSet]
     kind, (slot, detector) = entry_of(cfg.detector), _built(run, cfg, splits, context)
     facts = slot.facts | _probed(detector, splits, progress=context.progress)
     start = time.perf_counter()
-    if context.processes > 1 and detector.shareable and not (run.folder / "detector.json").exists():
+    if context.processes > 1 and detector.shareable and not has_checkpoint(run.folder / "detector"):
         facts = facts | {"processes": context.processes}
         train_together(train_share, cfg, run.folder, context)
     _fit(detector, cfg, splits, run, progress=context.progress)
@@ -145,7 +146,7 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     return {"name": splits.train.name, "identity": splits.identity} | facts | acknowledged
 
 
-def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, Any]:
+def _probed(detector: Detector, splits: Splits, *, progress: Progress) -> dict[str, Any]:
     """Measure and print, before training, whether the detector's shift is a task on these healthy images."""
     if not detector.shift or not checkable(splits.val):
         return {}
@@ -159,7 +160,7 @@ def _probed(detector: Detector, splits: Splits, *, progress: Bars) -> dict[str, 
     return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
 
 
-def _fit(detector: Detector, cfg: Resolved, splits: Splits, run: Run, *, progress: Bars) -> None:
+def _fit(detector: Detector, cfg: Resolved, splits: Splits, run: Run, *, progress: Progress) -> None:
     detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=progress)
     if detector.steps:
         run.write_metrics([{"stage": "train", **row} for row in detector.steps])

@@ -1,4 +1,4 @@
-"""What one of several processes knows of the others: its share of a batch, sums over all, one mind about stopping.
+"""What one of several processes knows of the others: its share of a batch, sums over all, whether to stop.
 
 ``ALONE`` is a group of one, for which nothing is sent or waited for: a loop reads the same for one process and many.
 """
@@ -99,32 +99,29 @@ class Group:
         """Wait until all processes are here."""
         self.any(False)
 
-    def told(self, ask: Callable[[], Any]) -> Any:
-        """Ask in the leading process alone and return the answer, plain values, in all; interrupted, all are."""
+    def on_leader(self, work: Callable[[], Any]) -> Any:
+        """Do ``work`` in the leading process alone; return its result, plain values, in all. If stopped, all are."""
         if self.size == 1:
-            return ask()
+            return work()
         if not self.leads:
-            if (heard := self._heard()) == _STOPPED:
+            if (received := self._broadcast()) == _STOPPED:
                 raise Interrupted("Stopped on request.", hint="The same command goes on.")
-            return heard["answer"]
+            return received["result"]
         try:
-            answer = ask()
+            result = work()
         except Interrupted:
-            self._say(_STOPPED)
+            self._broadcast(_STOPPED)
             raise
-        self._say({"answer": answer})
-        return answer
-
-    def _say(self, value: dict[str, Any]) -> None:
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        dist.broadcast(torch.tensor([len(text)]), 0)
-        dist.broadcast(text, 0)
+        self._broadcast({"result": result})
+        return result
 
     @staticmethod
-    def _heard() -> dict[str, Any]:
-        length = torch.zeros(1, dtype=torch.int64)
+    def _broadcast(value: Any = None) -> Any:
+        """Send the leader's value to all as JSON, and return what it sent."""
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor([len(text)])
         dist.broadcast(length, 0)
-        text = torch.empty(int(length), dtype=torch.uint8)
+        text = text if len(text) == length else torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(text, 0)
         return json.loads(bytes(text.tolist()))
 
