@@ -9,10 +9,9 @@ from diawork.base.errors import DataError, UsageError
 from diawork.cli.main import main
 from diawork.data.checks import verify
 from diawork.data.datasets import load
-from diawork.data.facts import Recipe
-from diawork.data.manifests import load_manifest
-from diawork.data.readers import table
-from diawork.data.readers.dividing import write_split
+from diawork.data.manifests import Recipe, load_manifest
+from diawork.data.readers.listing import list_items
+from diawork.data.splits import write_split
 from tests.test_folders import FOLDER, TABLE, make_set, picture, save, written
 from tests.test_images import arrays, toy
 from tests.test_intensity import one_sentence
@@ -34,7 +33,7 @@ def rows_of(path):
 
 
 def test_a_written_split_opens_as_the_recipe_would(own, tmp_path):
-    divided = load(write_split(own, RECIPE))
+    divided = load(write_split(own, list_items(own), RECIPE))
     wanted = load(own.model_copy(update={"recipe": RECIPE}), tmp_path)
     for one, other in zip(divided.all(), wanted.all(), strict=True):
         assert sorted(one.files) == sorted(other.files) and len(one) > 0
@@ -42,11 +41,11 @@ def test_a_written_split_opens_as_the_recipe_would(own, tmp_path):
 
 
 def test_no_patient_is_divided_and_the_same_seed_divides_alike(own, tmp_path):
-    first, again = write_split(own, RECIPE), write_split(own, RECIPE, name="again")
+    first, again = write_split(own, list_items(own), RECIPE), write_split(own, list_items(own), RECIPE, name="again")
     rows = rows_of(first.with_suffix(".csv"))
     assert rows == rows_of(again.with_suffix(".csv"))
     assert len({(row["patient_id"], row["split"]) for row in rows}) == len({row["patient_id"] for row in rows}) == 12
-    other = write_split(own, Recipe(seed=4, val=0.25, test=0.25), name="other")
+    other = write_split(own, list_items(own), Recipe(seed=4, val=0.25, test=0.25), name="other")
     assert rows != rows_of(other.with_suffix(".csv"))
 
 
@@ -57,18 +56,18 @@ def test_masks_and_dropped_images_of_a_table_are_kept_so(tmp_path):
     lines = ["image_path,label,mask", *(f"{i}.png,{'ill' if i % 2 else 'well'},m{i}.png" for i in range(12))]
     (tmp_path / "set/table.csv").write_text("\n".join(lines))
     manifest = load_manifest(written(tmp_path / "own.yaml", TABLE, drop=["3.png"]))
-    divided = load(write_split(manifest, RECIPE))
+    divided = load(write_split(manifest, list_items(manifest), RECIPE))
     assert sum(map(len, divided.all())) == 11 and bool(divided.test.masks[:1].any())
 
 
 def test_what_cannot_be_divided_is_refused(own):
     with pytest.raises(UsageError, match="no files that a list could name"):
-        write_split(load_manifest("pneumoniamnist"), RECIPE)
+        list_items(load_manifest("pneumoniamnist"))
     with pytest.raises(UsageError, match="'wel' is no class"):
-        write_split(own, Recipe(val={"wel": 0.1}))
-    write_split(own, RECIPE)
+        write_split(own, list_items(own), Recipe(val={"wel": 0.1}))
+    write_split(own, list_items(own), RECIPE)
     with pytest.raises(UsageError, match="exists"):
-        write_split(own, RECIPE)
+        write_split(own, list_items(own), RECIPE)
 
 
 def test_the_command_divides_and_verifies(own, tmp_path, capsys):
@@ -94,7 +93,7 @@ def test_an_image_of_several_rows_is_one_image_unless_they_disagree(tmp_path):
 
     def listed(*rows):
         (tmp_path / "set/table.csv").write_text("\n".join(["image_path,label,split", *rows]))
-        return [item.path for item in table.list_items(manifest, tmp_path).items]
+        return [item.path for item in list_items(manifest, tmp_path).items]
 
     assert listed("a.png,ill,test", "b.png,well,train", "a.png,ill,test") == ["a.png", "b.png"]
     for other, words in (("a.png,well,test", "labels, ill and well"), ("a.png,ill,train", "splits, test and train")):
@@ -128,7 +127,7 @@ def read_damaged(root, n, seed):
     for _ in range(n):
         (root / "set/table.csv").write_bytes(damaged(whole, rng))
         try:
-            items = table.list_items(manifest, root).items
+            items = list_items(manifest, root).items
         except DataError as error:
             one_sentence(error)
             refused += 1

@@ -14,7 +14,7 @@ from diawork.base.registry import CONTROLS, entry_of
 from diawork.base.seeding import image_keys
 from diawork.data.images import ImageSet
 from diawork.data.manifests import load_manifest
-from diawork.data.readers import read_image
+from diawork.data.readers.picture import read_image
 from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.maps import AnomalyMaps
 from diawork.method.operators import AddNoise, GaussianBlur

@@ -13,13 +13,12 @@ from PIL import Image
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
+from diawork.data import store as storing
 from diawork.data.datasets import contaminated, load
-from diawork.data.facts import Recipe
 from diawork.data.images import describe
-from diawork.data.manifests import Manifest, check_manifest
-from diawork.data.readers import store as storing
-from diawork.data.readers.resizing import resized, with_channels
-from diawork.data.readers.splitting import Item, shared_patients, split_items
+from diawork.data.manifests import Manifest, Recipe, check_manifest
+from diawork.data.preprocess import resized, with_channels
+from diawork.data.splits import Item, shared_patients, split_items
 
 FACTS = {
     "name": "own", "title": "Own", "licence": "CC0", "citation": "nobody", "t_range": [30, 130], "bridge": "resize",
@@ -313,7 +312,7 @@ def test_data_size_resizes_what_lies_in_memory():
 
 def test_the_store_is_made_once_and_again_where_a_file_changed(tmp_path, monkeypatch):
     first = opened(make_set(tmp_path))
-    monkeypatch.setattr("diawork.data.readers.collection.read_image", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr("diawork.data.readers.picture.read_image", lambda *_, **__: pytest.fail("decoded again"))
     assert opened(tmp_path).identity == first.identity
     monkeypatch.undo()
     monkeypatch.setenv("DIAWORK_HOME", str(tmp_path / "home"))

@@ -14,11 +14,12 @@ import torch
 
 from diawork.base.errors import DataError, UsageError
 from diawork.base.seeding import generator
+from diawork.data import store
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, batches, describe
+from diawork.data.locations import find_file
 from diawork.data.manifests import Manifest, load_manifest
-from diawork.data.readers import phantom, pixels, read_content
-from diawork.data.sources import find_file
+from diawork.data.readers import phantom, read_content
 
 COUNTS = {"train": {"well": 6, "ill": 2}, "val": {"well": 2, "ill": 2}, "test": {"well": 3, "ill": 2}}
 TOY = {
@@ -285,7 +286,7 @@ def test_data_beyond_the_memory_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DIAWORK_DATA_LIMIT_GB", "0.000001")
     refused(["GiB", "DIAWORK_DATA_LIMIT_GB"], tmp_path)
     monkeypatch.setenv("DIAWORK_DATA_LIMIT_GB", "many")
-    assert 0 < pixels.memory_limit() <= 4 * pixels.GIB
+    assert 0 < store.memory_limit() <= 4 * store.GIB
 
 
 @pytest.mark.parametrize("shape", ["(99999999999, 8, 8)", "(-8, 8, 8)", "(8, 8)", "(4, 8, 8)"])

@@ -14,7 +14,7 @@ from diawork.cli.main import main
 from diawork.data.checks import check_splits, without_leaks
 from diawork.data.datasets import contaminated, load
 from diawork.data.manifests import list_manifests, load_manifest
-from diawork.data.readers.store import StoredImages
+from diawork.data.store import StoredImages
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from diawork.sweeps.file import list_sweeps, read_sweep_file

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diawork.data import store
 from diawork.data.datasets import load
-from diawork.data.readers import store
 from tests.test_folders import FOLDER, written
 
 SIZE = 224
@@ -19,7 +19,7 @@ import json, resource, sys
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.data.datasets import load
-from diawork.data.readers import store
+from diawork.data import store
 from diawork.data.checks import _blank_problems
 from diawork.detectors.controls import StatsKNN
 from diawork.method.ddpm import pretrain_ddpm

@@ -13,8 +13,8 @@ from diawork.base import files
 from diawork.base.errors import DataError, UsageError
 from diawork.base.files import shipped
 from diawork.data.datasets import load
+from diawork.data.documents import MAX_BYTES, parse_yaml
 from diawork.data.manifests import PHANTOMS, Manifest, check_manifest, list_manifests, load_manifest
-from diawork.data.strictyaml import MAX_BYTES, parse_yaml
 
 TEXT = (shipped("data_manifests") / "pneumoniamnist.yaml").read_text(encoding="utf-8")
 

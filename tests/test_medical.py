@@ -10,7 +10,7 @@ import pytest
 
 from diawork.base.errors import DataError
 from diawork.cli.main import main
-from diawork.data.readers import read_image
+from diawork.data.readers.picture import read_image
 from tests.test_folders import FACTS, FOLDER, opened, written
 from tests.test_intensity import one_sentence
 

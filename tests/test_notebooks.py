@@ -10,7 +10,7 @@ import pytest
 
 from diawork.base.errors import UsageError
 from diawork.base.files import shipped
-from diawork.data.strictyaml import parse_yaml, yaml_text
+from diawork.data.documents import parse_yaml, yaml_text
 from diawork.report.site import to_html
 from diawork.runs.notebooks import (
     find_notebook,

@@ -13,8 +13,9 @@ from diawork.base.errors import DataError, UsageError
 from diawork.data import manifests
 from diawork.data.datasets import load
 from diawork.data.manifests import Kind, Manifest, load_manifest
-from diawork.data.readers import Content, Part, read_image
-from diawork.data.readers.pixels import channels_first, decoding, parse_npy, to_unit
+from diawork.data.preprocess import channels_first, decoding, parse_npy, to_unit
+from diawork.data.readers.picture import read_image
+from diawork.data.store import Content, Part
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 FINE = GREY.astype(np.uint16) * 100
@@ -131,9 +132,9 @@ def test_paths_are_read_and_refused_by_name(tmp_path, monkeypatch):
 # --- what all readers share ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", manifests.KINDS)
+@pytest.mark.parametrize("kind", manifests.KINDS.values())
 def test_every_kind_has_its_reader(kind):
-    assert callable(importlib.import_module(f"diawork.data.readers.{kind}").read)
+    assert callable(importlib.import_module(f"diawork.data.readers.{kind.reader}").read)
 
 
 def test_a_reader_is_a_room_and_a_line_in_the_list_of_kinds(monkeypatch):
@@ -147,7 +148,7 @@ def test_a_reader_is_a_room_and_a_line_in_the_list_of_kinds(monkeypatch):
         images = np.linspace(0, 1, 3 * 32 * 32, dtype=np.float32).reshape(3, 1, 32, 32)
         return Content({split: Part(images, names) for split in manifest.counts}, "made of stripes", ("striped",))
 
-    monkeypatch.setitem(manifests.KINDS, "stripes", Kind(needs=()))
+    monkeypatch.setitem(manifests.KINDS, "stripes", Kind("stripes", needs=()))
     monkeypatch.setitem(sys.modules, "diawork.data.readers.stripes", SimpleNamespace(read=read))
     splits = load(Manifest.model_validate(values))
     assert [len(s) for s in splits.all()] == [3, 0, 3] and splits.test.anomalous.tolist() == [False, False, True]

@@ -8,7 +8,7 @@ import pytest
 from diawork.base.errors import UsageError
 from diawork.cli.main import main
 from diawork.data.datasets import load
-from diawork.data.readers.scan import PATIENTS, guess_manifest
+from diawork.data.scan import PATIENTS, guess_manifest
 from tests.test_folders import picture, save
 
 BY_SPLIT = {"train/normal": 10, "train/ill": 4, "test/normal": 4, "test/ill": 4}
@@ -124,7 +124,7 @@ def test_what_cannot_be_known_is_one_question(counts, name, says, tmp_path):
 
 def test_the_answer_is_taken_and_another_one_refused(tmp_path):
     folder = make(tmp_path, {"a": 20, "b": 10})
-    assert guess_manifest(folder, normal="A").facts["roles"] == {"a": "normal", "b": "anomalous"}
+    assert guess_manifest(folder, normal="A").values["roles"] == {"a": "normal", "b": "anomalous"}
     with pytest.raises(UsageError, match="which class is healthy"):
         guess_manifest(folder, normal="c")
 
@@ -138,7 +138,7 @@ def test_patients_in_names(names, pattern, tmp_path):
     for c in ("normal", "ill"):
         for i, name in enumerate(names.split()):
             save(tmp_path / "set" / c / f"{name}.png", picture(i))
-    assert guess_manifest(tmp_path / "set").facts.get("patient") == pattern
+    assert guess_manifest(tmp_path / "set").values.get("patient") == pattern
 
 
 def test_mixed_depths_are_refused(tmp_path):

@@ -14,7 +14,8 @@ import diawork
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.cli.main import main
 from diawork.cli.score import map_name, read_scores
-from diawork.data.readers.opening import Opening, image_files, write_pngs
+from diawork.data.readers.listing import image_files
+from diawork.data.readers.picture import Preprocessing, write_pngs
 from diawork.detectors.face import Detector, Scores
 from diawork.runs.experiment import run_experiment
 from diawork.runs.predict import Predictor, load_detector, score_files
@@ -135,7 +136,7 @@ def test_an_image_without_a_file_is_named_by_its_place(toy, tmp_path, small):
 def test_a_run_of_an_earlier_version_opens_as_its_manifest_says(run):
     record = run.config()
     opening = record["data"].pop("opening")
-    assert Opening.from_record(opening) == predicting._opening(record, load_detector(run).cfg) == (
+    assert Preprocessing.from_record(opening) == predicting._opening(record, load_detector(run).cfg) == (
         16, 1, "crop", None, None, 255
     )  # fmt: skip
 
@@ -143,7 +144,7 @@ def test_a_run_of_an_earlier_version_opens_as_its_manifest_says(run):
 def test_resize_window_and_rounding_are_the_runs(tmp_path):
     values = np.random.default_rng(0).integers(0, 4096, (24, 16), np.uint16)
     save(tmp_path / "x.png", values)
-    opening = Opening(16, 3, "crop", (0.0, 4095.0), None, 65_535)
+    opening = Preprocessing(16, 3, "crop", (0.0, 4095.0), None, 65_535)
     image = opening.read(tmp_path / "x.png")
     np.testing.assert_allclose(image, np.repeat(values[None, 4:20] / 4095, 3, 0), atol=1 / 65_535)
     assert np.array_equal(image, (np.rint(image.astype(float) * 65_535) / 65_535).astype(np.float32))
@@ -153,7 +154,7 @@ def test_resize_window_and_rounding_are_the_runs(tmp_path):
 def test_images_written_as_png_are_read_again(channels, tmp_path):
     images = np.stack([picture(i, (channels, 8, 8)) for i in range(3)]) / np.float32(255)
     folder = write_pngs(images, tmp_path / "new")
-    read = [Opening(8, channels, "squash").read(file) for file in image_files([folder])]
+    read = [Preprocessing(8, channels, "squash").read(file) for file in image_files([folder])]
     np.testing.assert_allclose(np.stack(read), images, atol=1e-6)
 
 
@@ -276,7 +277,7 @@ def test_the_page_shows_the_nearest_healthy_image(own, tmp_path, small, capsys):
     order = scores.sort_values("score", ascending=False, kind="stable")["nearest"]
     for data, nearest in zip(drawn, order, strict=True):
         shown = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
-        wanted = Opening(16, 1, "crop").read(tmp_path / "set" / nearest)[0] * 255
+        wanted = Preprocessing(16, 1, "crop").read(tmp_path / "set" / nearest)[0] * 255
         np.testing.assert_allclose(shown, wanted, atol=1)
 
 

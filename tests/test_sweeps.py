@@ -5,7 +5,7 @@ import math
 import pytest
 
 from diawork.base.registry import CONTROLS
-from diawork.data.strictyaml import parse_yaml
+from diawork.data.documents import parse_yaml
 from diawork.report.paper import draw_figure
 from diawork.report.published import published
 from diawork.runs.experiment import run_experiment

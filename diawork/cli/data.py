@@ -54,7 +54,7 @@ def scan(folder: Path, out: Path | None, normal: str) -> None:
     """Guess the manifest of a FOLDER of images, and say what was assumed; a contact sheet lies beside it."""
     from diawork import figures
     from diawork.base.files import write_bytes
-    from diawork.data.readers.scan import guess_manifest, write_guess
+    from diawork.data.scan import guess_manifest, write_guess
 
     guess = guess_manifest(folder.resolve(), normal=normal)
     path = write_guess(guess, folder.resolve(), out)
@@ -84,11 +84,13 @@ def scan(folder: Path, out: Path | None, normal: str) -> None:
 @options.data_root
 def split(name: str, val: float, test: float, seed: int, new: str, data_root: Path | None) -> None:
     """Divide the train images of a set, patient by patient, class by class; a file list and a manifest keep it."""
-    from diawork.data.facts import Recipe
-    from diawork.data.manifests import load_manifest
-    from diawork.data.readers.dividing import write_split
+    from diawork.data.manifests import Recipe, load_manifest
+    from diawork.data.readers.listing import list_items
+    from diawork.data.splits import write_split
 
-    path = write_split(load_manifest(name), Recipe(seed=seed, val=val, test=test), root=data_root, name=new)
+    manifest = load_manifest(name)
+    listing = list_items(manifest, data_root)
+    path = write_split(manifest, listing, Recipe(seed=seed, val=val, test=test), name=new)
     _describe(str(path), None)
     say(f"written: {path} and {path.with_suffix('.csv').name}, which travel with the images")
 
@@ -135,9 +137,9 @@ def check(name: str, data_root: Path | None, out: Path | None) -> None:
 @options.data_root
 def overlap(first: str, second: str, split: str, data_root: Path | None) -> None:
     """Say how far the images of one set are those of another, by correlation and agreement of labels."""
-    from diawork.data import datasets, twins
+    from diawork.data import datasets, duplicates
 
     one, other = (getattr(datasets.load(name, data_root), split) for name in (first, second))
     say(f"{one.name} {split} against {other.name} {split}:")
-    for line in twins.overlap(one, other).lines():
+    for line in duplicates.overlap(one, other).lines():
         say(line)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from diawork.base.compute import Compute
-from diawork.data.sources import data_roots
+from diawork.data.locations import data_roots
 from diawork.runs.cores import describe_waiting, find_cores
 from diawork.runs.run import runs_root, versions
 

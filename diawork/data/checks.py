@@ -18,8 +18,8 @@ from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError
 from diawork.base.files import digest, read_json, write_json
+from diawork.data.duplicates import Pair, find_pairs
 from diawork.data.images import Splits
-from diawork.data.twins import Pair, find_pairs
 
 MOST_PAIRS = 1000  # listed in a report
 

@@ -1,4 +1,4 @@
-"""Opening a data set: by its name, by a manifest, or as a config wants it, changed on purpose for an ablation."""
+"""Preprocessing a data set: by its name, by a manifest, or as a config wants it, changed on purpose for an ablation."""
 
 import warnings
 from dataclasses import replace
@@ -14,10 +14,11 @@ from diawork.base.errors import DataError
 from diawork.base.seeding import generator
 from diawork.data.checks import missing_roles, seen_again, without_leaks
 from diawork.data.images import ImageSet, Splits
-from diawork.data.manifests import UNCOUNTED, Manifest, load_manifest
-from diawork.data.readers import Part, read_content
-from diawork.data.readers.resizing import resized
-from diawork.data.sources import cache_root
+from diawork.data.locations import cache_root
+from diawork.data.manifests import FILE_KINDS, Manifest, load_manifest
+from diawork.data.preprocess import resized
+from diawork.data.readers import read_content
+from diawork.data.store import Part
 
 
 def load(
@@ -98,7 +99,7 @@ def _refuse_other_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Pa
 def _read_at_size(manifest: Manifest, size: int | None, root: Path | str | None, *, download: bool) -> Splits:
     """Return the splits at ``size`` px; image files are decoded at that size, other images resized in memory."""
     other = manifest.at_size(size)
-    if other is manifest or manifest.kind in UNCOUNTED:
+    if other is manifest or manifest.kind in FILE_KINDS:
         return _read(other, root, download=download)
     splits = _read(manifest, root, download=download)
     train, val, test = (_resized(images, other) for images in splits.all())

@@ -13,7 +13,7 @@ from torch import Tensor
 from diawork.base.errors import DataError
 from diawork.base.files import digest
 from diawork.data.manifests import Manifest
-from diawork.data.readers.store import StoredImages, StoredMasks
+from diawork.data.store import StoredImages, StoredMasks
 
 Images = Tensor | StoredImages  # float32 (N, C, H, W) in [0, 1], in memory or made a batch at a time
 

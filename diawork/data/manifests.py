@@ -2,63 +2,139 @@
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self, get_args
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from diawork.base.config import Bridge
 from diawork.base.errors import DataError, UsageError, did_you_mean
 from diawork.base.files import shipped
-from diawork.data import phantom
-from diawork.data.facts import (
-    Columns,
-    Count,
-    FileName,
-    ImageFacts,
-    Label,
-    Level,
-    Name,
-    PhantomFacts,
-    Recipe,
-    Role,
-    Split,
-    Step,
-    Text,
-    Url,
-    plain_pattern,
-    printable_text,
-    refuse_other_names,
-)
-from diawork.data.strictyaml import StrictModel, document_bytes, read_document, wrong
+from diawork.data.documents import StrictModel, document_bytes, read_document, wrong
+from diawork.data.phantom import FINEST, PhantomSpec
+from diawork.data.phantom import KINDS as ANATOMIES
+
+Split = Literal["train", "val", "test"]
+SPLITS = get_args(Split)
+
+
+def _printable_text(text: str) -> str:
+    """Refuse control characters and spaces around a text."""
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable text without control characters or spaces around it")
+    return text
+
+
+def inside_root(path: str) -> str:
+    """Refuse what could lead out of the data root on any system; symlinks are checked on opening."""
+    if re.search(r'[\\:~$%*?"<>|]', path) or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError("must be a plain path inside the data root (no '..', no absolute path, no ~, $ or \\)")
+    return path
+
+
+def _plain_pattern(pattern: str) -> str:
+    """Refuse patterns that take forever on some name: repeated groups, many repeats, and what is no pattern."""
+    if re.search(r"(?<!\\)\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > 4:
+        raise ValueError("must repeat no group, and hold at most four of *, + and {}")
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"is no regular expression ({error})") from None
+    if not groups:
+        raise ValueError("needs a group in parentheses around what names the patient")
+    return pattern
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_printable_text)]
+FileName = Annotated[str, Field(max_length=200), AfterValidator(_printable_text), AfterValidator(inside_root)]
+Url = Annotated[str, Field(max_length=500, pattern=r"^https://[^\s\\<>\"'`]+$"), AfterValidator(_printable_text)]
+Count = Annotated[int, Field(ge=0, le=10_000_000)]
+Label = Annotated[int, Field(ge=0, le=65_535)]
+Step = Annotated[int, Field(ge=0, le=1_000_000)]
+Role = Literal["normal", "anomalous", "unused"]  # images of an unused class are left out
+Level = Literal["split", "class", "patient", "any"]
+
+
+class ImageFormat(StrictModel):
+    """Size (px, square) and channels of the images as they are opened."""
+
+    size: Annotated[int, Field(ge=8, le=4096)]
+    channels: Literal[1, 3]
+
+
+class Columns(StrictModel):
+    """What the columns of a table are called; of a name that the table lacks, only image and label are missed."""
+
+    image: Text = "image_path"
+    label: Text = "label"
+    split: Text = "split"
+    patient: Text = "patient_id"
+    mask: Text = "mask"
+    suffix: Text | None = None  # of the image files, where the cells lack it
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Shares = Share | Annotated[dict[Text, Share], Field(min_length=1)]  # of every class, or by class
+
+
+class Recipe(StrictModel):
+    """How the splits that a source lacks are made of its train images: seeded, by patient, class by class."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    val: Shares = 0.0
+    test: Shares = 0.0
+
+    def makes(self, split: str) -> bool:
+        """Say whether any image goes to ``split``."""
+        shares = getattr(self, split)
+        return any(shares.values() if isinstance(shares, dict) else [shares])
+
+    def share(self, split: str, class_name: str) -> float:
+        """Return the share of a class's train images that goes to ``split``."""
+        shares = getattr(self, split)
+        return shares.get(class_name, 0.0) if isinstance(shares, dict) else shares
+
+
+class Drawing(StrictModel):
+    """What the synthetic images show, and how fine their lesions are."""
+
+    kind: Literal["lung", "fundus", "oct"]
+    lesion: Literal["spot", "ring", "twist"]
+    lesion_size: float  # px
+    lesion_contrast: float  # of the grey range; for a twist, of half a turn
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+
+    def describe(self) -> str:
+        """Return type, size and contrast of the lesions in words."""
+        unit = "half a turn" if self.lesion == "twist" else "the grey range"
+        return f"{self.lesion}, {self.lesion_size:g} px wide, contrast {self.lesion_contrast:g} of {unit}"
+
+    def spec(self, size: int) -> PhantomSpec:
+        """Return what to draw for images of ``size`` px."""
+        return PhantomSpec(size=size, **self.model_dump(exclude={"seed"}))
 
 
 class Kind(NamedTuple):
-    """A way in which a data set is kept: the keys of its manifest that it needs, and those that it may have."""
+    """A way in which a data set is kept: its reader, the keys that its manifest needs and those that it may have."""
 
+    reader: str  # a module of data.readers
     needs: tuple[str, ...]
     may_have: tuple[str, ...] = ()
 
 
-_FILES = (
-    "root",
-    "aliases",
-    "frame",
-    "patient",
-    "recipe",
-    "intensity",
-    "drop",
-)  # of sets whose images are files of their own
-KINDS = {  # each is read by the room of its name in data.readers
-    "npz": Kind(needs=("file",), may_have=("url", "md5", "intensity", "drop", "images", "multilabel")),
-    "phantom": Kind(needs=("phantom",)),
-    "folder": Kind(needs=("folder", "layout"), may_have=_FILES),
-    "table": Kind(needs=("file",), may_have=("folder", "columns", *_FILES)),
-    "splitlist": Kind(needs=("file", "folder"), may_have=_FILES),
-    "cifar": Kind(needs=("folder",), may_have=("recipe",)),
+_OF_FILES = ("root", "aliases", "frame", "patient", "recipe", "intensity", "drop")
+KINDS = {
+    "npz": Kind("archives", ("file",), ("url", "md5", "intensity", "drop", "images", "multilabel")),
+    "phantom": Kind("phantom", ("phantom",)),
+    "folder": Kind("listing", ("folder", "layout"), _OF_FILES),
+    "table": Kind("listing", ("file",), ("folder", "columns", *_OF_FILES)),
+    "splitlist": Kind("listing", ("file", "folder"), _OF_FILES),
+    "cifar": Kind("archives", ("folder",), ("recipe",)),
 }
-UNCOUNTED = ("folder", "table", "splitlist")  # kinds whose manifest may leave the counts open
-PHANTOMS = {f"phantom_{kind}_{lesion}": (kind, lesion) for kind in phantom.KINDS for lesion in phantom.FINEST}
+FILE_KINDS = tuple(name for name, kind in KINDS.items() if kind.reader == "listing")  # their counts may stay open
+PHANTOMS = {f"phantom_{kind}_{lesion}": (kind, lesion) for kind in ANATOMIES for lesion in FINEST}
 _KEYS_OF_KINDS = sorted({key for kind in KINDS.values() for key in (*kind.needs, *kind.may_have)})
 
 
@@ -69,12 +145,12 @@ class Manifest(StrictModel):
     title: Text
     kind: str  # of KINDS
     licence: Text
-    citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(printable_text)]
+    citation: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable_text)]
     classes: Annotated[dict[Label, Text], Field(min_length=1, max_length=1000)]  # stored label → class name
     roles: dict[Text, Role]
     counts: dict[Split, dict[Text, Count]] = {}  # images per split and class, as opened
     images: dict[Split, Count] = {}  # npz: images per split, where the counts by class are not known
-    image: ImageFacts
+    image: ImageFormat
     resize: Literal["squash", "crop", "pad"] = "squash"  # how other sizes become the wanted one, antialiased
     t_range: Annotated[tuple[Step, Step], Field(strict=False)]  # lowest and highest dissolving step
     bridge: Bridge  # image px ↔ model px
@@ -85,7 +161,7 @@ class Manifest(StrictModel):
     columns: Columns | None = None
     aliases: dict[Text, Text] = {}  # folder or cell → the class or split that it means
     frame: Annotated[int, Field(ge=0)] | Literal["middle"] | None = None  # of files that hold several pictures
-    patient: Annotated[Text, AfterValidator(plain_pattern)] | None = None  # pattern; its first group names the patient
+    patient: Annotated[Text, AfterValidator(_plain_pattern)] | None = None  # pattern; its first group names the patient
     recipe: Recipe | None = None
     drop: Annotated[tuple[Text, ...], Field(strict=False, max_length=1000)] = ()  # left out, by file or "train/17"
     url: Annotated[tuple[Url, ...], Field(strict=False, max_length=10)] = ()  # npz: tried in order
@@ -93,7 +169,7 @@ class Manifest(StrictModel):
     # npz: stored values shown as black and white; needed for anything but 8-bit images
     intensity: Annotated[tuple[float, float], Field(strict=False)] | None = None
     multilabel: bool = False  # npz: a row of findings an image; class 0 has none, class 1 has any
-    phantom: PhantomFacts | None = None
+    phantom: Drawing | None = None
     notes: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what a reader of results must know
     modality: Text | None = None  # what made the pictures
     source: Url | None = None  # the page of the set, where its terms stand and where a person gets it
@@ -107,11 +183,11 @@ class Manifest(StrictModel):
         names = list(self.classes.values())
         if len(set(names)) < len(names):
             raise wrong("two labels have the same class name", "classes")
-        refuse_other_names(self.roles, names, "roles")
+        _refuse_other_names(self.roles, names, "roles")
         if "normal" not in self.roles.values():
             raise wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
         for split, counts in self.counts.items():
-            refuse_other_names(counts, names, "counts", split)
+            _refuse_other_names(counts, names, "counts", split)
         for missing in {"train", "test"} - set(self.counts) if self.counts or not self._may_be_uncounted else ():
             raise wrong(f"the split '{missing}' is missing", "counts")
         if self.t_range[0] > self.t_range[1]:
@@ -122,7 +198,7 @@ class Manifest(StrictModel):
 
     @property
     def _may_be_uncounted(self) -> bool:
-        return self.kind in UNCOUNTED or {"train", "test"} <= set(self.images)
+        return self.kind in FILE_KINDS or {"train", "test"} <= set(self.images)
 
     @property
     def sizes(self) -> dict[Split, int]:
@@ -147,15 +223,15 @@ class Manifest(StrictModel):
             raise wrong("no level of the folders says the class", "layout")
         for split in ("val", "test") if self.recipe else ():
             if isinstance(shares := getattr(self.recipe, split), dict):
-                refuse_other_names(shares, list(self.classes.values()), "recipe", split)
+                _refuse_other_names(shares, list(self.classes.values()), "recipe", split)
 
-    def _fits_phantom(self, facts: PhantomFacts) -> None:
+    def _fits_phantom(self, drawn: Drawing) -> None:
         if sorted(self.roles.values()) != ["anomalous", "normal"]:
             raise wrong("a phantom has exactly one normal and one anomalous class", "roles")
         if self.image.channels != 1:
             raise wrong("a phantom is grey: 1 channel", "image", "channels")
         try:
-            facts.spec(self.image.size)
+            drawn.spec(self.image.size)
         except UsageError as error:
             raise wrong(error.what.rstrip("."), "phantom") from None
 
@@ -214,6 +290,16 @@ class Manifest(StrictModel):
         return path
 
 
+def _refuse_other_names(by_class: Mapping[str, object], classes: list[str], *at: str) -> None:
+    """Refuse a mapping whose keys are not exactly the class names."""
+    for name in by_class:
+        if name not in classes:
+            raise wrong(f"{name!r} is not one of the classes {', '.join(map(repr, classes))}", *at, name)
+    for name in classes:
+        if name not in by_class:
+            raise wrong(f"the class {name!r} is missing", *at)
+
+
 def check_manifest(text: str | bytes, where: object = "manifest") -> Manifest:
     """Return the manifest written in ``text``; ``where`` names it in the ``UsageError``."""
     return read_document(Manifest, text, where, "manifest")[0]
@@ -257,9 +343,9 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
 def _another_phantom(name: str) -> Manifest:
     """Return the manifest of one anatomy of the phantom with one sort of lesions, at their finest."""
     usual, (kind, lesion) = load_manifest("phantom"), PHANTOMS[name]
-    size, contrast = phantom.FINEST[lesion]
+    size, contrast = FINEST[lesion]
     dialled = {"kind": kind, "lesion": lesion, "lesion_size": size, "lesion_contrast": contrast}
-    facts = PhantomFacts.model_validate({"seed": 0} | dialled)
+    facts = Drawing.model_validate({"seed": 0} | dialled)
     notes = (f"One of {len(PHANTOMS)} anatomies and lesions, made to see where a recipe fails: {facts.describe()}.",)
     title = f"Phantom of {kind} with {lesion} lesions, synthetic"
     return usual.model_copy(update={"name": name, "title": title, "phantom": facts, "notes": notes})

@@ -14,7 +14,7 @@ from diawork.base.errors import DataError, UsageError
 from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.data.images import Images
-from diawork.data.readers.folder import walk
+from diawork.data.readers.listing import walk
 from diawork.data.readers.picture import read_image
 from diawork.detectors.adopted import model_of, weights_folder
 from diawork.detectors.adopted_students import OwnNetworks

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 from diawork.base.config import EncoderConfig, K
 from diawork.base.errors import DataError
 from diawork.base.seeding import isolated_rng
-from diawork.data.readers.store import StoredImages
+from diawork.data.store import StoredImages
 
 
 class Embedding(NamedTuple):

@@ -12,7 +12,7 @@ import pandas as pd
 from diawork.base.errors import pick
 from diawork.base.files import shipped
 from diawork.base.registry import entry_of
-from diawork.data.strictyaml import parse_yaml
+from diawork.data.documents import parse_yaml
 from diawork.report.tables import groups, summary_table
 from diawork.runs.presets import preset
 

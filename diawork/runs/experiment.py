@@ -25,7 +25,7 @@ from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
-from diawork.data.readers.opening import Opening
+from diawork.data.readers.picture import Preprocessing
 from diawork.detectors.face import Detector
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
@@ -141,7 +141,7 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     report = check_splits(splits, acknowledged=acknowledge_leak, cache=root / "data-checks").require()
     notes = [*report.notes, *splits.notes]
     acknowledged = {"acknowledged": report.digest} if report.banner else {}
-    opening = Opening.of(splits.manifest)._asdict()  # for images to come
+    opening = Preprocessing.of(splits.manifest)._asdict()  # for images to come
     facts = {"notes": notes, "duplicates": report.duplicates, "opening": opening}
     return {"name": splits.train.name, "identity": splits.identity} | facts | acknowledged
 

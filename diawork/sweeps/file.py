@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from diawork.base.errors import UsageError, did_you_mean
-from diawork.data.strictyaml import Source, StrictModel, load_document, wrong
+from diawork.data.documents import Source, StrictModel, load_document, wrong
 from diawork.runs.notebooks import find_notebook, list_notebooks
 
 SHIPPED = Path(__file__).parent  # the sweep files that come with the package

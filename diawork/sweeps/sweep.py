@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWr
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, UsageError, did_you_mean
 from diawork.base.files import digest, read_json, shipped, write_json
+from diawork.data.documents import Source
 from diawork.data.manifests import load_manifest
-from diawork.data.strictyaml import Source
 from diawork.runs.methods import METHODS, label_of, runnable
 from diawork.runs.notebooks import defaults, notebook_parameters, require_type
 from diawork.runs.presets import PRESETS, preset

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diawork.base.files import write_text
-from diawork.data.strictyaml import yaml_text
+from diawork.data.documents import yaml_text
 
 KNOBS: dict[str, dict[str, list[Any]]] = {  # method → knob → values: what notebook 10 varies
     "dia": {

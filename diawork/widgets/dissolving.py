@@ -13,7 +13,7 @@ import numpy as np
 
 from diawork import figures
 from diawork.base.errors import DiaworkError, UsageError, pick
-from diawork.data.readers import read_image
+from diawork.data.readers.picture import read_image
 from diawork.method.operators import Operator
 from diawork.widgets.controls import DPI, WIDE, WRAP, Explorer, OwnControls, StripControls, menu, number, offer
 from diawork.widgets.slots import ALL, NOTHING, STEPS, Images, Stacks

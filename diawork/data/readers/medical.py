@@ -9,12 +9,12 @@ import gzip
 import io
 import warnings
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from diawork.base.errors import DataError, DiaworkError
-from diawork.data.readers.pixels import Stored
+from diawork.data.preprocess import Stored
 
 Frame = int | Literal["middle"] | None
 GZIP = b"\x1f\x8b"
@@ -49,7 +49,9 @@ def dicom_values(data: bytes, frame: Frame) -> Stored:
             frames = int(file.get("NumberOfFrames", 1) or 1)
             slope, intercept = float(file.get("RescaleSlope", 1) or 1), float(file.get("RescaleIntercept", 0) or 0)
             lookup = "ModalityLUTSequence" in file
-            values = _pixels(file, frames, frame)
+            values = np.asarray(file.pixel_array)
+            position = _chosen(frames, frame, "pictures")
+            values = values if frames == 1 else values[position]
     except DiaworkError:
         raise
     except Exception:  # what pydicom says may quote a field of the header
@@ -61,13 +63,6 @@ def dicom_values(data: bytes, frame: Frame) -> Stored:
     if photometric != "RGB" and (slope, intercept) != (1, 0):
         values = values.astype(np.float64) * slope + intercept
     return Stored(values, photometric == "MONOCHROME1")
-
-
-def _pixels(file: Any, frames: int, frame: Frame) -> np.ndarray:
-    """Return the picture (H, W) or (H, W, 3) of ``frames`` that ``frame`` chooses."""
-    values = np.asarray(file.pixel_array)
-    position = _chosen(frames, frame, "pictures")
-    return values if frames == 1 else values[position]
 
 
 def nifti_values(data: bytes, frame: Frame) -> Stored:

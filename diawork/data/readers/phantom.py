@@ -8,8 +8,8 @@ import numpy as np
 from diawork.base.seeding import key
 from diawork.data.manifests import Manifest
 from diawork.data.phantom import make_phantom
-from diawork.data.readers.pixels import decoded_bytes, decoding, refuse_beyond_memory, to_unit
-from diawork.data.readers.types import Content, Part
+from diawork.data.preprocess import decoding, to_unit
+from diawork.data.store import Content, Part, decoded_bytes, refuse_beyond_memory
 
 
 def read(manifest: Manifest, _root: Path | str | None = None, *, download: bool = False) -> Content:
@@ -24,15 +24,15 @@ def made(manifest_json: str) -> Content:
     with decoding(manifest.name, "cannot be made"):
         floats = sum(decoded_bytes(manifest, split) for split in manifest.counts)
         refuse_beyond_memory(2 * floats)  # room for bytes and masks, too
-    facts = manifest.phantom
-    assert facts is not None  # its kind needs them
+    drawn = manifest.phantom
+    assert drawn is not None  # its kind needs them
     parts: dict[str, Part] = {}
     for split, counts in manifest.counts.items():
         names = np.repeat(list(counts), list(counts.values()))
         lesioned = np.array([manifest.roles[name] == "anomalous" for name in names], dtype=bool)
-        seed = key(facts.seed, "phantom", split)
-        pixels, masks = make_phantom(facts.spec(manifest.image.size), len(names), anomalous=lesioned, seed=seed)
+        seed = key(drawn.seed, "phantom", split)
+        pixels, masks = make_phantom(drawn.spec(manifest.image.size), len(names), anomalous=lesioned, seed=seed)
         unit, _ = to_unit(pixels[:, None], None)
         parts[split] = Part(unit, names, masks[:, None])
-    source = f"made by diawork: {facts.kind} phantom, seed {facts.seed}; lesions: {facts.describe()}"
+    source = f"made by diawork: {drawn.kind} phantom, seed {drawn.seed}; lesions: {drawn.describe()}"
     return Content(parts, source)

@@ -4,22 +4,38 @@ The values of a file become light in one place: by 255 where they have 8 bits, b
 turned where white is the lowest, upright where the file says how it was held.
 """
 
+from __future__ import annotations
+
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import PREFIXES as TIFF
 
-from diawork.base.errors import DataError, UsageError, printable
-from diawork.data.readers import medical, png
-from diawork.data.readers.pixels import NPY, Stored, Window, channels_first, decoding, parse_npy, to_unit
+from diawork.base.errors import CheckpointError, DataError, UsageError, printable
+from diawork.data.manifests import FILE_KINDS, Manifest
+from diawork.data.preprocess import (
+    NPY,
+    Stored,
+    Window,
+    channels_first,
+    decoding,
+    parse_npy,
+    resized,
+    to_unit,
+    with_channels,
+)
+from diawork.data.readers import medical
+from diawork.data.store import FULL
 
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000
-JPEG = b"\xff\xd8\xff"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 KINDS = "PNG, JPEG, TIFF, npy, DICOM or NIfTI"
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 MIN_IS_WHITE = 0
@@ -35,12 +51,47 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
+class Preprocessing(NamedTuple):
+    """How an image file becomes what a detector sees; a run records it."""
+
+    size: int  # px, square
+    channels: int
+    resize: str  # rule
+    intensity: Window | None = None
+    frame: medical.Frame = None
+    levels: int = 0  # the whole number of white in a store of decoded files; 0: not rounded
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Preprocessing:
+        """Return how the images of a manifest are opened."""
+        levels = FULL["uint16" if manifest.intensity else "uint8"] if manifest.kind in FILE_KINDS else 0
+        image = manifest.image
+        return cls(image.size, image.channels, manifest.resize, manifest.intensity, manifest.frame, levels)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Preprocessing:
+        """Undo ``_asdict``, after a journey through JSON."""
+        try:
+            window = record["intensity"]
+            return cls(**record | {"intensity": tuple(window) if window else None})
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"says in no known way how its images were opened ({error}).") from None
+
+    def read(self, path: Path | str) -> np.ndarray:
+        """Return the image float32 (C, H, W) in a file as the run would have seen it; else ``DataError``."""
+        image = read_image(Path(path), window=self.intensity, frame=self.frame).image
+        unit = with_channels(resized(image, self.size, self.resize), self.channels)
+        if not self.levels:
+            return unit
+        return np.divide(np.rint(unit.astype(np.float64) * self.levels), self.levels, dtype=np.float32)
+
+
 def read_image(
     source: Path | str | bytes, *, name: str = "", window: Window | None = None, frame: medical.Frame = None
 ) -> Picture:
     """Return the image in a file, or in the bytes of one; three equal channels are grey.
 
-    ``frame`` chooses one of several pictures: its number, or "middle".
+    ``frame`` chooses one of several pictures: its number, or "middle". What is no image is a ``DataError``.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         data, name = bytes(source), name or "image"
@@ -70,6 +121,16 @@ def read_mask(path: Path, frame: medical.Frame = None) -> np.ndarray:
         return (values > values.max() / 2)[None].astype(np.float32)
 
 
+def write_pngs(images: Iterable[np.ndarray], folder: Path | str) -> Path:
+    """Write images (C, H, W) in [0, 1] as 8-bit PNG files, named by their place, and return the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, image in enumerate(images):
+        values = np.rint(np.moveaxis(np.asarray(image), 0, -1) * 255).astype(np.uint8)
+        Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values).save(folder / f"{place:05d}.png")
+    return folder
+
+
 def _read_bytes(path: Path) -> bytes:
     with decoding(path, "cannot be read"):
         size = path.stat().st_size
@@ -89,23 +150,40 @@ def _decode(data: bytes, frame: medical.Frame) -> Stored:
     if frame not in (None, 0):
         raise DataError(f"has no picture {frame}: only DICOM and NIfTI files are read as several.")
     if data.startswith(NPY):
-        return _whole_bytes(parse_npy(data))
-    if data.startswith(png.SIGNATURE):
-        header, compressed = png.checked(data)
-        if header.bits == 16 and header.colour in (2, 4, 6):
-            values = png.deep_colours(header, compressed)
-            return Stored(_upright(_without_alpha(values), _opened(data).getexif().get(ORIENTATION, 1)))
-        return _picture(data)
-    if data.startswith((JPEG, *TIFF)):
-        return _picture(data)
-    if not data:
+        stored = Stored(parse_npy(data))
+    elif data.startswith((PNG, JPEG, *TIFF)):
+        stored = _decode_picture(data)
+    elif not data:
         raise DataError("this file is empty.")
-    start = printable(data[:12].decode("latin-1"))
-    raise DataError(f"this is no {KINDS} file: it begins with {start!r}.")
+    else:
+        start = printable(data[:12].decode("latin-1"))
+        raise DataError(f"this is no {KINDS} file: it begins with {start!r}.")
+    if stored.values.dtype == bool:
+        return stored._replace(values=stored.values.astype(np.uint8) * 255)
+    return stored
 
 
-def _whole_bytes(values: np.ndarray, *, inverted: bool = False) -> Stored:
-    return Stored(values.astype(np.uint8) * 255 if values.dtype == bool else values, inverted)
+def _decode_picture(data: bytes) -> Stored:
+    """Return the one picture of a PNG, JPEG or TIFF file, held upright."""
+    if data.startswith(PNG):
+        with _opened(data) as picture:
+            picture.verify()  # the checksum of every part of the file, which decoding skips
+    with _opened(data) as picture:
+        tags = getattr(picture, "tag_v2", {})
+        bits = max(np.atleast_1d(tags.get(BITS, 8)).tolist())
+        if data.startswith(PNG) and data[25] in (2, 4, 6):  # RGB, grey and RGB with alpha
+            bits = data[24]
+        if bits > 8 and picture.mode not in _GREY:
+            what = f"its colours have {bits} bits each, of which 8 would be read."
+            raise DataError(what, hint="Save it as npy, as grey, or with 8 bits a colour.")
+        turned = tags.get(PHOTOMETRIC) == MIN_IS_WHITE and picture.mode not in ("1", "L", "P")  # Pillow turns these
+        values = _plain(picture)
+        orientation = 1 if tags else picture.getexif().get(ORIENTATION, 1)  # Pillow holds a TIFF upright
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return Stored(values[::-1] if orientation in (3, 4, 7, 8) else values, turned)
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -122,37 +200,6 @@ def _opened(data: bytes) -> Image.Image:
     return picture
 
 
-def _picture(data: bytes) -> Stored:
-    with _opened(data) as picture:
-        tags = getattr(picture, "tag_v2", {})
-        bits = max(np.atleast_1d(tags.get(BITS, 8)).tolist())
-        if bits > 8 and picture.mode not in _GREY:
-            what = f"its colours have {bits} bits each, of which 8 would be read."
-            raise DataError(what, hint="Save it as PNG with 16 bits a colour, as npy, or as grey.")
-        turned = tags.get(PHOTOMETRIC) == MIN_IS_WHITE and picture.mode not in ("1", "L", "P")  # Pillow turns these
-        values = _plain(picture)
-        orientation = 1 if tags else picture.getexif().get(ORIENTATION, 1)  # Pillow holds a TIFF upright
-        return _whole_bytes(_upright(values, orientation), inverted=turned)
-
-
-def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an image (H, W, …) as it should be seen, by the orientation 1 to 8 of EXIF."""
-    if orientation in (5, 6, 7, 8):
-        values = values.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    return values[::-1] if orientation in (3, 4, 7, 8) else values
-
-
-def _without_alpha(values: np.ndarray) -> np.ndarray:
-    """Return (H, W[, 3]) without an alpha channel (H, W, 2 or 4), which must be opaque."""
-    if values.shape[-1] in (2, 4):
-        if values[..., -1].min() < np.iinfo(values.dtype).max:
-            raise DataError("this image is partly transparent.", hint="Save it without an alpha channel.")
-        values = values[..., :-1]
-    return values[..., 0] if values.shape[-1] == 1 else values
-
-
 def _plain(picture: Image.Image) -> np.ndarray:
     """Return the values of a grey or RGB picture; a palette is looked up, an opaque alpha channel left out."""
     key = picture.info.get("transparency")
@@ -163,7 +210,10 @@ def _plain(picture: Image.Image) -> np.ndarray:
         if (values == np.asarray(key)).reshape(*values.shape[:2], -1).all(-1).any():
             raise DataError("this image is partly transparent.", hint="Save it without a transparent colour.")
     if picture.mode in ("LA", "RGBA"):
-        return _without_alpha(np.asarray(picture))
+        values = np.asarray(picture)
+        if values[..., -1].min() < 255:
+            raise DataError("this image is partly transparent.", hint="Save it without an alpha channel.")
+        return values[..., 0] if picture.mode == "LA" else values[..., :-1]
     if picture.mode not in _GREY | {"RGB"}:
         raise DataError(f"its colours are {picture.mode}.", hint="Save it as grey or RGB.")
     return np.asarray(picture)

@@ -22,8 +22,9 @@ from diawork.base.knobs import validated
 from diawork.base.registry import entry_of
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, at_once
-from diawork.data.manifests import UNCOUNTED, load_manifest
-from diawork.data.readers.opening import Opening, image_files
+from diawork.data.manifests import FILE_KINDS, load_manifest
+from diawork.data.readers.listing import image_files
+from diawork.data.readers.picture import Preprocessing
 from diawork.detectors.face import Detector
 from diawork.evaluation.conformal import Calibration
 from diawork.runs.run import Run
@@ -54,7 +55,7 @@ class Predictor:
     run: Run
     detector: Detector
     cfg: ExperimentConfig
-    opening: Opening
+    opening: Preprocessing
     calibration: Calibration | None  # by the run's healthy validation images, where it has any
     threshold: float | None  # of its 95 % specificity on them
     data_root: Path | str | None = None  # where the run's training images lie, if not where they are searched
@@ -161,7 +162,7 @@ class Predictor:
 def _of_files(dataset: str) -> bool:
     """Say whether the images of a set are files of their own."""
     try:
-        return load_manifest(dataset).kind in UNCOUNTED
+        return load_manifest(dataset).kind in FILE_KINDS
     except DiaworkError:  # which says nothing of a set whose manifest is gone
         return True
 
@@ -186,11 +187,11 @@ def load_detector(
     return Predictor(run, detector, cfg, _opening(record, cfg), calibration, threshold, data_root)
 
 
-def _opening(record: dict[str, Any], cfg: ExperimentConfig) -> Opening:
+def _opening(record: dict[str, Any], cfg: ExperimentConfig) -> Preprocessing:
     """Return how the run opened its images: as it recorded, or (of an earlier version) as its manifest says."""
     if "opening" in record["data"]:
-        return Opening.from_record(record["data"]["opening"])
-    opening = Opening.of(load_manifest(cfg.dataset))
+        return Preprocessing.from_record(record["data"]["opening"])
+    opening = Preprocessing.of(load_manifest(cfg.dataset))
     return opening._replace(size=cfg.data.size or opening.size)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from diawork.base.errors import ResourceError, UsageError, printable
 from diawork.base.files import read_json, write_json, write_text
 from diawork.base.locks import locked
-from diawork.data.readers.opening import image_files
+from diawork.data.readers.listing import image_files
 from diawork.runs.predict.predictor import COLUMNS, Predictor, Scored
 
 

@@ -1,20 +1,19 @@
-"""Pixels of files that nobody vouches for: bytes to numbers, numbers to float32 in [0, 1], channels first."""
+"""From the values in a file to float32 in [0, 1], channels first, at one size and with one number of channels."""
 
 import contextlib
 import io
 import math
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from diawork.base.errors import DataError, DiaworkError, printable
-from diawork.data.manifests import Manifest, Split
 
-GIB = 2**30
-MOST_FLOAT_PX = 64  # a side; larger images of an archive are kept as bytes
 NPY = b"\x93NUMPY"  # how an npy file begins
+TINT = 8 / 255  # channels that differ by no more are one grey picture, saved as colour
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Window = tuple[float, float]  # the stored values of black and white
@@ -79,32 +78,32 @@ def channels_first(images: np.ndarray) -> np.ndarray:
     return np.moveaxis(images, -1, 1) if images.ndim == 4 and images.shape[-1] in (1, 3) else images
 
 
-def kept_as_bytes(manifest: Manifest) -> bool:
-    """Say whether the images of an archive are large, and stay bytes until a batch is made of them."""
-    return manifest.image.size > MOST_FLOAT_PX and manifest.intensity is None
+def resized(image: np.ndarray, size: int, rule: str) -> np.ndarray:
+    """Return (C, size, size) of an image (C, H, W) in [0, 1] by the rule "squash", "crop" or "pad" (with black)."""
+    height, width = image.shape[-2:]
+    if (height, width) == (size, size):
+        return image
+    x = torch.from_numpy(np.ascontiguousarray(image))[None]
+    if rule == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        x = x[..., top : top + side, left : left + side]
+    elif rule == "pad":
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        x = F.pad(x, (left, side - width - left, top, side - height - top))
+    x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return x[0].clamp(0, 1).numpy()
 
 
-def decoded_bytes(manifest: Manifest, split: Split) -> int:
-    """Return the bytes of a split as it is kept: float32 images, or the bytes of larger ones."""
-    return (
-        (1 if kept_as_bytes(manifest) else 4) * manifest.sizes[split] * manifest.image.size**2 * manifest.image.channels
-    )
-
-
-def memory_limit() -> int:
-    """Return the bytes a data set may take: half the memory, at most $DIAWORK_DATA_LIMIT_GB (4)."""
-    try:
-        most = float(os.environ.get("DIAWORK_DATA_LIMIT_GB", "4")) * GIB
-    except ValueError:
-        most = 4 * GIB
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # not told on every system
-        most = min(most, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
-    return int(most)
-
-
-def refuse_beyond_memory(needed: int) -> None:
-    """Raise ``DataError`` where a data set would take more memory than the limit."""
-    if needed > memory_limit():
-        what = f"loading needs {needed / GIB:.1f} GiB of memory, the limit is {memory_limit() / GIB:.1f} GiB."
-        hint = "If the data are what you expect, raise DIAWORK_DATA_LIMIT_GB (at most half the memory is used)."
-        raise DataError(what, hint=hint)
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return (channels, H, W): grey is repeated, a tint below ``TINT`` averaged; real colour is a ``DataError``."""
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=0)
+    difference = float((image.max(0) - image.min(0)).max())
+    if difference > TINT:
+        what = f"is a colour picture (its channels differ by up to {difference:.2f}), and the set is grey."
+        raise DataError(what, hint="Say image: {channels: 3} in the manifest, or leave the file out with drop.")
+    return image.mean(0, keepdims=True)

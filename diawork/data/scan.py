@@ -5,9 +5,6 @@ What can be seen is not asked; what is assumed is told; what cannot be known is 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from diawork.base.errors import DiaworkError, UsageError, printable
+from diawork.base.errors import DataError, DiaworkError, UsageError, printable
 from diawork.base.files import write_text
-from diawork.data.manifests import check_manifest
-from diawork.data.readers.folder import walk
-from diawork.data.readers.looking import look_at, spread
-from diawork.data.readers.opening import IMAGE_COLUMNS
-from diawork.data.readers.table import read_rows
+from diawork.data.documents import yaml_lines
+from diawork.data.manifests import SPLITS, check_manifest
+from diawork.data.preprocess import TINT
+from diawork.data.readers.listing import IMAGE_COLUMNS, read_rows, walk
+from diawork.data.readers.picture import read_image
+from diawork.data.splits import csv_text
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -40,13 +38,15 @@ PATIENTS = (  # patterns of names, the surest first
 )
 LABEL_COLUMNS, PATIENT_COLUMNS = ("label", "class", "target", "diagnosis"), ("patient_id", "patient")
 MOST_CLASSES = 50
+LOOKED_AT = 25  # images of a class that are opened
+WINDOW = (0.0, 65_535.0)
 
 
 @dataclass
 class Guess:
     """What a manifest would say, what was assumed, images per split and class, and a few files of each class."""
 
-    facts: dict[str, Any]
+    values: dict[str, Any]  # of the manifest
     assumed: list[str]
     counts: Counter[tuple[str, str]]
     examples: dict[str, list[str]]
@@ -56,20 +56,7 @@ class Guess:
     @property
     def text(self) -> str:
         """Return the manifest as YAML."""
-        return as_yaml(self.facts)
-
-
-def as_yaml(facts: dict[str, Any]) -> str:
-    """Return facts as the YAML of a manifest, a line each."""
-    return "".join(f"{key}: {_yaml(value)}\n" for key, value in facts.items())
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+        return yaml_lines(self.values)
 
 
 def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
@@ -87,35 +74,39 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
         assumed = [f"labels from the table {place['file']}"]
     else:
         said = [{"class": word} for word in _prefixes(paths, folder)]
-        table = _table(paths, [one["class"] for one in said])
+        table = csv_text([("image_path", "label"), *zip(paths, (one["class"] for one in said), strict=True)])
         place = {"kind": "table", "file": f"{_name(folder)}.csv", "folder": folder.name}
         assumed = ["the classes are the words that the file names begin with"]
     classes, aliases = _spellings(one["class"] for one in said)
     names = [aliases.get(one["class"], one["class"]) for one in said]
     splits = [SPLIT_WORDS.get(one.get("split", "train").casefold(), "train") for one in said]
     aliases |= {w: SPLIT_WORDS[w.casefold()] for w in {one["split"] for one in said if "split" in one}
-                if w not in ("train", "val", "test") and w.casefold() in SPLIT_WORDS}  # fmt: skip
+                if w not in SPLITS and w.casefold() in SPLIT_WORDS}  # fmt: skip
     healthy = _healthy(classes, normal, folder)
     classes.sort(key=lambda name: name != healthy)
     counts = Counter(zip(splits, names, strict=True))
-    examples = {name: spread([p for p, n in zip(paths, names, strict=True) if n == name]) for name in classes}
-    opened, image = look_at(folder, examples, assumed)
-    facts = {
+    examples = {}
+    for wanted in classes:
+        files = [path for path, name in zip(paths, names, strict=True) if name == wanted]
+        rows = np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).round().astype(int)
+        examples[wanted] = [files[row] for row in rows]
+    opened, image = _look_at(folder, examples, assumed)
+    values = {
         "name": _name(folder), "title": printable(folder.name)[:300], **place, "licence": "unknown",
         "citation": "unknown", "classes": dict(enumerate(classes)),
         "roles": {name: "normal" if name == healthy else "anomalous" for name in classes}, **image,
     }  # fmt: skip
-    facts |= {"aliases": aliases} if aliases else {}
+    values |= {"aliases": aliases} if aliases else {}
     if "patient" not in levels and place["kind"] == "folder" and (pattern := _patient_pattern(paths, assumed)):
-        facts["patient"] = pattern
-    facts |= _recipe(counts, classes, healthy, assumed)
+        values["patient"] = pattern
+    values |= _recipe(counts, classes, healthy, assumed)
     assumed.insert(1, f"healthy: {healthy}; anomalous: {', '.join(c for c in classes if c != healthy)}")
-    return Guess(facts, assumed, counts, examples, table, opened)
+    return Guess(values, assumed, counts, examples, table, opened)
 
 
 def write_guess(guess: Guess, folder: Path, out: Path | None = None) -> Path:
     """Write the manifest, checked, to ``out`` or beside the folder, and a table where it needs one; return its path."""
-    path = (out or folder.parent / f"{guess.facts['name']}.yaml").absolute()
+    path = (out or folder.parent / f"{guess.values['name']}.yaml").absolute()
     if path.exists():
         raise UsageError("this manifest exists.", path=path, hint="Name another with --out, or remove it.")
     if path.parent != folder.parent:
@@ -124,10 +115,10 @@ def write_guess(guess: Guess, folder: Path, out: Path | None = None) -> Path:
             raise UsageError(
                 "where a table says the labels, manifest and folder lie side by side.", path=path, hint=hint
             )
-        guess.facts["root"] = str(folder.parent)
+        guess.values["root"] = str(folder.parent)
     check_manifest(guess.text, path)
     if guess.table:
-        write_text(path.parent / guess.facts["file"], guess.table)
+        write_text(path.parent / guess.values["file"], guess.table)
     write_text(path, guess.text)
     return path
 
@@ -192,12 +183,6 @@ def _prefixes(paths: Sequence[str], folder: Path) -> list[str]:
     return words
 
 
-def _table(paths: Sequence[str], classes: Sequence[str]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([("image_path", "label"), *zip(paths, classes, strict=True)])
-    return text.getvalue()
-
-
 def _spellings(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Return the classes, each by its commonest spelling, and the other spellings as aliases."""
     known: dict[str, Counter[str]] = {}
@@ -251,3 +236,50 @@ def _recipe(counts: Counter, classes: Sequence[str], healthy: str, assumed: list
     if "val" not in there | recipe.keys():
         assumed.append("no validation split, so a run has neither threshold nor p values")
     return {"recipe": {"seed": 0} | recipe} if recipe else {}
+
+
+# --- what a few images say of all ----------------------------------------------------------------------
+
+
+def _look_at(
+    folder: Path, examples: dict[str, list[str]], assumed: list[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the examples as images, and size, channels, window, steps and bridge for all."""
+    opened, deep, reasons = {}, dict[str, np.ndarray](), list[str]()
+    for path in (path for paths in examples.values() for path in paths):
+        try:
+            opened[path] = read_image(folder / path).image
+        except DiaworkError as error:
+            if "intensity window" not in error.what:
+                reasons.append(f"{printable(path)}: {error.what}")
+                continue
+            opened[path] = deep[path] = read_image(folder / path, window=WINDOW).image
+    if not opened:
+        raise DataError(f"none of the images can be read, first {reasons[0]}", path=folder)
+    if reasons:
+        n = len(opened) + len(reasons)
+        assumed.append(f"{len(reasons)} of {n} opened images cannot be read, first {reasons[0]}")
+    window = _window(deep, len(opened), folder, assumed) if deep else None
+    if window:
+        opened = {path: (image * WINDOW[1] / window[1]).clip(0, 1) for path, image in opened.items()}
+    shapes = Counter(image.shape[1:] for image in opened.values())
+    colour = any(np.ptp(image, axis=0).max() > TINT for image in opened.values())
+    size = int(np.clip(np.median([min(shape) for shape in shapes.elements()]), 8, 4096))
+    resize = "pad" if any(max(shape) > 1.1 * min(shape) for shape in shapes) else "squash"
+    sizes = " · ".join(f"{h}×{w}" for (h, w), _ in shapes.most_common(3)) + (" …" if len(shapes) > 3 else "")
+    how = "" if set(shapes) == {(size, size)} else f", brought to {size} px ({resize})"
+    assumed.append(f"{'colour' if colour else 'grey'}, {sizes} px in {len(opened)} opened images{how}")
+    assumed.append("dissolving steps 30 to 130, as the paper has them for chest X-rays of 28 px")
+    values = {"image": {"size": size, "channels": 3 if colour else 1}, "resize": resize, "t_range": [30, 130]}
+    return opened, values | {"bridge": "pad" if size <= 32 else "resize"} | ({"intensity": window} if window else {})
+
+
+def _window(deep: dict[str, np.ndarray], n_opened: int, folder: Path, assumed: list[str]) -> list[float]:
+    """Return the window of images deeper than 8 bits: from 0 to the least 2ᵇ − 1 above all values seen."""
+    if len(deep) < n_opened:
+        what = f"{len(deep)} of {n_opened} opened images need a window, the others have 8 bits."
+        raise UsageError(what, path=folder, hint="Save all with one depth; a set has one window.")
+    highest = max(float(image.max()) for image in deep.values()) * WINDOW[1]
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if round(highest) < 2**bits)
+    assumed.append(f"{bits} bits: the highest value seen is {highest:.0f}, so white is {2**bits - 1}")
+    return [0.0, float(2**bits - 1)]

@@ -1,23 +1,24 @@
-"""YAML without surprises: 1.2 scalars, nothing clever, limits on size and depth.
+"""YAML documents with a schema: YAML 1.2 scalars, and errors that name file, line, field and the nearest name.
 
-PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false, ``0123`` is 83 and ``12:30:45`` is
-45045, and where the last of two equal keys wins. Here ``1e-4`` is a number and ``no`` a string;
-duplicate keys, anchors, aliases, tags and second documents are refused. What a document may hold is a
-``StrictModel``; the first thing wrong becomes one ``UsageError`` with file, line, field and nearest name.
+A document is read by ``yamlcore``, in which ``1e-4`` is a number and ``no`` a string. Duplicate keys, anchors, aliases,
+tags, second documents and deep nesting are refused. What a document may hold is a ``StrictModel``; the first thing
+wrong becomes one ``UsageError``.
 """
 
 import contextlib
 import functools
+import json
 import operator
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
+from yamlcore import CoreLoader
 
 from diawork.base.errors import DiaworkError, UsageError, did_you_mean, printable
 
@@ -25,97 +26,69 @@ MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 5_000
 _refused = functools.partial(yaml.MarkedYAMLError, None, None)  # with a problem and its mark
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe parser with YAML 1.2 scalars, refusing anchors, aliases, tags and deep nesting."""
+class _Loader(CoreLoader):
+    """YAML 1.2's core schema without anchors, aliases, tags and deep nesting."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
     depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         """Compose one node; called by PyYAML for every node of the document."""
         event = self.peek_event()
-        self.nodes += 1
-        self.depth += 1
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise _refused("anchors and aliases are not allowed", event.start_mark)
-        if event.tag is not None:
-            raise _refused("tags (!) are not allowed", event.start_mark)
-        if self.depth > MAX_DEPTH:
-            raise _refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
-        if self.nodes > MAX_NODES:
-            raise _refused(f"more than {MAX_NODES} entries", event.start_mark)
+        self.nodes, self.depth = self.nodes + 1, self.depth + 1
+        for wrong_here, problem in (
+            (isinstance(event, yaml.AliasEvent) or event.anchor is not None, "anchors and aliases are not allowed"),
+            (getattr(event, "tag", None) is not None, "tags (!) are not allowed"),
+            (self.depth > MAX_DEPTH, f"nested deeper than {MAX_DEPTH} levels"),
+            (self.nodes > MAX_NODES, f"more than {MAX_NODES} entries"),
+        ):
+            if wrong_here:
+                raise _refused(problem, event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
-_TAG = "tag:yaml.org,2002:"
-for _tag, _pattern, _first in (
-    ("null", r"(?:null|Null|NULL|~|)\Z", ["n", "N", "~", ""]),
-    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
-    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z", list("-+.0123456789")),
-    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", list("-+.")),
-):
-    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(_pattern), _first)
-
-
-def _scalar(node: yaml.ScalarNode) -> Any:
-    """Return the value of a scalar by the YAML 1.2 core schema."""
-    kind, text = node.tag.removeprefix(_TAG), node.value
-    if kind == "int":
-        if len(text) > 20:
-            raise _refused("a number of more than 20 digits", node.start_mark)
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-    if kind == "float":
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return {"null": None, "bool": text.lower() == "true"}.get(kind, text)
-
-
-def _plain(node: yaml.Node, at: tuple, lines: dict[tuple, int]) -> Any:
+def _plain(loader: _Loader, node: yaml.Node, at: tuple, lines: dict[tuple, int]) -> Any:
     """Turn a node into plain Python values; note the line of every place in ``lines``."""
     lines.setdefault(at, node.start_mark.line + 1)
-    if isinstance(node, yaml.ScalarNode):
-        return _scalar(node)
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*at, i), lines) for i, item in enumerate(node.value)]
+        return [_plain(loader, item, (*at, i), lines) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag.endswith(":int") and len(node.value) > 20:
+            raise _refused("a number of more than 20 digits", node.start_mark)
+        return loader.construct_object(node)
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
-        key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+        key = _plain(loader, key_node, (), {}) if isinstance(key_node, yaml.ScalarNode) else None
         if isinstance(key, bool) or not isinstance(key, str | int):
             raise _refused("a key must be text or a whole number", key_node.start_mark)
         if key in mapping:
             raise _refused(f"the key {key!r} appears twice", key_node.start_mark)
         lines[*at, key] = key_node.start_mark.line + 1
-        mapping[key] = _plain(value_node, (*at, key), lines)
+        mapping[key] = _plain(loader, value_node, (*at, key), lines)
     return mapping
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError("not UTF-8 text.", path=f"{where}, line {line}", hint="Save it as UTF-8.") from None
 
 
 def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
     """Return the document as plain values, and the line of every place (a tuple of keys), or one ``UsageError``."""
-    if isinstance(text, bytes):
-        text = _decoded(text, where)
-    strange = re.search("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]", text)
-    if strange:
-        at = f"{where}, line {text.count(chr(10), 0, strange.start()) + 1}"
-        raise UsageError(f"the character {strange[0]!a} (such as NUL or a byte-order mark) is not allowed.", path=at)
-    if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
+    if len(text) > MAX_BYTES or (isinstance(text, str) and len(text.encode("utf-8", "replace")) > MAX_BYTES):
         raise UsageError(f"larger than {MAX_BYTES:,} bytes; this is no manifest.", path=where)
     lines: dict[tuple, int] = {}
     try:
-        node = _Loader(text).get_single_node()
-        return (None if node is None else _plain(node, (), lines)), lines
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if text.startswith("\ufeff"):
+            raise UsageError("a byte-order mark is not allowed.", path=f"{where}, line 1", hint="Save it as UTF-8.")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return (None if node is None else _plain(loader, node, (), lines)), lines
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UsageError("not UTF-8 text.", path=f"{where}, line {line}", hint="Save it as UTF-8.") from None
+    except yaml.reader.ReaderError as error:
+        at = f"{where}, line {str(text).count(chr(10), 0, error.position) + 1}"
+        raise UsageError(f"the character {chr(error.character)!a} is not allowed.", path=at) from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "not valid YAML"
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not valid YAML"
         at = f"{where}, line {mark.line + 1}" if mark else where
         raise UsageError(f"{' '.join(problem.split())}.", path=at, field="YAML") from None
     except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError) as error:
@@ -123,12 +96,25 @@ def parse_yaml(text: str | bytes, where: str) -> tuple[Any, dict[tuple, int]]:
         raise UsageError(f"not valid YAML ({type(error).__name__}).", path=where) from None
 
 
-# --- documents with a schema ---------------------------------------------------------------------------
-
-
 def yaml_text(values: Any) -> str:
     """Return plain values as the YAML that ``parse_yaml`` reads."""
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def yaml_lines(values: dict[str, Any]) -> str:
+    """Return the same with one line for each key at the top."""
+
+    def inline(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{inline(k)}: {inline(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list | tuple):
+            return "[" + ", ".join(map(inline, value)) + "]"
+        return json.dumps(value, ensure_ascii=False)
+
+    return "".join(f"{key}: {inline(value)}\n" for key, value in values.items())
+
+
+# --- documents with a schema ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -173,13 +159,12 @@ Document = TypeVar("Document", bound=StrictModel)
 
 def read_document(model: type[Document], text: str | bytes, name: object, kind: str) -> tuple[Document, Source]:
     """Return the ``model`` written in ``text``, and its source; ``kind`` is the word for it in errors."""
-    values, lines = parse_yaml(text, printable(name))
-    source = Source(printable(name), values, lines)
-    if not isinstance(values, dict):
-        content = "empty" if values is None else f"a {type(values).__name__} at the top"
+    source = Source(printable(name), *parse_yaml(text, printable(name)))
+    if not isinstance(source.values, dict):
+        content = "empty" if source.values is None else f"a {type(source.values).__name__} at the top"
         raise UsageError(f"{content}; a {kind} is a list of 'key: value' lines.", path=source.name)
     try:
-        return model.model_validate(values), source
+        return model.model_validate(source.values), source
     except ValidationError as error:
         # an unknown key is the likelier cause of a missing one, so it is named first
         first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
@@ -221,25 +206,16 @@ def _explained(error: Any, model: type[BaseModel]) -> tuple[str, str]:
     what = _WORDS.get(kind, error["msg"].removeprefix("Value error, "))
     if kind == "extra_forbidden":
         *place, key = error["loc"]
-        return f"unknown key {key!r}", did_you_mean(key, _keys(model, place))
+        fields = model.model_fields
+        for step in place:  # a list's index or a mapping's key is no field, and leads no deeper
+            inner = _model_in(fields[step].annotation) if step in fields else None
+            fields = inner.model_fields if inner else fields
+        return f"unknown key {key!r}", did_you_mean(key, [field.alias or name for name, field in fields.items()])
     if kind in ("missing", "sentence"):
         return what, context.get("hint", "")
     a_name = kind == "literal_error" and error["loc"][-1] == "[key]"
     hint = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if a_name else ""
     return f"{what[:1].lower()}{what[1:]}, not {repr(value)[:80]} ({type(value).__name__})", hint
-
-
-def _keys(model: type[BaseModel], place: Iterable[Any]) -> list[str]:
-    """Return the keys that the part of ``model`` at ``place`` may have."""
-    types = _types(model)
-    for step in place:  # a list's index or a mapping's key is none of these, and leads no deeper
-        inner = _model_in(types.get(step))
-        types = _types(inner) if inner else types
-    return list(types)
-
-
-def _types(model: type[BaseModel]) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""Where the file of a data set lies, and how it gets there."""
+"""Where the file or folder of a data set lies, and how it gets there."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ def cache_root() -> Path:
 
 def data_roots(root: Path | str | None = None, manifest: Manifest | None = None) -> list[Path]:
     """Return the folders searched for data files, first to last; a user's own manifest adds the one it lies in."""
-    if root is not None:
+    if root:
         return [Path(root)]
     own = manifest.own_root if manifest else None
     if manifest and manifest.root is not None and own is not None:
@@ -26,7 +26,7 @@ def data_roots(root: Path | str | None = None, manifest: Manifest | None = None)
 
 
 def find_file(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Path:
-    """Return the data file, downloading it where that was asked for."""
+    """Return the data file, downloading it where that was asked for; a file that is nowhere is a ``DataError``."""
     roots = data_roots(root, manifest)
     for path in map(manifest.path_in, roots):
         try:
@@ -42,7 +42,7 @@ def find_file(manifest: Manifest, root: Path | str | None = None, *, download: b
 
 
 def find_folder(manifest: Manifest, root: Path | str | None = None) -> Path:
-    """Return the folder of a set that is one."""
+    """Return the folder of a set that is one; a folder that is nowhere is a ``DataError``."""
     roots = data_roots(root, manifest)
     for path in map(manifest.path_in, roots):
         if path.is_dir():
@@ -52,9 +52,11 @@ def find_folder(manifest: Manifest, root: Path | str | None = None) -> Path:
     raise _not_found(manifest, roots)
 
 
-def root_of(path: Path, manifest: Manifest) -> Path:
-    """Return the data root in which ``path``, the manifest's file, was found."""
-    return path.parents[len(Path(manifest.place).parts) - 1]
+def root_of(base: Path, manifest: Manifest) -> Path:
+    """Return the data root in which the images of a set were found, whose paths begin at ``base``."""
+    if manifest.folder:
+        return base.parents[len(Path(manifest.folder).parts) - 1]
+    return (base / Path(manifest.place).name).parents[len(Path(manifest.place).parts) - 1]
 
 
 def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
@@ -62,19 +64,14 @@ def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
     if manifest.url:
         how = f"`diawork data get {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
     elif manifest.source:
-        how = f"{_by_hand(manifest)} (licence: {manifest.licence}),"
+        by_hand = f"Get it from {manifest.source}"
+        if manifest.source.startswith("https://www.kaggle.com/"):
+            joined = "press Join, accept the rules, open Data, " if "/competitions/" in manifest.source else ""
+            by_hand = f"On {manifest.source}: sign in, {joined}press Download, unzip"
+        how = f"{by_hand} (licence: {manifest.licence}),"
         put += f", and look with `diawork data verify {manifest.name}`"
     what = f"{manifest.place} was not found; looked in {', '.join(map(printable, roots))}."
     return DataError(what, path=manifest.name, hint=f"{how} {put}.")
-
-
-def _by_hand(manifest: Manifest) -> str:
-    """Say what a person does on the page of a set that no program may fetch."""
-    source = str(manifest.source)
-    if not source.startswith("https://www.kaggle.com/"):
-        return f"Get it from {source}"
-    joined = "press Join, accept the rules, open Data, " if "/competitions/" in source else ""
-    return f"On {source}: sign in, {joined}press Download, unzip"
 
 
 def _download(manifest: Manifest, folder: Path) -> Path:

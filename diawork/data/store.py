@@ -26,7 +26,11 @@ from diawork.base.errors import CheckpointError, DataError, DiaworkError, Resour
 from diawork.base.files import digest, read_json, write_json
 from diawork.base.locks import locked
 from diawork.base.stopping import stop_at_once
+from diawork.data.manifests import Manifest, Split
+from diawork.data.splits import FileStat
 
+GIB = 2**30
+MOST_FLOAT_PX = 64  # a side; larger images of an archive are kept as bytes
 FULL = {"uint8": 255, "uint16": 65_535}  # the stored value of white
 CHUNK = 64  # images decoded between two looks at the clock
 SAVE_SECONDS = 5.0
@@ -34,14 +38,6 @@ HELD_BYTES = 64 * 2**20  # of the file, kept mapped between two reads
 DIGEST_BYTES = 32
 
 Decode = Callable[[str], np.ndarray]  # path → float32 (C, H, W) in [0, 1]
-
-
-class FileFacts(NamedTuple):
-    """A file by what tells it from another without opening it; ``path`` goes from the data root."""
-
-    path: str
-    size: int
-    mtime_ns: int
 
 
 class StoredImages:
@@ -131,6 +127,62 @@ class StoredMasks(StoredImages):
         return super()._read(rows) > 0.5
 
 
+class Part(NamedTuple):
+    """One split: images (N, C, H, W) in [0, 1], float32 or stored, and what is known of each."""
+
+    images: np.ndarray | StoredImages
+    class_names: np.ndarray  # str (N,)
+    masks: np.ndarray | StoredMasks | None = None  # bool (N, 1, H, W) of lesions
+    files: np.ndarray | None = None  # str (N,), where an image is a file of its own
+    patients: np.ndarray | None = None  # str (N,), "" where not known
+
+
+class Content(NamedTuple):
+    """What a reader returns: the splits of a data set and where they came from."""
+
+    parts: dict[str, Part]  # by split
+    source: str  # where it came from, without machine paths
+    notes: tuple[str, ...] = ()  # what a report must show
+    path: Path | None = None  # of the file or folder
+    md5: str | None = None  # of the file
+
+
+# --- memory ---------------------------------------------------------------------------------------------
+
+
+def kept_as_bytes(manifest: Manifest) -> bool:
+    """Say whether the images of an archive are large, and stay bytes until a batch is made of them."""
+    return manifest.image.size > MOST_FLOAT_PX and manifest.intensity is None
+
+
+def decoded_bytes(manifest: Manifest, split: Split) -> int:
+    """Return the bytes of a split as it is kept: float32 images, or the bytes of larger ones."""
+    size, channels = manifest.image.size, manifest.image.channels
+    return (1 if kept_as_bytes(manifest) else 4) * manifest.sizes[split] * size**2 * channels
+
+
+def memory_limit() -> int:
+    """Return the bytes a data set may take: half the memory, at most $DIAWORK_DATA_LIMIT_GB (4)."""
+    try:
+        most = float(os.environ.get("DIAWORK_DATA_LIMIT_GB", "4")) * GIB
+    except ValueError:
+        most = 4 * GIB
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not told on every system
+        most = min(most, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
+    return int(most)
+
+
+def refuse_beyond_memory(needed: int) -> None:
+    """Raise ``DataError`` where a data set would take more memory than the limit."""
+    if needed > memory_limit():
+        what = f"loading needs {needed / GIB:.1f} GiB of memory, the limit is {memory_limit() / GIB:.1f} GiB."
+        hint = "If the data are what you expect, raise DIAWORK_DATA_LIMIT_GB (at most half the memory is used)."
+        raise DataError(what, hint=hint)
+
+
+# --- decoding, once -------------------------------------------------------------------------------------
+
+
 class Store(NamedTuple):
     """An opened store: its images in the order of its files, and why some could not be decoded."""
 
@@ -139,7 +191,7 @@ class Store(NamedTuple):
 
 
 def open_store(
-    folder: Path, files: Sequence[FileFacts], decode: Decode, *, shape: tuple[int, int, int], dtype: str,
+    folder: Path, files: Sequence[FileStat], decode: Decode, *, shape: tuple[int, int, int], dtype: str,
     spec: Mapping[str, Any],
 ) -> Store:  # fmt: skip
     """Return the store of these files, decoded now where it is not there yet, or where a first pass was interrupted.

@@ -1,0 +1,352 @@
+"""The reader of sets whose images are files of their own, listed by folders, by a table or by a split list.
+
+    folder      levels of folders that say split, class and patient, as the manifest lists them
+    table       CSV or parquet: a row an image, with its label and, where known, split, patient and mask
+    splitlist   JSON as MedIAnomaly keeps it: {"train": {"0": [files]}, "test": {"0": […], "1": […]}}
+
+Each kind has one function that lists the files (``SOURCES``); decoding, splits and the store are the same for all.
+"""
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diawork.base.errors import DataError, UsageError, did_you_mean, printable
+from diawork.base.files import digest
+from diawork.data.locations import cache_root, find_file, find_folder
+from diawork.data.manifests import SPLITS, Columns, Manifest, inside_root
+from diawork.data.preprocess import decoding, resized
+from diawork.data.readers.medical import Frame
+from diawork.data.readers.picture import Preprocessing, read_mask
+from diawork.data.splits import FileStat, Item, Listing, kept_items, shared_patients, split_items
+from diawork.data.store import Content, Part, Store, StoredMasks, open_store
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".dcm", ".dicom", ".nii", ".nii.gz")
+TABLES = (".csv", ".parquet")
+IMAGE_COLUMNS = ("image_path", "image", "path", "file", "filename")
+MOST_BYTES = 512 * 2**20  # of a table or list
+MOST_DEPTH = 16  # of folders; links may lead in circles
+DECODER = 1  # raised where the same file gives other values than before
+
+
+def read(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Content:
+    """Read a set of listed image files: drop, divide, and decode once into the store."""
+    base, listed, stats = list_items(manifest, root, download=download)
+    if not listed:
+        raise DataError("there is no image of a known class.", path=base)
+    every, preprocessing = sorted(listed), Preprocessing.of(manifest)._replace(levels=0)
+
+    def decode_image(path: str) -> np.ndarray:
+        file, frame = _file_and_frame(path, manifest)
+        return preprocessing._replace(frame=frame).read(base / file)
+
+    def decode_mask(path: str) -> np.ndarray:
+        file, frame = _file_and_frame(path, manifest)
+        return resized(read_mask(base / file, frame), manifest.image.size, manifest.resize).round()
+
+    files = [stats.get(item.path) or _file_stat(base, item.path) for item in every]
+    images = _stored(manifest, base, "images", files, decode_image)
+    kept = kept_items(manifest, every)
+    _refuse_bad({item.path: images.bad[item.path] for item in kept if item.path in images.bad}, len(kept), base)
+    kept = split_items(kept, manifest.recipe) if manifest.recipe else kept
+    mask_paths = sorted({item.mask for item in kept if item.mask})
+    masks = None
+    if mask_paths:
+        masks = _stored(manifest, base, "masks", [_file_stat(base, path) for path in mask_paths], decode_mask)
+        _refuse_bad(masks.bad, len(mask_paths), base)
+    row_of = {item.path: row for row, item in enumerate(every)}
+    mask_row_of = {path: row for row, path in enumerate(mask_paths)}
+
+    def part(items: list[Item]) -> Part:
+        lesions = None
+        if masks:
+            mask_rows = np.array([mask_row_of.get(item.mask, -1) for item in items], np.int64)
+            lesions = StoredMasks(masks.images.values, masks.images.all_digests, mask_rows)
+        rows = np.array([row_of[item.path] for item in items], np.int64)
+        names, paths, patients = (
+            np.array([getattr(item, column) for item in items], dtype=str)
+            for column in ("class_name", "path", "patient")
+        )
+        return Part(images.images.take(rows), names, lesions, paths, patients)
+
+    splits = dict.fromkeys(("train", *sorted({item.split for item in kept})))
+    parts = {split: part([item for item in kept if item.split == split]) for split in splits}
+    made = f", splits made by patient with seed {manifest.recipe.seed}" if manifest.recipe else ""
+    return Content(parts, f"files under {manifest.place}{made}", _notes(manifest, kept), base)
+
+
+def list_items(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Listing:
+    """List the image files of a set, those of unused classes left out, without opening any."""
+    if manifest.kind not in SOURCES:
+        what = f"{manifest.name!r} is of kind {manifest.kind}: its images are no files that a list could name."
+        raise UsageError(what, hint=f"What can be listed: {', '.join(SOURCES)}.")
+    return SOURCES[manifest.kind](manifest, root, download)
+
+
+def _file_and_frame(path: str, manifest: Manifest) -> tuple[str, Frame]:
+    """Return the file and the picture in it that "file#12" means; without a number the manifest chooses."""
+    file, mark, number = path.rpartition("#")
+    return (file, int(number)) if mark and number.isdecimal() and len(number) < 6 else (path, manifest.frame)
+
+
+def _file_stat(base: Path, path: str) -> FileStat:
+    file = path.rpartition("#")[0] if "#" in path else path
+    try:
+        stat = os.stat(base / file)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}).", path=base / path) from None
+    return FileStat(path, stat.st_size, stat.st_mtime_ns)
+
+
+def _stored(
+    manifest: Manifest, base: Path, what: str, files: Sequence[FileStat], decode: Callable[[str], np.ndarray]
+) -> Store:
+    """Return the store of "images" or "masks" of a set."""
+    spec = {"decoder": DECODER, "resize": manifest.resize, "intensity": manifest.intensity, "frame": manifest.frame}
+    key = [what, str(base), manifest.kind, manifest.file, manifest.image.model_dump(), spec]
+    channels, size = 1 if what == "masks" else manifest.image.channels, manifest.image.size
+    deep = manifest.intensity is not None and what == "images"
+    return open_store(
+        cache_root() / "store" / f"{manifest.name}-{digest(key)}", files, decode, shape=(channels, size, size),
+        dtype="uint16" if deep else "uint8", spec=spec,
+    )  # fmt: skip
+
+
+def _refuse_bad(bad: dict[str, str], n: int, base: Path) -> None:
+    if bad:
+        path, reason = next(iter(bad.items()))
+        what = f"{len(bad):,} of {n:,} images cannot be used, first {printable(path)}: {reason}"
+        hint = "Mend or remove them, or name them under drop in the manifest."
+        raise DataError(what, path=base, hint=hint)
+
+
+def _notes(manifest: Manifest, kept: Sequence[Item]) -> tuple[str, ...]:
+    def some(names: Sequence[str], most: int = 5) -> str:
+        return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+    notes, n = [], len(manifest.drop)
+    if n:
+        notes.append(f"Left out by the manifest: {n} image{'s' if n > 1 else ''} ({some(manifest.drop)}).")
+    patients, trained, evaluated = shared_patients(kept)
+    if patients:
+        who = f"{len(patients)} patient{'s stand' if len(patients) > 1 else ' stands'} in train and in val or test"
+        what = f"({trained} and {evaluated} images; {some(patients)})"
+        notes.append(f"{who} {what}: kept out of splits made of train, and of contamination.")
+    return tuple(notes)
+
+
+# --- what folders, tables and lists say of an image ----------------------------------------------------
+
+
+def _item(path: str, manifest: Manifest, *, split: str, label: str, patient: str = "", where: str = "") -> Item:
+    """Return an item by the words for its split and class; ``where`` names the row in errors."""
+    name = manifest.aliases.get(label, label)
+    if label.isdecimal() and len(label) < 6 and name == label and label not in manifest.roles:
+        name = manifest.classes.get(int(label), label)
+    class_name = _meaning(name, manifest.roles, manifest, "class", where)
+    split = _meaning(manifest.aliases.get(split, split), SPLITS, manifest, "split", where)
+    if manifest.roles[class_name] != "unused" and manifest.patient is not None and not patient:
+        patient = _patient_of(path.rpartition("/")[2], manifest)
+    return Item(path, class_name, split, patient)
+
+
+def _meaning(name: str, allowed: Iterable[str], manifest: Manifest, what: str, where: str) -> str:
+    if name not in allowed:
+        hint = f"{did_you_mean(name, allowed)} A word of another meaning goes into the manifest's aliases."
+        field = f"{what} ({where})" if where else what
+        raise DataError(f"{name!r} is not a {field} of the set.", path=manifest.name, field=field, hint=hint)
+    return name
+
+
+def _patient_of(name: str, manifest: Manifest) -> str:
+    match = re.search(str(manifest.patient), name)
+    patient = next((group for group in match.groups() if group), "") if match else ""
+    if not patient:
+        what = f"{printable(name)} names no patient by the pattern {manifest.patient!r}."
+        raise DataError(what, path=manifest.name, field="patient", hint="Widen the pattern, or leave the image out.")
+    return patient
+
+
+def _used(items: Iterable[Item], manifest: Manifest) -> list[Item]:
+    return [item for item in items if manifest.roles[item.class_name] != "unused"]
+
+
+def _list_folder(manifest: Manifest, root: Path | str | None, download: bool) -> Listing:
+    base, layout = find_folder(manifest, root), manifest.layout or ()
+    stats, items = {file.path: file for file in walk(base)}, []
+    for path in stats:
+        folders = path.split("/")[:-1]
+        if len(folders) != len(layout):
+            wanted = "/".join(f"<{level}>" for level in layout)
+            what = f"{printable(path)} lies {len(folders)} folders deep; the layout is {wanted}/<file>."
+            hint = "Set layout in the manifest, one word a level: split, class, patient, any."
+            raise DataError(what, path=base, hint=hint)
+        words = dict(zip(layout, folders, strict=True))
+        split, patient = words.get("split", "train"), words.get("patient", "")
+        items.append(_item(path, manifest, split=split, label=words["class"], patient=patient))
+    return Listing(base, _used(items, manifest), stats)
+
+
+def _find_list(manifest: Manifest, root: Path | str | None, download: bool, what: str) -> tuple[Path, Path]:
+    """Return the file that lists the images, and the folder where their paths begin."""
+    path = find_file(manifest, root, download=download)
+    with decoding(path, f"this {what} cannot be read"):
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path.stat().st_size:,} bytes are too many for a {what} (at most {MOST_BYTES:,}).")
+    if manifest.folder is None:
+        return path, path.parent
+    return path, manifest.path_in(path.parents[len(Path(manifest.place).parts) - 1], manifest.folder)
+
+
+def _list_table(manifest: Manifest, root: Path | str | None, download: bool) -> Listing:
+    path, base = _find_list(manifest, root, download, "table")
+    columns, seen = manifest.columns or Columns(), dict[str, Item]()
+    with decoding(path, "this table is damaged"):
+        for number, row in enumerate(read_rows(path), 2):
+            for wanted in (columns.image, columns.label):
+                if wanted not in row:
+                    what = f"the column {wanted!r} is missing; there are {', '.join(map(printable, row))}."
+                    raise DataError(what, hint=f"{did_you_mean(wanted, row)} Name it under columns in the manifest.")
+            file, split, where = row[columns.image] + (columns.suffix or ""), row.get(columns.split), f"row {number}"
+            try:
+                inside_root(file)
+            except ValueError as error:
+                raise DataError(f"{where}: the path {printable(file)!r} {error}.", field=columns.image) from None
+            patient = row.get(columns.patient) or ""
+            item = _item(file, manifest, split=split or "train", label=row[columns.label], patient=patient, where=where)
+            first = seen.setdefault(file, item._replace(mask=row.get(columns.mask) or ""))
+            # a table of findings has several rows an image
+            if first.class_name != item.class_name:
+                labels = f"{first.class_name} and {item.class_name}"
+                raise DataError(f"{where}: {printable(file)} stands under two labels, {labels}.")
+            if first.split != item.split:
+                raise DataError(f"{where}: {printable(file)} stands under two splits, {first.split} and {item.split}.")
+    return Listing(base, _used(seen.values(), manifest))
+
+
+def _list_splitlist(manifest: Manifest, root: Path | str | None, download: bool) -> Listing:
+    path, base = _find_list(manifest, root, download, "split list")
+    class_of, items = dict[str, str](), list[Item]()
+
+    def pairs(values: Any, what: str) -> Iterable[tuple[str, Any]]:
+        if not isinstance(values, dict):
+            raise DataError(f"holds {type(values).__name__} where a mapping of {what} should stand.")
+        return values.items()
+
+    with decoding(path, "this split list is damaged"):
+        for split, by_label in pairs(json.loads(path.read_bytes()), "splits"):
+            _meaning(manifest.aliases.get(split, split), SPLITS, manifest, "split", "")
+            for label, files in pairs(by_label, "labels"):
+                if label == "unlabeled":
+                    continue
+                for file in files if isinstance(files, list) else [files]:
+                    if not isinstance(file, str):
+                        raise DataError(f"names {file!r} where a file should stand.")
+                    try:
+                        inside_root(file)
+                    except ValueError as error:
+                        raise DataError(f"the path {printable(file)!r} {error}.") from None
+                    item = _item(file, manifest, split=split, label=label)
+                    other = class_of.setdefault(file, item.class_name)
+                    if other != item.class_name:
+                        what = f"{printable(file)} stands under two labels, {other} and {item.class_name}."
+                        raise DataError(what)
+                    items.append(item)
+    return Listing(base, _used(items, manifest))
+
+
+SOURCES = {"folder": _list_folder, "table": _list_table, "splitlist": _list_splitlist}
+
+
+# --- files and rows ------------------------------------------------------------------------------------
+
+
+def walk(base: Path) -> Iterator[FileStat]:
+    """Yield every image file under a folder, whatever its depth; hidden ones and other suffixes are passed over."""
+    folders = [""]
+    while folders:
+        inside = folders.pop()
+        try:
+            entries = sorted(os.scandir(base / inside), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror}).", path=base / inside) from None
+        for entry in entries:
+            path = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir() and path.count("/") < MOST_DEPTH:
+                folders.append(path)
+            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                known = entry.stat()
+                yield FileStat(path, known.st_size, known.st_mtime_ns)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table, CSV in UTF-8 or parquet, as text by column.
+
+    CSV is separated as its first line is: by comma, semicolon or tab.
+    """
+    with open(path, "rb") as f:
+        parquet = f.read(4) == b"PAR1"
+    if parquet:
+        try:
+            table = pd.read_parquet(path)
+        except ImportError:
+            hint = "Install pyarrow, or save the table as CSV."
+            raise DataError("a parquet table needs the package pyarrow.", hint=hint) from None
+        for row in table.itertuples(index=False):
+            yield {str(k): "" if pd.isna(v) else str(v) for k, v in zip(table.columns, row, strict=True)}
+        return
+    text = path.read_text("utf-8-sig")
+    if "\0" in text:
+        raise DataError("holds a NUL character; this is no CSV file.")
+    head = text.partition("\n")[0]
+    separator = max(",;\t", key=head.count)
+    table = pd.read_csv(
+        io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, engine="python"
+    )
+    names = [str(name).strip() for name in table.iloc[0]]
+    if len(set(names)) < len(names):
+        raise DataError("the first row must name the columns, each once.")
+    present = table.notna().sum(axis=1)  # its Python engine fills a short row up with NaN
+    for number, n in enumerate(present, 1):
+        if n < len(names):
+            raise DataError(f"row {number} has {n} cells, the first row {len(names)}.")
+    for cells in table.iloc[1:].itertuples(index=False):
+        yield {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+
+
+def image_files(sources: Iterable[Path | str]) -> list[str]:
+    """Return the files meant by files, folders (all images below) and tables (a column of paths), each once."""
+    paths: list[str] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            paths += [str(source / file.path) for file in walk(source)]
+        elif source.suffix.lower() in TABLES:
+            paths += _column_of_paths(source)
+        else:
+            paths.append(str(source))
+    return list(dict.fromkeys(paths))
+
+
+def _column_of_paths(table: Path) -> list[str]:
+    """Return the paths in a table's column of images, which begin at the table's folder."""
+    if not table.is_file():
+        raise UsageError("this table does not exist.", path=table)
+    with decoding(table, "this table is damaged"):
+        rows = list(read_rows(table))
+    if not rows:
+        return []
+    column = next((name for name in IMAGE_COLUMNS if name in rows[0]), None)
+    if column is None:
+        names = ", ".join(map(printable, rows[0]))
+        what = f"no column is called {', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}; there are {names}."
+        raise UsageError(what, path=table, hint="Rename the one with the images' paths to image_path.")
+    return [str(table.parent / row[column]) for row in rows]
