@@ -127,7 +127,7 @@ class DissolveConfig(Frozen):
     sigma: Annotated[float, Field(ge=0.01)] | None = None  # px; None: the rule 0.3((k−1)/2−1)+0.8
     noise_sd: Positive = 0.1  # of [0, 1]; additive noise
     resize_to: Count = 14  # px; the resize-only control
-    model: str | None = later(None, min_length=1)  # folder of "diffusers"; None: the run's own DDPM, exported
+    model: str | None = later(None, min_length=1)  # folder of the model, for "diffusers"
     match: Literal["none", "ddpm"] = "none"  # an alternative's strength: as set, or changing images as the ddpm does
 
     def filled(self, t_range: tuple[int, int] = T_RANGE, bridge: Bridge = "pad") -> DissolveConfig:

@@ -1,4 +1,4 @@
-"""The command line: ``diawork doctor | data | ddpm | demo | run | score | sweep | report | bench | notebook``."""
+"""The command line: ``diawork doctor | data | demo | run | score | sweep | report | bench | notebook``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from diawork.base.errors import DiaworkError, out_of_memory
 from diawork.base.stopping import StopNow, stop_at_once
 from diawork.cli import options
 from diawork.cli.data import data
-from diawork.cli.ddpm import ddpm
 from diawork.cli.demo import demo
 from diawork.cli.options import STOPS, pairs, parse_overrides, path_option, say
 from diawork.cli.run import report, run
@@ -33,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (data, ddpm, demo, run, report, score, sweep):
+for command in (data, demo, run, report, score, sweep):
     cli.add_command(command)
 
 

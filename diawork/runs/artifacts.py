@@ -21,10 +21,9 @@ from diawork.base.processes.launch import Work, launch
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.method.bank import DissolvedBank
-from diawork.method.ddpm import DDPM, load_ddpm, pretrain_ddpm
+from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
 from diawork.method.matching import matched
-from diawork.method.pipelines.exchange import export_ddpm
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import Pipeline, pipeline_dissolver
 from diawork.runs.context import Context, Surroundings
@@ -78,21 +77,6 @@ def _ddpm_folder(root: Path, settings: DiffusionConfig, train: ImageSet, bridge:
     return root / f"ddpm-{slug(train.name)}-{digest([settings.identity(), bridge, train.identity])}"
 
 
-def ddpm_of_run(folder: Path | str, data_root: Path | str | None = None) -> DDPM:
-    """Return the DDPM that a run dissolved with, from beside the run's folder; nothing is pretrained."""
-    record = Run(folder).config()
-    cfg = validated(Resolved, record["config"] if isinstance(record, dict) else {})
-    if not cfg.needs_ddpm:
-        hint = "Name the folder of a run of DIA, or of a DDPM."
-        raise UsageError("this run dissolved with no DDPM of its own.", path=folder, hint=hint)
-    asked = _pretraining(cfg, load(cfg, data_root), data_root)
-    saved = _ddpm_folder(Path(folder).absolute().parent, *asked)
-    if not has_checkpoint(saved / "ddpm"):
-        hint = "Name the folder of the DDPM itself (ddpm-…)."
-        raise UsageError(f"its DDPM, {saved.name}, does not lie beside it.", path=folder, hint=hint)
-    return load_ddpm(saved)
-
-
 def identity_with_models(cfg: Resolved, splits: Splits, data_root: Path | str | None = None) -> str:
     """Return the identity of all that a run is made from: its data, another set's, a model of others by its content."""
     identity = splits.identity
@@ -122,27 +106,12 @@ def run_dissolver(
         return pipeline_dissolver(folder, settings, cfg.diffusion, compute=compute)
     if ddpm is None:
         raise UsageError("this run dissolves with its own model, and none is at hand.", hint="See shared_ddpm.")
-    if settings.operator == "diffusers":
-        return pipeline_dissolver(_twin(ddpm), settings, ddpm.config, compute=compute)
     return Dissolver(ddpm, settings, compute=compute)
-
-
-def _twin(ddpm: DDPM) -> Path:
-    """Return the folder beside a DDPM's own files that holds it as diffusers reads it."""
-    folder = _saved(ddpm)
-    with locked(folder, wait=True):
-        return export_ddpm(ddpm, folder / "diffusers")
-
-
-def _saved(ddpm: DDPM) -> Path:
-    if ddpm.folder is None:
-        raise UsageError("this needs a saved model; this one has no folder.", hint="Save it with diawork.save_ddpm.")
-    return ddpm.folder
 
 
 def told_of(dissolver: Dissolver, ddpm: DDPM | None) -> tuple[dict[str, Any], dict[str, float]]:
     """Return what a result says of its diffusion model, and what its pretraining cost, where that is known."""
-    facts: dict[str, Any] = {"pipeline": dissolver.ddpm.facts.record()} if isinstance(dissolver.ddpm, Pipeline) else {}
+    facts: dict[str, Any] = {"pipeline": dissolver.ddpm.source.record()} if isinstance(dissolver.ddpm, Pipeline) else {}
     if ddpm is None:
         return facts, {}
     return facts | {"diffusion_images": ddpm.data["images"]}, {"ddpm_seconds": ddpm_seconds(ddpm)}
@@ -153,9 +122,11 @@ def shared_bank(
 ) -> DissolvedBank:
     """Return the bank of dissolved healthy images, made once for all seeds and cells that share its settings."""
     if ddpm is None or isinstance(dissolver.ddpm, Pipeline):
-        origin = {"pipeline": dissolver.ddpm.facts.digest(), "images": splits.train.identity}
+        origin = {"pipeline": dissolver.ddpm.source.digest(), "images": splits.train.identity}
     else:
-        origin = {"ddpm": sha256_file(_saved(ddpm) / "ddpm.safetensors"), "images": splits.train.identity}
+        if ddpm.folder is None:
+            raise UsageError("a bank needs a saved model; this one has no folder.", hint="See diawork.save_ddpm.")
+        origin = {"ddpm": sha256_file(ddpm.folder / "ddpm.safetensors"), "images": splits.train.identity}
     folder = runs_root(out) / "banks" / digest([origin, dissolver.cfg.identity()])
     x = splits.train.normal().images
     with locked(folder, wait=True):

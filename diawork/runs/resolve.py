@@ -26,14 +26,14 @@ class Resolved(ExperimentConfig):
 
     @property
     def fills_slot(self) -> bool:
-        """Say whether a diffusion model dissolves in this run: its own DDPM, or one through diffusers."""
+        """Say whether a diffusion model dissolves in this run: its own DDPM, or one of others."""
         return self.has_slot and operator_class(self.dissolve).diffusion
 
     @property
     def needs_ddpm(self) -> bool:
         """Say whether a run needs a pretrained DDPM: to dissolve, or to match its strength."""
         if self.fills_slot:
-            return self.slot_folder is None
+            return self.dissolve.operator == "ddpm"
         return self.has_slot and self.dissolve.match == "ddpm"
 
     @model_validator(mode="after")
@@ -92,11 +92,14 @@ def _slot(cfg: ExperimentConfig, manifest: Manifest) -> dict[str, Any]:
     dissolve, diffusion, plain = cfg.dissolve, cfg.diffusion, ExperimentConfig().diffusion
     if dissolve.operator != "diffusers":
         dissolve = dissolve.but(model=None)
-    if cfg.slot_folder:  # trained already: of ``diffusion``, the schedule that ``t`` is a step of remains
+    if (
+        dissolve.operator == "diffusers"
+    ):  # trained already: of ``diffusion``, the schedule that ``t`` is a step of remains
         schedule = diffusion.model_dump(include={"timesteps", "beta_schedule"})
         # a bridge left open resizes: the manifest's is about a model of this data's own size
         return {"dissolve": dissolve.filled(manifest.t_range, "resize").but(match="none"),
                 "diffusion": plain.but(**schedule)}  # fmt: skip
+    dissolve = dissolve.but(model=None)
     dissolves = operator_class(dissolve).diffusion
     if not dissolves and dissolve.match != "ddpm":
         beyond = dissolve.t_range and dissolve.t_range[1] >= plain.timesteps  # steps of a DDPM that this run has not
@@ -169,8 +172,7 @@ def _refuse_misfits(cfg: Resolved, images: _Images) -> None:
         operator_class(cfg.dissolve).refuse(cfg.dissolve, images.height, images.width)
     if cfg.has_slot and cfg.dissolve.operator == "diffusers":
         require_diffusers()
-    if folder := cfg.slot_folder:
-        model = PipelineFolder.read(folder, weights=cfg.dissolve.weights)
+        model = PipelineFolder.read(cfg.dissolve.model, weights=cfg.dissolve.weights)
         _refuse_bridge(model.image_size, replace(images, bridge=cfg.dissolve.bridge or images.bridge))
         if images.channels > model.channels:
             what = f"it sees {model.channels} channel; the images of {images.name} have {images.channels}."

@@ -1,7 +1,9 @@
-"""A model from a diffusers folder behind the face of a DDPM of ours: the same Eq. 4, with steps of equal strength."""
+"""A diffusion model of others, with all that ``dissolve`` asks of a DDPM: Eq. 4 at steps of equal noise level."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,7 @@ from diawork.base.config import DiffusionConfig, DissolveConfig
 from diawork.base.errors import CheckpointError
 from diawork.base.seeding import isolated_rng
 from diawork.method.dissolve import Dissolver
-from diawork.method.pipelines.folder import PROMPTED, TWIN, VARIANTS, PipelineFolder, require_diffusers
-from diawork.method.pipelines.prompt import empty_prompt
-from diawork.method.unet.frozen import frozen_unet
+from diawork.method.pipelines.folder import ENCODER, TOKENIZER, VARIANTS, PipelineFolder, require_diffusers
 from diawork.method.unet.plain import noise_levels
 
 _AT_ONCE = 1000  # noise levels compared in one go
@@ -32,122 +32,120 @@ def nearest_steps(wanted: Tensor, levels: Tensor) -> Tensor:
 class Pipeline(nn.Module):
     """A UNet with its noise schedule and, in a latent model, its VAE; ``t`` is a step of ``schedule``.
 
-    One that wants a prompt is ``told`` (1, tokens, width).
-
-    ``model``, ``num_timesteps``, ``image_size`` and ``channels`` are what ``Dissolver`` asks of a DDPM.
+    A UNet that reads a prompt gets ``prompt`` (1, tokens, width). ``model``, ``num_timesteps``, ``image_size`` and
+    ``channels`` are what ``dissolve`` asks of a DDPM, ``predict_start`` what it asks of a model of others.
     """
 
     steps: Tensor  # (T,) ours → the model's own
     levels: Tensor  # ᾱ (S,) of the model's steps
     shift: Tensor  # (1, C or 1, 1, 1) of latents
     scale: Tensor
-    told: Tensor | None
+    prompt: Tensor | None
 
     def __init__(
-        self, unet: nn.Module, facts: PipelineFolder, levels: Tensor, *, vae: Any = None, told: Tensor | None = None,
+        self, unet: nn.Module, source: PipelineFolder, levels: Tensor, *, vae: Any = None, prompt: Tensor | None = None,
         schedule: DiffusionConfig | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.vae, self.facts, self.objective = unet, vae, facts, facts.objective
-        self.channels, self.image_size = facts.channels, (facts.image_size, facts.image_size)
+        self.model, self.vae, self.source = unet, vae, source
+        self.channels, self.image_size = source.channels, (source.image_size, source.image_size)
         wanted = noise_levels(schedule or DiffusionConfig())
         self.num_timesteps = len(wanted)
         self.register_buffer("steps", nearest_steps(wanted, levels))
         self.register_buffer("levels", levels.float())
-        self.register_buffer("told", told)
-        for name, value in _normalisation(facts.vae or {}).items():
-            self.register_buffer(name, value)
+        self.register_buffer("prompt", prompt)
+        mean, sd, shift, factor = (
+            getattr(vae.config, name, None) if vae else None
+            for name in ("latents_mean", "latents_std", "shift_factor", "scaling_factor")
+        )
+        shift, scale = mean or shift or 0.0, (1.0 if factor is None else factor) / torch.tensor(sd or 1.0)
+        self.register_buffer("shift", torch.tensor(shift).float().reshape(1, -1, 1, 1))
+        self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
 
-    def predict_start(self, x_t: Tensor, t: Tensor, compute: Compute) -> Tensor:
-        """Return x̂_0 (B, C, S, S) of x_t in [-1, 1] at our steps t (B,): one reverse step, no noise added (Eq. 4).
+    def predict_start(self, x: Tensor, t: Tensor, compute: Compute) -> Tensor:
+        """Return x̂ (B, C, S, S) of x in [-1, 1] at our steps t (B,): one reverse step, no noise added (Eq. 4).
 
-        Predicted noise: x̂_0 = √(1/ᾱ)·x − √(1/ᾱ − 1)·ε; v: x̂_0 = √ᾱ·x − √(1 − ᾱ)·v; a predicted sample is x̂_0.
+        By what the UNet predicts. Noise: x̂ = √(1/ᾱ)·x − √(1/ᾱ − 1)·ε; v: x̂ = √ᾱ·x − √(1 − ᾱ)·v; else x̂ itself.
         """
-        z, step = self._encode(x_t), self.steps[t]
+        z, step = x, self.steps[t]
+        if self.vae is not None:  # the mean of the latents, as the UNet was trained to see them
+            z = (self.vae.encode(x).latent_dist.mode() - self.shift) * self.scale
         dtype = next(self.model.parameters()).dtype
-        prompt = {} if self.told is None else {"encoder_hidden_states": self.told.to(dtype).expand(len(z), -1, -1)}
+        said = {} if self.prompt is None else {"encoder_hidden_states": self.prompt.to(dtype).expand(len(z), -1, -1)}
         with compute.autocast(self.model):
-            output = self.model(z.to(dtype), step, **prompt).sample
+            output = self.model(z.to(dtype), step, **said).sample
         output = output[:, : z.shape[1]].float()  # a learned variance comes after it
-        level = self.levels[step].view(-1, 1, 1, 1)
-        if self.objective == "epsilon":
-            z = (1 / level).sqrt() * z - (1 / level - 1).sqrt() * output
-        elif self.objective == "v_prediction":
-            z = level.sqrt() * z - (1 - level).sqrt() * output
-        else:
-            z = output
-        return self._decode(z)
-
-    def _encode(self, x: Tensor) -> Tensor:
-        """Return the mean of the latents, as the UNet was trained to see them."""
-        return x if self.vae is None else (self.vae.encode(x).latent_dist.mode() - self.shift) * self.scale
-
-    def _decode(self, z: Tensor) -> Tensor:
+        alpha_bar = self.levels[step].view(-1, 1, 1, 1)
+        match self.source.scheduler.prediction_type:
+            case "epsilon":
+                z = (1 / alpha_bar).sqrt() * z - (1 / alpha_bar - 1).sqrt() * output
+            case "v_prediction":
+                z = alpha_bar.sqrt() * z - (1 - alpha_bar).sqrt() * output
+            case "sample":
+                z = output
         return z if self.vae is None else self.vae.decode(z / self.scale + self.shift).sample
-
-
-def _normalisation(vae: dict[str, Any]) -> dict[str, Tensor]:
-    """Return what is taken from latents and what they are multiplied by: a VAE's own factor, and no other."""
-    mean, sd = (vae.get(f"latents_{name}") for name in ("mean", "std"))
-    shift = mean if mean is not None else vae.get("shift_factor") or 0.0
-    scale = vae.get("scaling_factor", 1.0) / torch.tensor(1.0 if sd is None else sd)
-    return {"shift": torch.tensor(shift).float().reshape(1, -1, 1, 1), "scale": scale.reshape(1, -1, 1, 1)}
 
 
 def open_pipeline(
     folder: Path | str | None, schedule: DiffusionConfig | None = None, *, weights: str = "ema"
 ) -> Pipeline:
-    """Return the model in a folder of diffusers' layout, behind the face of a DDPM.
+    """Return the model in a folder of diffusers' layout, ready to dissolve.
 
     Its steps are those of ``schedule`` (the published cosine), each the model's own of nearest ᾱ; ``weights`` "raw" are
     the variant ``non_ema``. Nothing is downloaded and nothing unpickled.
     """
     require_diffusers()
-    facts = PipelineFolder.read(folder, weights=weights)
+    source = PipelineFolder.read(folder, weights=weights)
     import diffusers
 
-    from diawork.method.pipelines.twin import LibraryUNet
-
-    kinds = {TWIN: LibraryUNet, "UNet2DModel": diffusers.UNet2DModel, PROMPTED: diffusers.UNet2DConditionModel}
-    unet = _loaded(kinds[facts.unet["_class_name"]], facts.place("unet"), VARIANTS[weights])
-    if isinstance(unet, LibraryUNet):
-        unet.unet = frozen_unet(unet.unet)
-    vae = _loaded(diffusers.AutoencoderKL, facts.place("vae")) if facts.vae else None
-    scheduler = getattr(diffusers, facts.scheduler["_class_name"])
-    try:
-        levels = scheduler.from_config(facts.scheduler).alphas_cumprod
-    except Exception as error:  # settings that no scheduler can be made of
-        raise CheckpointError(f"its scheduler cannot be made ({error}).", path=facts.place("scheduler")) from None
-    told = empty_prompt(facts.folder) if facts.prompted else None
-    return Pipeline(unet, facts, levels, vae=vae, told=told, schedule=schedule).eval().requires_grad_(False)
+    unet = _loaded(getattr(diffusers, source.unet.kind), source.place("unet"), variant=VARIANTS[weights])
+    vae = _loaded(diffusers.AutoencoderKL, source.place("vae")) if source.vae else None
+    with _in_a_sentence(source.place("scheduler")):
+        scheduler = getattr(diffusers, source.scheduler.kind)
+        levels = scheduler.from_pretrained(str(source.place("scheduler")), local_files_only=True).alphas_cumprod
+    prompt = empty_prompt(source.folder) if source.prompted else None
+    return Pipeline(unet, source, levels, vae=vae, prompt=prompt, schedule=schedule).eval().requires_grad_(False)
 
 
 def pipeline_dissolver(
-    folder: Path | str | None,
-    cfg: DissolveConfig,
-    schedule: DiffusionConfig | None = None,
-    *,
+    folder: Path | str | None, cfg: DissolveConfig, schedule: DiffusionConfig | None = None, *,
     compute: Compute | None = None,
-) -> Dissolver:
-    """Return the occupant of the slot that a folder of diffusers' layout makes."""
+) -> Dissolver:  # fmt: skip
+    """Return the operator that a folder of diffusers' layout makes."""
     compute = replace(compute or Compute(), compile=False)  # when that pays was measured of our own UNet alone
     return Dissolver(open_pipeline(folder, schedule, weights=cfg.weights), cfg, compute=compute)
 
 
-def _loaded(kind: Any, place: Path, variant: str | None = None) -> Any:
-    """Return a component with exactly the weights that lie in its folder, in fp32."""
-    try:
-        with isolated_rng(0, "diffusers"):
-            model, info = kind.from_pretrained(
-                str(place), local_files_only=True, use_safetensors=True, variant=variant, torch_dtype=torch.float32,
-                output_loading_info=True,
-            )  # fmt: skip
-    except Exception as error:  # a damaged file or config: diffusers, safetensors and torch raise many types
-        first = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"diffusers cannot load it ({first:.200}).", path=place) from None
-    for what in ("missing", "unexpected", "mismatched"):
-        if names := info[f"{what}_keys"]:
+def empty_prompt(folder: Path) -> Tensor:
+    """Return the embedding (1, tokens, width) of the empty prompt by the text encoder of a Stable Diffusion."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    encoder = _loaded(CLIPTextModel, folder / ENCODER, exactly=False)
+    with _in_a_sentence(folder / TOKENIZER), torch.no_grad():
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
+        tokens = tokenizer([""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
+        return encoder.eval()(tokens.input_ids)[0]
+
+
+def _loaded(kind: Any, place: Path, *, exactly: bool = True, **how: Any) -> Any:
+    """Return a component in fp32 with the weights that lie in its folder, and where asked exactly those."""
+    with _in_a_sentence(place), isolated_rng(0, "pipelines"):
+        model, info = kind.from_pretrained(
+            str(place), local_files_only=True, use_safetensors=True, output_loading_info=True, **how
+        )
+    for what in ("missing", "unexpected", "mismatched") if exactly else ("missing",):
+        if names := sorted(info[f"{what}_keys"]):
             raise CheckpointError(f"its weights are not those of its config: {what} {names[0]!r:.80}.", path=place)
     if not all(torch.isfinite(p).all() for p in model.parameters()):
         raise CheckpointError("its weights hold values that are not finite.", path=place)
-    return model
+    return model.float()
+
+
+@contextlib.contextmanager
+def _in_a_sentence(place: Path) -> Iterator[None]:
+    """Refuse a damaged file or config in one sentence: diffusers, transformers and safetensors raise many types."""
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"it cannot be loaded ({first:.200}).", path=place) from None
