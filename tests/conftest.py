@@ -47,13 +47,13 @@ def images():
 @pytest.fixture
 def small(monkeypatch):
     """A tiny encoder in the detectors' place, reports without pictures, and one thread."""
-    from diawork.report.pictures import NONE
+    from diawork.report.pictures import Pictures
     from tests.toys import small_encoder
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     monkeypatch.setattr("diawork.detectors.dia.build_encoder", small_encoder)
-    monkeypatch.setattr("diawork.report.sections.draw_pictures", lambda *_: (NONE, []))
+    monkeypatch.setattr("diawork.report.sections.draw_pictures", lambda *_: Pictures())
     monkeypatch.setattr("diawork.detectors.maps.MEASURED", ("residual",))  # a map that asks no encoder
     yield
     torch.set_num_threads(threads)

@@ -70,7 +70,7 @@ def test_how_long_a_move_takes(tmp_path, capsys):
 
 
 def test_the_reports_player_moves_without_network_or_requests(tmp_path):
-    from tests.test_report import make_run
+    from tests.builders import make_run
 
     make_run(tmp_path / "runs", "DIA", evidence=True)
     page_file = write_html(tmp_path / "runs", tmp_path / "report.html", title="Report", asked="a test")

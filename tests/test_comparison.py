@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.stats import chi2, norm, t
 
@@ -12,7 +11,8 @@ from diawork.base.errors import DataError, UsageError
 from diawork.evaluation import comparison, sentences
 from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
 from diawork.evaluation.metrics import auroc
-from diawork.report.comparisons import compare
+from diawork.report.rows import collect, compare
+from tests.builders import make_run
 from tests.delong import paired_test
 
 SEED_SD, CENTRE = 0.0075, 1.593  # of the AUROC between trainings; shift of the anomalous scores: AUROC 0.87
@@ -269,23 +269,14 @@ def test_refuses(a, b, labels, options, error, words):
 # --- as the tables call it ---------------------------------------------------------------------------
 
 
-def runs_of(root, name, scores):
-    """A frame of runs, one a seed, as ``tables.groups`` returns it."""
-    folders = []
-    for seed, row in enumerate(scores):
-        folders.append(root / f"{name}-{seed}")
-        folders[-1].mkdir()
-        columns = {"split": "test", "index": np.arange(624), "class_name": "x", "anomalous": ANOMALOUS.astype(int)}
-        pd.DataFrame(columns | {"score": row}).to_csv(folders[-1] / "scores.csv", index=False)
-    told = {"control": name == "5-NN", "draws": None, "run": name, "split": "test"}
-    return pd.DataFrame({"folder": map(str, folders), "seed": range(len(folders))}).assign(**told)
-
-
-def test_two_groups_of_runs_are_compared_on_their_seeds_and_images(tmp_path):
-    a, b = draw(np.random.default_rng(10), 3, 0.08)
-    left, right = runs_of(tmp_path, "DIA", a), runs_of(tmp_path, "5-NN", b[:1])
-    test = compare(left, right)
-    known = compare_detectors(a, b[:1], ANOMALOUS, paired_seeds=False, fixed="b")
+def test_two_rows_are_compared_on_their_seeds_and_images(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path, "DIA", seed, strength=3.0, n=200)
+    make_run(tmp_path, "5-NN on pixels", strength=0.5, n=200)
+    ours, theirs = collect(tmp_path).rows
+    test = compare(ours, theirs)
+    a, b = (np.stack([run.pair[0] for run in row.runs]) for row in (ours, theirs))
+    known = compare_detectors(a, b, ours.runs[0].pair[1], paired_seeds=False, fixed="b")
     assert test.difference == pytest.approx(known.difference) and test.p == pytest.approx(known.p)
     assert (test.reading("DIA", "5-NN"), test.seeds_a, test.seeds_b) == ("DIA is ahead", 3, 1)
     assert test.swapped.reading("5-NN", "DIA") == "DIA is ahead" and test.swapped.low == -test.high

@@ -19,7 +19,7 @@ from diawork.detectors.dia import CSI, DIA
 from diawork.detectors.maps import AnomalyMaps
 from diawork.method.operators import AddNoise, GaussianBlur
 from diawork.report.page import write_html
-from diawork.report.tables import collect, compare, groups
+from diawork.report.rows import collect, compare
 from diawork.runs.experiment import run_experiment
 from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
@@ -27,8 +27,8 @@ from diawork.runs.resolve import resolve
 from diawork.runs.run import Run
 from diawork.sweeps.cell import CellFolder
 from diawork.sweeps.sweep import Sweep
+from tests.builders import make_run, numbers
 from tests.conftest import make_images
-from tests.test_report import make_run, numbers
 
 SMOKE = preset("smoke").override({"score.samples": 3})
 CSI_SMOKE = method_config(SMOKE, "csi")
@@ -151,19 +151,20 @@ def test_the_page_prints_draws_and_the_noise_of_copies(tmp_path):
 
 def test_tables_set_runs_of_older_draws_apart(tmp_path):
     old, new = make_run(tmp_path, "CSI"), make_run(tmp_path, "DIA", draws=2)
-    frame = collect(tmp_path)
-    assert list(frame["run"]) == [new.name]
-    ((name, reason),) = frame.attrs["unfinished"]
+    results = collect(tmp_path)
+    assert [run.run.folder for run in results.runs] == [new]
+    ((name, reason),) = results.missing
     assert name == old.name and "scored under draws 1, others here under 2: run its command again" in reason
-    assert list(collect(old)["run"]) == [old.name]
+    assert [run.run.folder for run in collect(old).runs] == [old]
 
 
 def test_runs_of_different_draws_are_not_compared(tmp_path):
-    a, b = (collect(make_run(tmp_path, "CSI", seed, **more)) for seed, more in ((0, {}), (1, {"draws": 2})))
-    with pytest.raises(DataError, match=rf"draws 1: {a['run'][0]}; draws 2: {b['run'][0]}.*\n?") as caught:
+    folders = [make_run(tmp_path, "CSI", seed, **more) for seed, more in ((0, {}), (1, {"draws": 2}))]
+    (a,), (b,) = (collect(folder).rows for folder in folders)
+    with pytest.raises(DataError, match=f"draws 1: {folders[0].name}; draws 2: {folders[1].name}") as caught:
         compare(a, b)
     assert "scores them anew and trains nothing" in caught.value.hint
-    with_control = compare(b, collect(make_run(tmp_path, "5-NN on pixels")))
+    with_control = compare(b, *collect(make_run(tmp_path, "5-NN on pixels")).rows)
     assert with_control.n_normal + with_control.n_anomalous == 60
 
 
@@ -219,12 +220,12 @@ def ddpm_runs(root, seeds):
     ],
 )
 def test_the_page_names_the_diffusion_models(tmp_path, seeds, said):
-    frame = collect(ddpm_runs(tmp_path / "runs", seeds))
-    assert [name["label"] for name, _ in groups(frame)] == ["DIA"]  # one row, whatever the models
-    page = write_html(frame, tmp_path / "page.html", title="t", asked="a").read_text()
+    results = collect(ddpm_runs(tmp_path / "runs", seeds))
+    assert [row.label for row in results.rows] == ["DIA"]  # one row, whatever the models
+    page = write_html(results, tmp_path / "page.html", title="t", asked="a").read_text()
     assert said in page and ("diffusion model" in page.split("Environment")[0]) == bool(said)
 
 
 def test_runs_with_a_ddpm_of_their_seed_are_not_averaged_with_others(tmp_path):
-    frame = collect(ddpm_runs(tmp_path, [(0, 0), (1, 0), (2, 2)]))
-    assert [name["label"] for name, _ in groups(frame)] == ["DIA (diffusion.seed 0)", "DIA (diffusion.seed 2)"]
+    rows = collect(ddpm_runs(tmp_path, [(0, 0), (1, 0), (2, 2)])).in_order
+    assert [row.label for row in rows] == ["DIA (diffusion.seed 0)", "DIA (diffusion.seed 2)"]

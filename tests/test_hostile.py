@@ -27,10 +27,10 @@ from diawork.detectors.dia import CSI
 from diawork.method.ddpm import DDPM, build_adam, build_ddpm, denoising_loss, load_ddpm, save_ddpm
 from diawork.report import sections
 from diawork.report.page import write_html
-from diawork.report.pictures import NONE
+from diawork.report.pictures import Pictures
 from diawork.runs.presets import preset
+from tests.builders import make_run
 from tests.conftest import make_images
-from tests.test_report import make_run
 
 # --- checkpoints -------------------------------------------------------------------------------------
 
@@ -326,9 +326,9 @@ def rename(folder, file, **changes):
 @pytest.mark.parametrize("place", [of_name, of_classes, of_files, of_errors, of_parameters, of_notes])
 def test_forty_payloads_in_a_report_are_text(tmp_path, monkeypatch, place):
     monkeypatch.setattr(
-        sections, "draw_pictures", lambda *_: (NONE, [])
+        sections, "draw_pictures", lambda *_: Pictures()
     )  # pixels; drawn with such names in test_report
-    monkeypatch.setattr("diawork.report.page._losses", lambda *_: None)
+    monkeypatch.setattr("diawork.report.page.draw_losses", lambda *_: None)
     (tmp_path / "runs").mkdir()
     place(tmp_path / "runs", monkeypatch)
     first = PAYLOADS[0]

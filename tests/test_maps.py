@@ -1,7 +1,6 @@
 """Anomaly maps: shapes, what they need, closed forms, isolation; healthy patches; a report's part."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -15,9 +14,10 @@ from diawork.method.encoder import build_encoder
 from diawork.method.operators import GaussianBlur, Identity
 from diawork.method.scoring import FeatureBank
 from diawork.report.pictures import localisation
-from diawork.report.tables import pixel_table
+from diawork.report.rows import collect, pixel_table
 from diawork.runs.evidence import mapped
 from diawork.runs.run import Run
+from tests.builders import make_run, toy_row
 
 SIDE = 16
 
@@ -163,14 +163,16 @@ def test_a_run_keeps_few_maps_and_all_their_numbers(arrays):
 
 
 def test_the_report_shows_maps_and_table(arrays, tmp_path):
-    Run(tmp_path).write_evidence(arrays)
-    shown = localisation("DIA", arrays, {"DIA": pd.DataFrame({"folder": [tmp_path]})})["maps"]
-    assert shown["image"].startswith(b"\x89PNG") and "of DIA" in shown["caption"]
-    assert len(shown["rows"]) == 6 and shown["rows"][0]["map"] == "DIA: distance to healthy patches"
-    assert all(row["aupro_low"] <= row["aupro"] <= row["aupro_high"] for row in shown["rows"])
+    folder = make_run(tmp_path)
+    Run(folder).write_evidence(arrays)
+    rows = collect(folder).rows
+    shown = localisation(rows[0], arrays, rows)
+    assert shown["maps"].image.startswith(b"\x89PNG") and "of DIA" in shown["maps"].caption
+    assert len(shown["map_rows"]) == 6 and shown["map_rows"][0]["map"] == "DIA: distance to healthy patches"
+    assert all(row["aupro_low"] <= row["aupro"] <= row["aupro_high"] for row in shown["map_rows"])
     assert pixel_table({}).empty
 
 
 def test_a_damaged_part_is_named(arrays):
     with pytest.raises(DataError, match="the maps of DIA are incomplete"):
-        localisation("DIA", {**arrays, "maps_table": np.zeros((2, 3))}, {})
+        localisation(toy_row("DIA"), {**arrays, "maps_table": np.zeros((2, 3))}, [])

@@ -14,7 +14,7 @@ from diawork import figures
 from diawork.base.errors import DiaworkError
 from diawork.figures import charts, images
 from diawork.figures.slider import GridFrames
-from diawork.figures.styles import DETECTOR_COLORS
+from diawork.figures.styles import METHOD_COLORS
 
 RNG = np.random.default_rng(0)
 X = RNG.random((4, 8, 8), np.float32)
@@ -157,29 +157,38 @@ def test_the_reports_frames_are_those_of_its_figure():
     assert figures.dissolve_frames(X, STACKS, TS) == [GridFrames(X, STACKS, TS).png(at) for at in range(3)]
 
 
+def look(label):
+    return figures.styles_of([label])[label]
+
+
 def test_a_detector_has_one_colour_and_controls_are_grey():
-    assert figures.detector_style("DIA")["color"] == DETECTOR_COLORS["DIA"]
-    assert figures.detector_style("DIA (loss.mask naive)")["color"] == DETECTOR_COLORS["DIA"]
-    assert figures.detector_style("gaussian blur in the slot")["color"] == DETECTOR_COLORS["Gaussian blur"]
-    for name in ("image statistics, 5-NN", "pixel 5-NN", "best statistic (oracle)", "Mahalanobis"):
-        red, green, blue = (figures.detector_style(name)["color"][i : i + 2] for i in (1, 3, 5))
+    assert look("DIA")["color"] == look("dia")["color"] == METHOD_COLORS["dia"]
+    slot = figures.Named("gaussian blur in the slot", "gaussian_blur")
+    assert figures.styles_of([slot])[slot.label]["color"] == METHOD_COLORS["gaussian_blur"]
+    another = figures.Named("NN of another package", "theirs", control=True)
+    looks = figures.styles_of(
+        ["pixel_knn", "5-NN on statistics", "Mahalanobis on statistics", "oracle_statistic", another]
+    )
+    for name in looks:
+        red, green, blue = (looks[name]["color"][i : i + 2] for i in (1, 3, 5))
         assert red == green == blue
+    assert len({(one["color"], one["hatch"]) for one in looks.values()}) == len(looks)
 
 
-VARIANTS = [f"DIA (t {t})" for t in range(30)]
+VARIANTS = [figures.Named(f"DIA (t {t})", "dia", plain=False) for t in range(30)]
 
 
 def test_variants_on_one_page_have_looks_of_their_own_whatever_their_order():
     looks = figures.styles_of(["CSI", "5-NN on pixels", *VARIANTS])
     assert looks == figures.styles_of([*VARIANTS[::-1], "CSI", "5-NN on pixels"])
-    assert len({(look["color"], look["linestyle"]) for look in looks.values()}) == len(looks)
-    assert len({look["color"] for look in figures.styles_of(VARIANTS[:14]).values()}) == 14
-    assert looks["CSI"] == figures.detector_style("CSI") and looks["DIA (t 0)"]["color"] == DETECTOR_COLORS["DIA"]
+    assert len({(one["color"], one["linestyle"]) for one in looks.values()}) == len(looks)
+    assert len({one["color"] for one in figures.styles_of(VARIANTS[:14]).values()}) == 14
+    assert looks["CSI"] == look("CSI") and looks["DIA (t 0)"]["color"] == METHOD_COLORS["dia"]
 
 
 def test_a_variant_has_one_colour_in_curves_bars_and_losses():
     looks = figures.styles_of(["DIA", *VARIANTS[:3]])
-    name, color = VARIANTS[2], looks[VARIANTS[2]]["color"]
+    name, color = VARIANTS[2].label, looks[VARIANTS[2].label]["color"]
     rows = [{"stage": "train", "step": i, "loss": 1.0} for i in range(3)]
     drawn = [
         figures.roc({name: [(SCORES, TRUTH)]}, styles=looks).axes[0].lines[-1].get_color(),
@@ -207,8 +216,8 @@ def test_a_range_is_drawn_from_end_to_end_and_joined_with_nothing():
 
 
 def test_unknown_names_keep_their_colour_from_one_process_to_the_next():
-    assert figures.detector_style("Novel")["color"] == "#6699CC"
-    assert figures.detector_style("Other one")["color"] == "#44AA99"
+    assert look("Novel")["color"] == "#6699CC"
+    assert look("Other one")["color"] == "#44AA99"
 
 
 @pytest.mark.parametrize("figure", ["histogram", "roc", "neighbours"])

@@ -1,14 +1,14 @@
 """Ranks over data sets: by hand, beside SciPy's Friedman, at its level under the null, and on the page."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.stats import friedmanchisquare
 
 from diawork.base.errors import DataError, NumericError
 from diawork.evaluation import ranks
 from diawork.evaluation.ranks import rank_over_sets
-from diawork.report.findings import over_sets
+from diawork.report.sentences import over_sets
+from tests.builders import toy_row
 
 
 def test_ranks_by_hand():
@@ -40,14 +40,14 @@ def test_sentences():
 
 
 def test_rows_of_every_set_are_ranked_and_oracles_are_not():
-    rows = [("a", "DIA", 0.9), ("a", "CSI", 0.8), ("a", "looked", 0.95), ("a", "alone", 0.7)]
-    rows += [("b", "DIA", 0.6), ("b", "CSI", 0.7), ("b", "looked", 0.95)]
-    table = pd.DataFrame(rows, columns=["section", "label", "auroc"])
-    found = over_sets(table.assign(oracle=table["label"] == "looked"))
-    assert [(row["label"], row["mean_rank"], row["lowest_on"]) for row in found["rows"]] == [
+    areas = [("a", "DIA", 0.9), ("a", "CSI", 0.8), ("a", "looked", 0.95), ("a", "alone", 0.7)]
+    areas += [("b", "DIA", 0.6), ("b", "CSI", 0.7), ("b", "looked", 0.95)]
+    rows = [toy_row(label, area, section=section, oracle=label == "looked") for section, label, area in areas]
+    found = over_sets(rows)
+    assert [(row["label"], row["mean_rank"], row["lowest_on"]) for row in found.rows] == [
         ("CSI", 1.5, "b"), ("DIA", 1.5, "b"),
     ]  # fmt: skip
-    assert over_sets(table[table["section"] == "a"].assign(oracle=False)) == {}
+    assert over_sets(rows[:4]) is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diawork.report.tables import collect, summary_table
+from diawork.report.rows import collect
 from tests.toys import TOY
 
 DETECTOR = '''
@@ -85,8 +85,8 @@ def test_it_runs_and_stands_in_tables_and_on_the_page(outside, diawork):
     root, _ = outside
     said = diawork("run", "--dataset", root / "small.yaml", "--preset", "smoke", "--methods", "toy,stats_knn")
     assert "Toy NN-flow" in said and "test AUROC" in said
-    table = summary_table(collect(root / "runs")).set_index("label")
-    assert table["control"].to_dict() == {"Toy NN-flow": False, "5-NN on statistics": True}
+    controls = {row.label: row.control for row in collect(root / "runs").rows}
+    assert controls == {"Toy NN-flow": False, "5-NN on statistics": True}
     page = next((root / "runs").glob("report-*.html")).read_text()
     assert '5-NN on statistics<span class="kind">control' in page
     assert page.count("Toy NN-flow") > 3 and "Toy NN-flow<span" not in page

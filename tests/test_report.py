@@ -2,7 +2,7 @@
 
 import json
 import re
-import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,104 +12,19 @@ import pytest
 from diawork import figures
 from diawork.base.errors import DataError, UsageError
 from diawork.evaluation.comparison import CROSSED, IMAGES, Comparison, _tested
-from diawork.evaluation.metrics import auroc
 from diawork.figures import player_html
 from diawork.report import page as report
-from diawork.report.comparisons import Pair, compare, compare_all
-from diawork.report.findings import agreement, focus_of, headline
 from diawork.report.page import write_html
 from diawork.report.pictures import ALL, followed, shortcuts
-from diawork.report.published import beside_published, paper_comparison, published
-from diawork.report.tables import SEARCHED, _joined, collect, curves, groups, paired, split_of, summary_table
+from diawork.report.published import beside_paper, beside_published, paper_comparison, published
+from diawork.report.rows import SEARCHED, Place, collect, compare, compare_all, joined, rows_of
+from diawork.report.sentences import agreement, focus_of, headline
 from diawork.sweeps.file import list_sweeps
 from diawork.sweeps.sweep import Sweep
-
-CONTROL, ORACLE = "5-NN on statistics", "best single statistic (oracle)"
-PNG = b"\x89PNG not really"
-
-
-def numbers(scores, anomalous):
-    """What ``metrics.summary`` writes, with cheap intervals."""
-    area = auroc(scores, anomalous)
-    row = {"auroc": area, "auprc": area, "fpr95": 1 - area}
-    row |= {f"{m}{end}": v + d for m, v in list(row.items()) for end, d in (("_low", -0.03), ("_high", 0.03))}
-    row |= {"n_normal": int((~anomalous).sum()), "n_anomalous": int(anomalous.sum()), "threshold": 1.6}
-    return row | {"f1": 0.5, "accuracy": 0.6, "sensitivity": 0.4, "specificity": 0.95}
-
+from tests.builders import CONTROL, ORACLE, PNG, make_run, make_suite, numbers, toy_row, write_evidence
 
 NO_ENDS = {f"{m}_{end}": None for m in ("auroc", "auprc", "fpr95") for end in ("low", "high")}  # as a file says it
 ONE_ANOMALY = {"auroc": 1.0, "auprc": 1.0, "fpr95": 0.0, "n_normal": 20, "n_anomalous": 1} | NO_ENDS
-
-
-def make_run(
-    root,
-    detector="DIA",
-    seed=0,
-    *,
-    strength=1.4,
-    dataset="pneumoniamnist",
-    data="abc123",
-    evidence=False,
-    settings=None,
-    n=60,
-    summary=numbers,
-    **result,
-):
-    """Write one finished run as ``experiment`` does; ``strength`` separates the two groups."""
-    folder = root / f"{dataset}-{zlib.crc32(repr((detector, data, settings)).encode())}-s{seed}"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng([seed, zlib.crc32(detector.encode())])
-    anomalous = np.arange(n) >= n // 3
-    shared = np.random.default_rng(7).standard_normal(n)  # images are hard or easy for every detector
-    scores = 0.7 * shared + 0.7 * rng.standard_normal(n) + strength * anomalous
-    rows = {
-        "split": "test",
-        "index": np.arange(n),
-        "class_name": "x",
-        "anomalous": anomalous.astype(int),
-        "score": scores,
-    }
-    pd.DataFrame(rows).to_csv(folder / "scores.csv", index=False)
-    config = {
-        "config": {},
-        "digest": f"d{seed}",
-        "data": {"name": dataset, "identity": data, "notes": ["val has labels"], "duplicates": "none"},
-    }
-    config |= {"versions": {"torch": "2.6", "python": "3.12"}, "created": f"2026-01-0{seed + 1}T00:00:00+00:00"}
-    trained = detector in ("DIA", "CSI")
-    whole = {"schema": 1, "dataset": dataset, "detector": detector, "oracle": "oracle" in detector, "seed": seed}
-    whole |= {
-        "digest": f"d{seed}",
-        "selection": "fixed epoch 10" if trained else "no training",
-        "pretrained_weights": False,
-    }
-    whole |= {"metrics": {s: summary(scores, anomalous) for s in ("val", "test")}, "cost": {"fit_seconds": 300.0}}
-    whole |= {"settings": {"loss.mask": "naive", "seed": seed, **(settings or {})}, **result}
-    for name, content in (("config", config), ("status", {"state": "done"}), ("result", whole)):
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    if trained:
-        lines = [{"stage": "train", "step": i, "loss": 3 + np.exp(-i / 30) + 0.1 * rng.random()} for i in range(120)]
-        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"stage": "tr')
-    if evidence:
-        write_evidence(folder)
-    return folder
-
-
-def write_evidence(folder, ts=(50, 100, 200, 400)):
-    x = np.random.default_rng(0).random((4, 1, 12, 12), np.float32)
-    fade = np.linspace(1, 0.3, len(ts) + 1, dtype=np.float32)[None, :, None, None]
-    errors = {"errors_images": x[:, 0], "errors_nearest": x[::-1, 0], "errors_score": np.arange(4.0)}
-    np.savez(folder / "evidence.npz", strip=x * fade, strip_ts=ts, errors_label=np.arange(4) > 1, **errors)
-
-
-def make_suite(root):
-    """DIA and CSI with three seeds, a control and an oracle with one, on the same 60 images."""
-    for seed in range(3):
-        make_run(root, "DIA", seed, strength=1.6, evidence=seed == 0)
-        make_run(root, "CSI", seed, strength=1.3)
-    make_run(root, CONTROL, strength=1.0)
-    make_run(root, ORACLE, strength=2.5)
-    return root
 
 
 @pytest.fixture
@@ -126,6 +41,11 @@ def quick(monkeypatch):
         monkeypatch.setattr(figures, name, lambda *arrays, **options: None)
 
 
+def by_method(results):
+    """The rows of one data set by the names of their methods."""
+    return {row.method: row for row in results.rows}
+
+
 class Page(HTMLParser):
     """Everything on a page that could load, run or lead somewhere."""
 
@@ -140,16 +60,16 @@ class Page(HTMLParser):
         self.handlers += [key for key, _ in attrs if key.startswith("on")]
 
     def handle_data(self, data):
-        self.text += data
+        self.text += re.sub(r"\s+", " ", data)
 
 
 # --- tables -----------------------------------------------------------------------------------------
 
 
 def test_one_row_a_finished_run(suite):
-    frame = collect(suite)
-    assert len(frame) == frame.attrs["found"] == 8
-    assert set(frame["detector"]) == {"DIA", "CSI", CONTROL, ORACLE}
+    results = collect(suite)
+    assert len(results.runs) == results.found == 8
+    assert {run.method for run in results.runs} == {"dia", "csi", "stats_knn", "oracle_statistic"}
 
 
 def test_only_finished_runs_give_numbers(suite):
@@ -160,32 +80,32 @@ def test_only_finished_runs_give_numbers(suite):
     ):
         (suite / name).mkdir()
         (suite / name / "status.json").write_text(json.dumps(status))
-    frame = collect(suite)
-    assert frame.attrs["unfinished"] == [("a", "failed: NaN"), ("b", "running"), ("c", "no result")]
-    assert (len(frame), frame.attrs["found"]) == (8, 11)
+    results = collect(suite)
+    assert results.missing == (("a", "failed: NaN"), ("b", "running"), ("c", "no result"))
+    assert (len(results.runs), results.found) == (8, 11)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 9}', '{"schema": 1}', '{"schema": 1, "dataset": {}}'])
 def test_an_unreadable_run_is_listed_with_its_reason(suite, content):
     folder = make_run(suite, "DIA", 9)
     (folder / "result.json").write_text(content)
-    frame = collect(suite)
-    assert [name for name, reason in frame.attrs["unreadable"] if reason] == [folder.name]
-    assert len(frame) == 8
+    results = collect(suite)
+    assert [name for name, reason in results.missing if reason] == [folder.name]
+    assert len(results.runs) == 8
 
 
 def test_numbers_that_are_not_finite_do_not_count(tmp_path):
-    bad = lambda scores, anomalous: numbers(scores, anomalous) | {"auroc": float("nan")}  # noqa: E731
-    make_run(tmp_path, summary=bad)
-    assert "not finite" in collect(tmp_path).attrs["unreadable"][0][1]
+    path = make_run(tmp_path) / "result.json"
+    path.write_text(re.sub(r'("auroc": )[\d.]+', r"\1NaN", path.read_text()))
+    assert "not finite" in collect(tmp_path).missing[0][1]
 
 
 def test_what_is_a_control_is_what_the_run_says_or_the_registry_knows(tmp_path):
     make_run(tmp_path, "NN-flow")
     make_run(tmp_path, "stats", control=True)
     make_run(tmp_path, CONTROL)  # of a version that did not write it
-    controls = collect(tmp_path).set_index("detector")["control"]
-    assert controls.to_dict() == {"NN-flow": False, "stats": True, CONTROL: True}
+    controls = {row.label: row.control for row in collect(tmp_path).rows}
+    assert controls == {"NN-flow": False, "stats": True, CONTROL: True}
 
 
 def older(scores, anomalous):
@@ -198,7 +118,7 @@ def older(scores, anomalous):
 def test_a_metric_that_joined_later_is_a_gap_in_an_older_run(quick, tmp_path):
     make_run(tmp_path, "CSI", summary=older)
     make_run(tmp_path, "DIA")
-    table = summary_table(collect(tmp_path)).set_index("label")
+    table = collect(tmp_path).summary().set_index("label")
     gaps = table.loc["CSI", ["auprc", "auprc_low", "fpr95_low", "f1"]]
     assert gaps.isna().all() and table.loc["CSI", ["auroc", "fpr95"]].notna().all()
     assert table.loc["DIA"][gaps.index].notna().all()
@@ -209,16 +129,16 @@ def test_a_metric_that_joined_later_is_a_gap_in_an_older_run(quick, tmp_path):
 @pytest.mark.parametrize("value", [0.5, 3, None, "high", {"a": 1}, [1, 2]])
 def test_a_metric_that_nobody_here_knows_is_no_reason_to_refuse_a_run(tmp_path, value):
     make_run(tmp_path, summary=lambda scores, anomalous: numbers(scores, anomalous) | {"surprise": value})
-    frame = collect(tmp_path)
-    assert len(frame) == len(summary_table(frame)) == 1
-    assert ("test.surprise" in frame) == isinstance(value, int | float)
+    results = collect(tmp_path)
+    assert len(results.runs) == len(results.rows) == 1
+    assert ("surprise" in results.runs[0].metrics["test"]) == isinstance(value, int | float)
 
 
 @pytest.mark.parametrize("name", ["auroc", "auroc_low", "n_anomalous"])
 def test_without_its_auroc_and_counts_a_run_gives_no_number(tmp_path, name):
     make_run(tmp_path, summary=lambda *arrays: {k: v for k, v in numbers(*arrays).items() if k != name})
-    frame = collect(tmp_path)
-    assert frame.empty and name in frame.attrs["unreadable"][0][1]
+    results = collect(tmp_path)
+    assert not results.runs and name in results.missing[0][1]
 
 
 def test_a_page_says_where_no_interval_can_be_given(quick, tmp_path):
@@ -234,42 +154,38 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 
 def test_means_and_spread_over_seeds(suite):
-    frame = collect(suite)
-    row = summary_table(frame).set_index("detector").loc["DIA"]
-    values = frame.loc[frame["detector"] == "DIA", "test.auroc"]
-    assert row["auroc"] == pytest.approx(values.mean())
-    assert row["auroc_sd"] == pytest.approx(np.std(values, ddof=1))
-    assert row["auroc_low"] == pytest.approx(values.mean() - 0.03)
-    assert (row["seeds"], row["n_normal"], row["n_anomalous"]) == (3, 20, 40)
+    row = by_method(collect(suite))["dia"]
+    values = np.array([run.metric("auroc") for run in row.runs])
+    assert row.auroc.value == pytest.approx(values.mean())
+    assert row.auroc.sd == pytest.approx(np.std(values, ddof=1))
+    assert row.auroc.low == pytest.approx(values.mean() - 0.03)
+    assert (row.seeds, row.n_normal, row.n_anomalous) == (3, 20, 40)
 
 
 def test_best_first_and_oracles_last(suite):
-    table = summary_table(collect(suite))
-    assert table["detector"].iloc[-1] == ORACLE
-    assert table["auroc"].iloc[-1] == table["auroc"].max()
-    assert table["auroc"].iloc[:-1].is_monotonic_decreasing
+    *fair, oracle = collect(suite).rows
+    areas = [row.auroc.value for row in fair]
+    assert oracle.oracle and oracle.auroc.value > max(areas) and areas == sorted(areas, reverse=True)
 
 
 def test_different_settings_are_never_averaged(suite):
     make_run(suite, "DIA", 0, settings={"loss.mask": "shifted_removed"})
-    table = summary_table(collect(suite))
-    assert {"DIA (loss.mask naive)", "DIA (loss.mask shifted_removed)"} <= set(table["label"])
-    assert list(table.loc[table["detector"] == "CSI", "label"]) == ["CSI"]
+    rows = {(row.method, row.variant): row.label for row in collect(suite).rows}
+    assert rows["dia", "loss.mask naive"] == "DIA (loss.mask naive)" and ("dia", "loss.mask shifted_removed") in rows
+    assert rows["csi", ""] == "CSI"
 
 
 def test_different_data_under_one_name_are_kept_apart(suite):
     make_run(suite, "DIA", 0, data="other!")
-    assert summary_table(collect(suite))["section"].nunique() == 2
+    assert len(collect(suite).sections) == 2
 
 
 def test_of_equal_runs_the_newest_counts(suite, tmp_path):
-    again = make_run(tmp_path / "again", "DIA", 0, strength=0.0)
-    config = json.loads((again / "config.json").read_text()) | {"created": "2027-01-01"}
-    (again / "config.json").write_text(json.dumps(config))
-    frame = collect([suite, tmp_path / "again"])
-    assert len(frame) == 9
-    row = summary_table(frame).set_index("detector").loc["DIA"]
-    assert (row["seeds"], row["auroc_sd"] > 0.1) == (3, True)
+    make_run(tmp_path / "again", "DIA", 0, strength=0.0, created="2027-01-01")
+    results = collect([suite, tmp_path / "again"])
+    assert len(results.runs) == 9
+    row = by_method(results)["dia"]
+    assert (row.seeds, row.auroc.sd > 0.1) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -281,33 +197,33 @@ def test_of_equal_runs_the_newest_counts(suite, tmp_path):
     ],
 )
 def test_selection_rules_are_joined(rules, said):
-    assert _joined(rules) == said
+    assert joined(rules) == said
 
 
 def test_paired_difference_is_that_of_the_means(suite):
-    frame = collect(suite)
-    row, means = paired(frame, "DIA", "CSI").iloc[0], summary_table(frame).set_index("label")["auroc"]
-    assert row["difference"] == pytest.approx(means["DIA"] - means["CSI"])
+    results = collect(suite)
+    row, rows = results.paired("dia", "csi").iloc[0], by_method(results)
+    assert row["difference"] == pytest.approx(rows["dia"].auroc.value - rows["csi"].auroc.value)
     assert row["low"] < row["difference"] < row["high"]
     assert (row["n_normal"], row["n_anomalous"], row["seeds_a"], row["seeds_b"]) == (20, 40, 3, 3)
     assert row["covers"] == "images and seeds"
 
 
 def test_paired_against_itself_is_zero(suite):
-    row = paired(collect(suite), CONTROL, CONTROL).iloc[0]
+    row = collect(suite).paired("stats_knn", "stats_knn").iloc[0]
     assert (row["difference"], row["p"]) == (0, 1)
 
 
 def test_paired_refuses_unknown_names_and_other_images(suite):
     with pytest.raises(UsageError, match="Did you mean"):
-        paired(collect(suite), "DIA", "CS")
+        collect(suite).paired("DIA", "CS")
     make_run(suite, "RD4AD", n=30)
     with pytest.raises(DataError, match="same images"):
-        paired(collect(suite), "DIA", "RD4AD")
+        collect(suite).paired("dia", "rd4ad")
 
 
 def test_curves_hold_one_pair_a_seed(suite):
-    found = curves(collect(suite))
+    found = collect(suite).curves()
     assert {label: len(pairs) for label, pairs in found.items()} == {"DIA": 3, "CSI": 3, CONTROL: 1, ORACLE: 1}
 
 
@@ -328,20 +244,20 @@ def test_curves_hold_one_pair_a_seed(suite):
     ],
 )
 def test_published_numbers(table, method, dataset, setting, metric, value):
-    rows = published(table)
+    rows = pd.DataFrame(published(table))
     key = {"method": method, "dataset": dataset, "setting": setting, "metric": metric}
     found = rows[np.logical_and.reduce([rows[k] == v for k, v in key.items()])]
     assert list(found["value"]) == [pytest.approx(value)]
 
 
 def test_the_headline_gain_follows_from_the_readme_value():
-    rows = published("t1").pivot(index="method", columns="dataset", values="value")
+    rows = pd.DataFrame(published("t1")).pivot(index="method", columns="dataset", values="value")
     ratio = (rows.loc["DIA"] / rows.loc["CSI"]).drop("retinal_oct")
     assert (ratio.sum() + 0.919 / rows.loc["CSI", "retinal_oct"]) / 6 - 1 == pytest.approx(0.184, abs=5e-4)
 
 
 def test_every_published_number_has_a_source_and_its_footnotes():
-    rows = published()
+    rows = pd.DataFrame(published())
     assert rows["source"].str.len().min() > 10
     assert rows["value"].between(0, 1)[rows["metric"] != "cost"].where(rows["dataset"].notna(), True).all()
     dia = rows[(rows["table"] == "t1") & (rows["method"] == "DIA") & (rows["dataset"] == "retinal_oct")].iloc[0]
@@ -357,38 +273,35 @@ def test_an_unknown_published_table_is_refused():
 
 
 def test_ours_and_theirs_stay_in_columns_of_their_own(suite):
-    both = paper_comparison(collect(suite)).set_index("label")
+    results = collect(suite)
+    both = paper_comparison(results).set_index("label")
     assert both.loc["DIA", "published"] == 0.903
     assert both.loc["DIA", "difference"] == pytest.approx(both.loc["DIA", "auroc"] - 0.903)
     assert both.loc["DIA", "difference_low"] < both.loc["DIA", "difference"]
     assert np.isnan(both.loc["RD4AD", "auroc"])
-    assert np.isnan(both.loc[CONTROL, "published"])
+    assert CONTROL not in both.index and not any(one.ours and one.ours.control for one in beside_paper(results.rows))
 
 
 def variants(root):
-    """DIA under two shifts, the other than the published one ahead on test."""
+    """DIA under two shifts as a sweep names them, the other than the published one ahead on test."""
     for shift, strength in (("rotation", 0.6), ("cutperm", 2.0)):
         settings = {"detector": "dia", "views.shift": shift, "train.epochs": 30}
-        make_run(root, "DIA", strength=strength, settings=settings)
-    frame = collect(root)
-    labels = ["DIA, " + one["views.shift"] for one in frame["settings"]]
-    return frame.assign(row=labels, dataset="kvasir_polyp")
+        make_run(root, "DIA", strength=strength, settings=settings, dataset="kvasir_polyp")
+    places = {run: Place(f"DIA, {run.settings['views.shift']}", (), None) for run in collect(root).runs}
+    return rows_of([replace(run, place=place) for run, place in places.items()])
 
 
 def test_a_published_row_stands_beside_the_row_that_declares_it_not_beside_the_best(tmp_path):
-    frame = variants(tmp_path)
-    repeats = {"DIA, rotation": ["DIA", "shift rotation"]}
-    rows = pd.DataFrame(beside_published("t2", frame, repeats)["rows"])
-    ours = rows[rows["auroc"].notna()]
-    assert list(ours["label"]) == ["DIA, rotation"] and list(ours["setting"]) == ["shift rotation"]
-    assert ours["auroc"].iloc[0] < summary_table(frame)["auroc"].max()
-    assert rows.loc[rows["setting"] == "shift cutperm", "auroc"].isna().all()
+    rows = variants(tmp_path)
+    table = beside_published("t2", rows, {"DIA, rotation": ["DIA", "shift rotation"]})
+    assert [(one.label, one.theirs.setting) for one in table.ran] == [("DIA, rotation", "shift rotation")]
+    assert table.ran[0].ours.auroc.value < max(row.auroc.value for row in rows)
 
 
 def test_a_row_beside_a_published_one_shows_the_settings_that_differ(tmp_path):
     repeats = {"DIA, cutperm": ["DIA", ""], "DIA, rotation": ["DIA", "shift rotation"]}
-    rows = pd.DataFrame(beside_published("t2", variants(tmp_path), repeats)["rows"])
-    differs = rows.loc[rows["label"] == "DIA, rotation", "differs"].iloc[0]
+    table = beside_published("t2", variants(tmp_path), repeats)
+    differs = next(one.differs for one in table.ran if one.label == "DIA, rotation")
     assert "train.epochs 30, published 200" in differs and not any("views.shift" in one for one in differs)
 
 
@@ -411,18 +324,18 @@ def test_without_their_detectors_no_rule_of_a_paper_is_shown(suite, tmp_path, qu
 
 def test_ours_on_the_same_test_images_stands_beside_the_published_auroc_alone(tmp_path):
     make_run(tmp_path, "SimSID", settings={"detector": "simsid"}, dataset="chestxray224")
-    table = beside_published("simsid_zhanglab", collect(tmp_path), {"SimSID": ["SimSID"]})
-    rows = pd.DataFrame(table["rows"]).query("method == 'SimSID'").set_index("metric")
-    assert rows["auroc"].notna().to_dict() == {"auroc": True, "accuracy": False, "f1": False}
-    assert rows.loc["auroc", "difference"] == pytest.approx(rows.loc["auroc", "auroc"] - 0.911)
-    assert any("554 (88.8 %) of its 624 images" in remark for remark in table["remarks"])
+    table = beside_published("simsid_zhanglab", collect(tmp_path).rows, {"SimSID": ["SimSID"]})
+    (beside,) = table.ran
+    assert beside.theirs.metric == "auroc" and beside.theirs.method == "SimSID"
+    assert beside.difference.value == pytest.approx(beside.ours.auroc.value - 0.911)
+    assert any("554 (88.8 %) of its 624 images" in remark for remark in table.remarks)
 
 
 def test_what_a_shipped_sweep_repeats_is_published():
     for sweep in map(Sweep.load, list_sweeps()):
-        rows = pd.concat([published()[:0], *map(published, sweep.published)])
+        numbers = [one for table in sweep.published for one in published(table)]
         repeated = {(row[0], " ".join(row[1:])) for row in sweep.repeats.values()}
-        assert repeated <= set(zip(rows["method"], rows["setting"], strict=True)), sweep.name
+        assert repeated <= {(one.method, one.setting) for one in numbers}, sweep.name
 
 
 def test_a_data_set_without_published_numbers_compares_nothing(tmp_path):
@@ -435,14 +348,9 @@ def test_a_data_set_without_published_numbers_compares_nothing(tmp_path):
 
 def told(rows, difference=None, se=0.005, **changes):
     """The headline for rows (detector, auroc, control, oracle) and a comparison of the first with the second."""
-    names = ["detector", "auroc", "control", "oracle"]
-    table = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
-    table = table.assign(label=table["detector"], auroc_low=table["auroc"] - 0.02, auroc_high=table["auroc"] + 0.02,
-                         auroc_sd=0.01, seeds=3, split="test", val_auroc=0.9,
-                         n_normal=234, n_anomalous=390)  # fmt: skip
-    table = table.sort_values(["oracle", "auroc"], ascending=[True, False], ignore_index=True)
-    rivals = {} if difference is None else {rows[1][0]: compared(difference, se, **changes)}
-    return " ".join(headline(table, rivals))
+    made = [toy_row(label, area, control=control, oracle=oracle) for label, area, control, oracle in rows]
+    rivals = {} if difference is None else {made[1]: compared(difference, se, **changes)}
+    return " ".join(headline(sorted(made, key=lambda row: (row.oracle, -row.auroc.value)), rivals))
 
 
 def compared(difference, se, covers=CROSSED, seeds=3):
@@ -484,27 +392,17 @@ def test_the_page_of_one_seed_names_nobody_ahead(quick, tmp_path):
 
 
 def test_every_comparison_of_a_data_set_is_adjusted_for_their_number(suite):
-    rows = {name["label"]: runs for name, runs in groups(collect(suite))}
-    tests, failures = compare_all([Pair("DIA", other, rows["DIA"], rows[other]) for other in ("CSI", CONTROL)])
-    alone = compare(rows["DIA"], rows["CSI"])
+    rows = by_method(collect(suite))
+    tests, failures = compare_all([(rows["dia"], rows[other]) for other in ("csi", "stats_knn")])
+    alone = compare(rows["dia"], rows["csi"])
     assert not failures and {one.test.family for one in tests} == {2}
     assert tests[0].test.low < alone.low and tests[0].test.high > alone.high
 
 
 @pytest.mark.parametrize(("area", "says"), [(0.5, "small"), (0.9, "how much training alone moves")])
 def test_headline_is_cautious(area, says):
-    row = {"detector": "DIA", "label": "DIA", "auroc": area, "auroc_low": area - 0.08, "auroc_high": area + 0.08}
-    row |= {
-        "auroc_sd": float("nan"),
-        "seeds": 1,
-        "split": "test",
-        "n_normal": 9,
-        "n_anomalous": 9,
-        "control": False,
-        "oracle": False,
-        "val_auroc": 0.9,
-    }
-    assert says in " ".join(headline(pd.DataFrame([row]), {}))
+    row = toy_row("DIA", area, half=0.08, sd=float("nan"), seeds=1, n_normal=9, n_anomalous=9)
+    assert says in " ".join(headline([row], {}))
 
 
 def test_the_page_names_first_what_is_below_chance_and_why(quick, tmp_path):
@@ -533,12 +431,11 @@ def test_the_page_says_how_features_spread_and_whether_the_shift_was_a_task(tmp_
 
 def test_a_run_that_tracked_test_shows_what_each_rule_would_take(tmp_path, quick):
     epochs = {"1": {"test": 0.91, "val": 0.8, "pseudo": 0.9}, "2": {"test": 0.88, "val": 0.9, "pseudo": 0.6}}
-    folder = make_run(tmp_path / "runs", "DIA")
+    make_run(tmp_path / "runs", "DIA", epochs=epochs)
     make_run(tmp_path / "runs", "CSI")
-    (folder / "oracle_epochs.json").write_text(json.dumps(epochs))
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
     table = text.split("Oracle: which epoch each rule would take")[1].partition("This table looks")[0]
-    assert "DIA0.910+0.0000.880−0.0300.880−0.0300.910" in table and "CSI" not in table
+    assert "DIA0.910+0.0000.880−0.0300.880−0.0300.910" in table.replace(" ", "") and "CSI" not in table
 
 
 def test_a_page_over_several_sets_ranks_the_rows_that_ran_on_all(tmp_path, quick):
@@ -546,25 +443,25 @@ def test_a_page_over_several_sets_ranks_the_rows_that_ran_on_all(tmp_path, quick
         make_run(tmp_path / "runs", "DIA", dataset=dataset)
         make_run(tmp_path / "runs", CONTROL, dataset=dataset, strength=0.2)
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
-    assert "Over 2 data sets and 2 rows the mean ranks are not told apart" in text and "DIA1.001.0" in text
+    assert "Over 2 data sets and 2 rows the mean ranks are not told apart" in text and "DIA1.00" in text.replace(" ", "")
 
 
 def test_the_self_check_is_ranked_beside_eight_rows_or_more():
-    rows = {"label": list("abcdefgh"), "oracle": False, "control": [False] * 7 + [True], "split": "test"}
-    table = pd.DataFrame(rows | {"auroc": np.linspace(0.6, 0.9, 8), "check_auroc": np.linspace(0.5, 0.7, 8)})
-    said = (
-        "The self-check ranks 8 rows (1 control among them) as their test AUROC does with a rank correlation of +1.00"
-    )
-    assert agreement(table).startswith(said) and agreement(table.head(7)) == ""
-    assert agreement(table).endswith("p < 0.001).")
-    assert "have no rank correlation: all 8 checks are equal" in agreement(table.assign(check_auroc=0.5))
+    areas, checks = np.linspace(0.6, 0.9, 8), np.linspace(0.5, 0.7, 8)
+    pairs = enumerate(zip("abcdefgh", areas, checks, strict=True))
+    rows = [toy_row(label, area, check=check, control=i == 7) for i, (label, area, check) in pairs]
+    said = "The self-check ranks 8 rows (1 control among them) as their test AUROC does with a rank correlation of +1.0"
+    assert agreement(rows).startswith(said) and agreement(rows[:7]) == ""
+    assert agreement(rows).endswith("p < 0.001).")
+    alike = [toy_row(row.label, row.auroc.value, check=0.5) for row in rows]
+    assert "have no rank correlation: all 8 checks are equal" in agreement(alike)
 
 
 def test_the_focus_is_chosen_on_val_not_on_test():
-    table = pd.DataFrame({"detector": "DIA", "label": ["a", "b"], "auroc": [0.9, 0.8], "val_auroc": [0.7, 0.8],
-                          "oracle": False, "control": False})  # fmt: skip
-    assert focus_of(table)["label"] == "b"
-    assert focus_of(table.assign(label=["DIA", "DIA, another t"]))["label"] == "DIA"
+    a, b = (toy_row(v, area, method="dia", variant=v, val=val) for v, area, val in (("a", 0.9, 0.7), ("b", 0.8, 0.8)))
+    assert focus_of([a, b]) is b
+    plain = toy_row("DIA", 0.7, val=0.1)
+    assert focus_of([a, b, plain]) is plain
 
 
 def test_headline_of_oracles_alone_names_no_winner():
@@ -713,31 +610,21 @@ def test_the_player_escapes_and_refuses():
 # --- a search, scored on validation alone -----------------------------------------------------------------
 
 
-def make_search(root, method, strength):
-    folder = make_run(root, method, strength=strength)
-    result = json.loads((folder / "result.json").read_text())
-    del result["metrics"]["test"]
-    (folder / "result.json").write_text(json.dumps(result))
-    scores = pd.read_csv(folder / "scores.csv").assign(split="val")
-    scores.to_csv(folder / "scores.csv", index=False)
-    return folder
-
-
 def test_a_search_has_a_page_about_val_and_no_published_rows(tmp_path, quick):
     for method, strength in (("DIA", 1.6), ("CSI", 1.0)):
-        make_search(tmp_path / "runs", method, strength)
-    frame = collect(tmp_path / "runs")
-    assert split_of(frame) == "val" and summary_table(frame)["auroc"].notna().all()
-    assert compare(frame[:1], frame[1:]).verdict == "undecided"  # one seed each
-    page = write_html(frame, tmp_path / "page.html", title="t", asked="a").read_text()
+        make_run(tmp_path / "runs", method, strength=strength, splits=("val",))
+    results = collect(tmp_path / "runs")
+    assert results.split == "val" and all(row.auroc.known for row in results.rows)
+    assert compare(*results.rows).verdict == "undecided"  # one seed each
+    page = write_html(results, tmp_path / "page.html", title="t", asked="a").read_text()
     assert "Results on the validation images" in page and "anomalous validation images" in page
     assert "Results on the test" not in page and "Beside the paper" not in page
 
 
 def test_beside_scored_runs_a_searched_one_gives_no_number(suite):
-    folder = make_search(suite / "more", "DIA", 3.0)
-    frame = collect(suite)
-    assert (folder.name, SEARCHED) in frame.attrs["unfinished"] and set(frame["split"]) == {"test"}
+    folder = make_run(suite / "more", "DIA", strength=3.0, splits=("val",))
+    results = collect(suite)
+    assert (folder.name, SEARCHED) in results.missing and {run.split for run in results.runs} == {"test"}
 
 
 # --- what a score follows ---------------------------------------------------------------------------------
@@ -761,17 +648,15 @@ def test_shortcuts_look_at_healthy_images_alone(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diawork.figures.table_map", lambda values, *names: drawn.append((values, *names)))
         patch.setattr(figures, "png_bytes", lambda *_: PNG)
-        found = shortcuts({"DIA": [(scores, anomalous)] * 2}, statistics, ["mean", "sd"])["shortcuts"]
+        found = shortcuts({"DIA": [(scores, anomalous)] * 2}, statistics, ["mean", "sd"])
     values, rows, columns = drawn[0]
     assert values.shape == (1, 3) and values[0, 0] == pytest.approx(1) and rows == ["DIA"] and columns[-1] == ALL
-    assert "40 healthy images" in found["caption"]
+    assert "40 healthy images" in found.caption
 
 
 def test_a_page_shows_what_the_scores_follow(tmp_path):
-    folder = make_run(tmp_path, "DIA", evidence=True)
-    arrays = dict(np.load(folder / "evidence.npz"))
     names = np.array(["mean", "sd"])
-    np.savez(folder / "evidence.npz", **arrays, statistics=np.random.rand(60, 2), statistics_names=names)
+    write_evidence(make_run(tmp_path, "DIA"), statistics=np.random.rand(60, 2), statistics_names=names)
     page = write_html(collect(tmp_path), tmp_path / "page.html", title="t", asked="a").read_text()
     assert "What the scores follow" in page and "among the 20 healthy images" in page
 

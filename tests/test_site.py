@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from diawork.report.site import to_html, write_site
-from tests.test_report import PNG
+from tests.builders import PNG
 
 
 def executed(folder, name, *cells):

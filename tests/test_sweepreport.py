@@ -1,18 +1,28 @@
 """The page of a sweep: partial sweeps, Holm over its rows, ours beside the paper's, nothing from outside."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from diawork.base.files import read_json
 from diawork.evaluation.comparison import _tested
 from diawork.evaluation.metrics import holm
-from diawork.report.sweep import AXES, _curve, _extent, baseline_tests, sweep_frame, write_sweep_html, write_sweep_json
+from diawork.report.rows import Place, Results
+from diawork.report.sweep import (
+    AXES,
+    _curve,
+    _extent,
+    baseline_tests,
+    collect_sweep,
+    write_sweep_html,
+    write_sweep_json,
+)
 from diawork.sweeps.cell import CellFolder, run_in_cell
 from diawork.sweeps.file import list_sweeps
 from diawork.sweeps.sweep import Sweep
+from tests.builders import make_run, read_runs
 
 SWEEP = """
 name: small
@@ -47,20 +57,24 @@ def folder(tmp_path_factory):
 
 
 def test_rows_are_named_by_the_sweep(folder):
-    frame = sweep_frame(folder)
-    assert list(frame["row"]) == ["5-NN on statistics", "Mahalanobis on statistics", "5-NN on pixels"]
+    labels = [row.label for row in collect_sweep(folder).in_order]
+    assert labels == [
+        "5-NN on statistics",
+        "Mahalanobis on statistics",
+        "5-NN on pixels",
+    ]
 
 
 def test_every_row_is_tested_against_the_baseline_with_holm(folder):
-    tests, failures = baseline_tests(sweep_frame(folder), "5-NN on statistics")
-    assert [one.b for one in tests] == ["5-NN on statistics"] * 2 and not failures
+    tests, failures = baseline_tests(collect_sweep(folder).rows, "5-NN on statistics")
+    assert [one.b.label for one in tests] == ["5-NN on statistics"] * 2 and not failures
     alone = [_tested(one.test.difference, one.test.se, one.test.df, 0.95).p for one in tests]
     assert [one.test.p for one in tests] == pytest.approx(list(holm(alone)))
 
 
 def test_the_page_says_n_of_n_and_loads_nothing(folder):
     page = write_sweep_html(folder)
-    text = page.read_text("utf-8")
+    text = re.sub(r"\s+", " ", page.read_text("utf-8"))
     assert "3 of 4 cells finished" in text and "1 pending" in text and "CSI, seed 0: pending" in text
     assert "Controls &lt;beside&gt; one another" in text and "not run here" in text and "GANomaly" in text
     assert "<script" not in text and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
@@ -85,27 +99,29 @@ def test_what_the_author_reads_stands_on_the_page_as_text(folder):
 
 
 @pytest.mark.parametrize(("split", "said"), [("test", "test"), ("val", "validation")])
-def test_the_axis_of_a_curve_names_the_split_that_was_scored(monkeypatch, split, said):
+def test_the_axis_of_a_curve_names_the_split_that_was_scored(tmp_path, monkeypatch, split, said):
     drawn = {}
     monkeypatch.setattr("diawork.figures.auroc_curves", lambda *_, **words: drawn.update(words))
     monkeypatch.setattr("diawork.figures.png_bytes", lambda *_: b"")
-    caption = _curve(rows_at([(1.0, 1.0), (2.0, 2.0)], split), "t")["caption"]
+    caption = _curve(results_at(tmp_path, [(1.0, 1.0), (2.0, 2.0)], split), "t").caption
     assert caption.startswith(f"AUROC on {split}") and drawn["split"] == said
 
 
-def rows_at(extents, split="test"):
-    """A row a point along x."""
-    names = [str(i) for i in range(len(extents))]
-    frame = pd.DataFrame({"row": names, "parts": [(name,) for name in names], "x": extents, "split": split, "seed": 0})
-    return frame.assign(dataset="d", detector="DIA", created="", **{f"{split}.auroc": 0.7})
+def results_at(root, extents, split="test"):
+    """A row of DIA for each point along x."""
+    runs = read_runs(*(make_run(root, settings={"i": i}, splits=(split,)) for i in range(len(extents))))
+    placed = [
+        replace(run, place=Place(str(i), (str(i),), x)) for i, (run, x) in enumerate(zip(runs, extents, strict=True))
+    ]
+    return Results(tuple(placed))
 
 
-def test_a_range_of_steps_goes_to_the_figure_as_a_range_under_the_words_of_t(monkeypatch):
+def test_a_range_of_steps_goes_to_the_figure_as_a_range_under_the_words_of_t(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("diawork.figures.auroc_curves", lambda *arrays, **words: drawn.append((*arrays, words)))
     monkeypatch.setattr("diawork.figures.png_bytes", lambda *_: b"")
     points = [[30, 130], [10, 10], None, "strong", True, [1, 2, 4]]
-    _curve(rows_at([_extent(x) for x in points]), "dissolve.t_range")
+    _curve(results_at(tmp_path, [_extent(x) for x in points]), "dissolve.t_range")
     series, levels, words = drawn[0]
     assert [x for x, *_ in series["DIA"]] == [(30, 130), (10, 10)] and list(levels) == ["2", "3", "4", "5"]
     assert words["xlabel"] == "dissolving step t"

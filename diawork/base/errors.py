@@ -84,7 +84,8 @@ def out_of_memory(error: Exception) -> ResourceError | None:
 
 def printable(text: object, keep: str = "") -> str:
     """Return text that is harmless in a terminal: what does not print, or turns its direction, is spelt out."""
-    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

@@ -16,10 +16,7 @@ from diawork.base.errors import DataError, NumericError, UsageError, did_you_mea
 BCA_MAX_IMAGES = 5_000  # above, the jackknife of BCa costs minutes and moves the interval by nothing visible
 _BATCH_VALUES = 2_000_000  # resampled scores in memory at once
 _TPR = 0.95
-PAPER_RULES = {
-    "SCRD4AD": "f1",
-    "SimSID": "accuracy",
-}  # what a paper's threshold maximises on its test images
+PAPER_RULES = {"scrd4ad": "f1", "simsid": "accuracy"}  # what a paper's threshold maximises on its test images
 
 Arrays = tuple[np.ndarray, np.ndarray]
 

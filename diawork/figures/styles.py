@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-Styles = Mapping[str, Mapping[str, Any]]  # name → color, linestyle, hatch
+from diawork.base.registry import DETECTORS
+
+Styles = Mapping[str, Mapping[str, Any]]  # label → color, linestyle, hatch
 
 # Okabe-Ito and Tol colours: told apart with any common colour blindness.
-DETECTOR_COLORS = {
-    "DIA": "#0072B2", "CSI": "#E69F00", "Gaussian blur": "#009E73", "Median blur": "#CC79A7",
-    "Resize": "#56B4E9", "Noise": "#882255", "Identity": "#999933", "RD4AD": "#332288", "SCRD4AD": "#AA4499",
-    "SimSID": "#117733", "KDAD": "#44AA99", "PatchCore": "#DDCC77", "PaDiM": "#CC6677", "deep kNN": "#88CCEE",
-    "mean-shifted contrastive": "#661100", "SimCLR": "#6699CC",
+METHOD_COLORS = {
+    "dia": "#0072B2", "csi": "#E69F00", "gaussian_blur": "#009E73", "median_blur": "#CC79A7",
+    "resize": "#56B4E9", "noise": "#882255", "identity": "#999933", "rd4ad": "#332288", "scrd4ad": "#AA4499",
+    "simsid": "#117733", "kdad": "#44AA99", "patchcore": "#DDCC77", "padim": "#CC6677", "deep_knn": "#88CCEE",
+    "mean_shift": "#661100", "simclr": "#6699CC",
 }  # fmt: skip
-_CONTROL_LOOKS = {  # first word that fits; grey, line, hatch
-    "oracle": ("#3d3d3d", ":", "xxx"), "pixel": ("#a3a3a3", "--", "..."), "mahalanobis": ("#7f7f7f", "-.", "\\\\\\"),
-    "statistic": ("#5c5c5c", (0, (5, 1, 1, 1)), "///"), "control": ("#8f8f8f", "-.", "++"),
-    "nn": ("#8f8f8f", "--", "++"), "neighbour": ("#8f8f8f", "--", "++"),
+CONTROL_LOOKS = {  # grey, line, hatch
+    "oracle_statistic": ("#3d3d3d", ":", "xxx"), "pixel_knn": ("#a3a3a3", "--", "..."),
+    "stats_mahalanobis": ("#7f7f7f", "-.", "\\\\\\"), "stats_knn": ("#5c5c5c", (0, (5, 1, 1, 1)), "///"),
 }  # fmt: skip
+ANOTHER_CONTROL = ("#8f8f8f", "--", "++")
 _SPARE = ("#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#661100", "#6699CC")
 _DASHED = (0, (6, 1.5))
 _VARIANTS = [  # colours and dashes in the order in which variants on one page take them
@@ -33,34 +34,47 @@ _VARIANTS = [  # colours and dashes in the order in which variants on one page t
 ]  # fmt: skip
 
 
-def detector_style(name: str) -> dict[str, Any]:
-    """Return ``color``, ``linestyle`` and ``hatch`` of a detector, the same in every figure.
+class Named(NamedTuple):
+    """A line of a figure: its label, the method behind it, whether it is that method as it is, or a control."""
 
-    A variant ("DIA (loss.mask naive)", "gaussian blur in the slot") has its family's colour and a dashed line.
+    label: str
+    method: str
+    plain: bool = True
+    control: bool = False
+
+
+def method_of(label: str) -> Named:
+    """Return the registered detector of this label or name; another label stands for a method of its own."""
+    for entry in DETECTORS.values():
+        if label in (entry.label, entry.name):
+            return Named(label, entry.name, control=entry.control)
+    return Named(label, label)
+
+
+def styles_of(lines: Iterable[Named | str]) -> Styles:
+    """Return the look of each label on one page: no two alike but those of controls, whatever their order.
+
+    A method as it is has its colour, the same on every page. A variant takes that colour where nothing before it has
+    it, else the next that is free; where none is, the next with other dashes.
     """
-    words = re.split(r"[^a-z]+", name.lower())
-    if look := next((look for key, look in _CONTROL_LOOKS.items() if any(w.startswith(key) for w in words)), None):
-        return dict(zip(("color", "linestyle", "hatch"), look, strict=True))
-    family = next((k for k in DETECTOR_COLORS if re.match(rf"{k}\b", name, re.IGNORECASE)), "")
-    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)  # Python's own hash changes with the process
-    color = DETECTOR_COLORS[family] if family else _SPARE[number % len(_SPARE)]
-    return {"color": color, "linestyle": "-" if name == family else _DASHED, "hatch": ""}
-
-
-def styles_of(names: Iterable[str]) -> Styles:
-    """Return the look of each name on one page: no two variants alike, whatever the order of the names.
-
-    A detector by its plain name keeps its colour. A variant takes its family's where no name before it has it, else
-    the next colour that is free; where none is, the next colour with other dashes.
-    """
-    looks = {name: detector_style(name) for name in sorted(set(names))}
-    variants = [name for name, look in looks.items() if look["linestyle"] == _DASHED]
-    pairs = {(look["color"], look["linestyle"]) for name, look in looks.items() if name not in variants}
-    for name in variants:
-        colors = {color for color, _ in pairs}
-        choices = [(looks[name]["color"], _DASHED), *_VARIANTS]
-        fresh = [pair for pair in choices if pair[0] not in colors] or [pair for pair in choices if pair not in pairs]
-        color, dashes = (fresh or choices)[0]
-        looks[name] |= {"color": color, "linestyle": dashes}
-        pairs.add((color, dashes))
+    known = {line.label: line for line in (one if isinstance(one, Named) else method_of(one) for one in lines)}
+    looks: dict[str, dict[str, Any]] = {}
+    pairs: set[tuple[str, Any]] = set()
+    for label, line in sorted(known.items(), key=lambda one: (not one[1].plain, one[0])):
+        number = int(hashlib.sha256(line.method.encode()).hexdigest(), 16)  # Python's own changes with the process
+        own: tuple[str, Any] = (
+            METHOD_COLORS.get(line.method, _SPARE[number % len(_SPARE)]),
+            "-" if line.plain else _DASHED,
+        )
+        if line.control:
+            control = CONTROL_LOOKS.get(line.method, ANOTHER_CONTROL)
+            looks[label] = dict(zip(("color", "linestyle", "hatch"), control, strict=True))
+            continue
+        if not line.plain or own in pairs:
+            colors = {color for color, _ in pairs}
+            choices = [own, *_VARIANTS]
+            fresh = [pair for pair in choices if pair[0] not in colors]
+            own = (fresh or [pair for pair in choices if pair not in pairs] or choices)[0]
+        looks[label] = {"color": own[0], "linestyle": own[1], "hatch": ""}
+        pairs.add(own)
     return looks

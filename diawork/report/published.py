@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from diawork.base.errors import pick
 from diawork.base.files import shipped
-from diawork.base.registry import entry_of
+from diawork.base.registry import DETECTORS
 from diawork.data.documents import parse_yaml
-from diawork.report.tables import groups, summary_table
+from diawork.report.rows import Measured, Results, Row
 from diawork.runs.presets import preset
 
-SAME_METHOD = {
-    "gaussian blur in the slot": "Gaussian blur", "median blur in the slot": "Median blur",
-    "mean-shifted contrastive": "Mean-shift",
-}  # fmt: skip
 SAME_TEST = {"chestxray224": "zhanglab"}  # our set → the published set whose test images it holds
 SILENT = ("dissolve.t_range", "dissolve.bridge", "diffusion.seed")  # by data set, or which the paper does not say
-_OURS = [
-    "dataset", "section", "label", "auroc", "auroc_sd", "auroc_low", "auroc_high", "seeds", "pretrained", "oracle",
-    "control",
-]  # fmt: skip
-_THEIRS = [
-    "dataset", "method", "setting", "published", "published_sd", "extra_data", "marks", "remarks", "source", "place",
-]  # fmt: skip
 
 
 @cache
@@ -36,19 +26,33 @@ def _published_yaml() -> dict[str, Any]:
     return parse_yaml((shipped("data_manifests") / "published.yaml").read_bytes(), "published.yaml")[0]
 
 
-def published(table: str | None = None) -> pd.DataFrame:
-    """Return published numbers, one a row: table, method, setting, dataset, metric, value, sd, marks, remarks, source.
+class Published(NamedTuple):
+    """One published number; shares are fractions, whatever the source printed, marks and remarks are spelt out."""
 
-    Shares are fractions, whatever the source printed; ``marks`` and ``remarks`` are spelt out.
-    """
+    table: str
+    title: str
+    source: str
+    place: str
+    method: str
+    setting: str
+    dataset: str | None  # None: a cost
+    metric: str
+    value: float
+    sd: float
+    extra_data: bool | None
+    marks: Mapping[str, str]
+    remarks: Sequence[str]
+
+
+def published(table: str | None = None) -> list[Published]:
+    """Return the published numbers of one table, or of all."""
     book = _published_yaml()
     if table is not None:
         pick(book["tables"], table, "published table")
-    chosen = [table] if table else list(book["tables"])
-    return pd.DataFrame([cell for key in chosen for cell in _cells(book, key)])
+    return [number for key in ([table] if table else book["tables"]) for number in _numbers(book, key)]
 
 
-def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
+def _numbers(book: dict[str, Any], key: str) -> Iterator[Published]:
     table = book["tables"][key]
     scale = 100 if table.get("unit") == "percent" else 1
     for row in table["rows"]:
@@ -59,69 +63,116 @@ def _cells(book: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
             dataset, metric = (table["dataset"], column) if "dataset" in table else (column, table["metric"])
             dataset, metric = (None, column) if metric == "cost" else (dataset, metric)
             if value is not None:
-                yield {
-                    "table": key, "title": table["title"], "source": book["sources"][table["source"]],
-                    "place": table["place"], "method": row["method"], "setting": row.get("setting", ""),
-                    "dataset": dataset, "metric": metric, "value": value / scale,
-                    "sd": math.nan if sd is None else sd / scale, "extra_data": row.get("extra_data"),
-                    "marks": {mark: book["marks"][mark] for mark in row.get("marks", ())},
-                    "remarks": [book["remarks"][r] for r in (*table.get("remarks", ()), *own)],
-                }  # fmt: skip
+                yield Published(
+                    key, table["title"], book["sources"][table["source"]], table["place"], row["method"],
+                    row.get("setting", ""), dataset, metric, value / scale,
+                    math.nan if sd is None else sd / scale, row.get("extra_data"),
+                    {mark: book["marks"][mark] for mark in row.get("marks", ())},
+                    [book["remarks"][r] for r in (*table.get("remarks", ()), *own)],
+                )  # fmt: skip
 
 
-def beside_published(table: str, frame: pd.DataFrame, repeats: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return a published table as a sweep's page shows it, beside each row ours that says it repeats it.
+class Beside(NamedTuple):
+    """A published number and, where it was run here, our row with the settings in which it differs."""
 
-    ``repeats`` maps the label of our row to the published method and setting: no row is chosen by its score.
+    theirs: Published
+    ours: Row | None = None
+    differs: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        """Return the name of our row, else of the published method."""
+        return self.ours.label if self.ours else self.theirs.method
+
+    @property
+    def where(self) -> str:
+        """Return the data set, or the quantity of a cost."""
+        return self.theirs.dataset or self.theirs.metric.replace("_", " ")
+
+    @property
+    def difference(self) -> Measured:
+        """Return ours minus published; its interval moves ours alone, as if the published number were exact."""
+        return self.ours.auroc.minus(self.theirs.value) if self.ours else Measured()
+
+
+def beside_paper(rows: Sequence[Row], table: str = "t1") -> list[Beside]:
+    """Return a table's published AUROCs on our data sets, the highest first, each beside our rows of that method."""
+    found, printed = [], _published_yaml()["methods"]
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        theirs = [one for one in published(table) if one.metric == "auroc" and one.dataset == dataset]
+        for one in sorted(theirs, key=lambda one: -one.value):
+            ours = [r for r in rows if r.dataset == dataset and printed.get(r.method) == one.method]
+            found += [Beside(one, row, _differs(row, "")) for row in ours] or [Beside(one)]
+    return found
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A published table as a sweep's page shows it."""
+
+    title: str
+    source: str
+    place: str
+    cost: bool
+    rows: list[Beside]
+    remarks: list[str]
+
+    @property
+    def ran(self) -> list[Beside]:
+        """Return the rows that were run here."""
+        return [row for row in self.rows if row.ours]
+
+
+def beside_published(table: str, rows: Sequence[Row], repeats: Mapping[str, Sequence[str]]) -> PublishedTable:
+    """Return a published table beside those of our rows that their sweep declares to repeat one of its rows.
+
+    ``repeats`` maps the name of our row to the published method and setting: no row is chosen by its score.
     """
-    theirs = published(table)
-    ours = summary_table(frame).reindex(columns=["dataset", "label", "split", "auroc", "auroc_sd", "seeds"])
-    ours = ours[(ours["split"] == "test") & ours["label"].isin(list(repeats))]
-    ours["dataset"] = [SAME_TEST.get(name, name) for name in ours["dataset"]]
-    ours["method"] = [repeats[label][0] for label in ours["label"]]
-    ours["setting"] = [" ".join(repeats[label][1:]) for label in ours["label"]]
-    both = theirs.merge(ours.drop(columns="split"), "left", ["dataset", "method", "setting"])
-    runs = {name["label"]: runs for name, runs in groups(frame)}
-    both["differs"] = [_differs(runs.get(row["label"]), row["setting"]) for _, row in both.iterrows()]
-    cost = bool(theirs["dataset"].isna().all())
-    both["where"] = both["metric"].str.replace("_", " ") if cost else both["dataset"]
-    both.loc[~both["metric"].isin(["auroc", "cost"]), ["auroc", "auroc_sd"]] = math.nan  # ours is no accuracy
-    both["difference"] = both["auroc"] - both["value"]
-    marks = [f"{mark} {text}." for marks in both["marks"] for mark, text in marks.items()]
-    remarks = dict.fromkeys(marks + [remark for row in both["remarks"] for remark in row])
-    source = {key: theirs[key].iloc[0] for key in ("title", "source", "place")}
-    return source | {"rows": both.to_dict("records"), "cost": cost, "remarks": list(remarks)}
+    ours = {}
+    for row in rows:
+        if row.split == "test" and row.label in repeats:
+            method, *setting = repeats[row.label]
+            ours[SAME_TEST.get(row.dataset, row.dataset), method, " ".join(setting)] = row
+    theirs, beside = published(table), []
+    for one in theirs:  # ours is an AUROC, no accuracy
+        own = ours.get((one.dataset or "", one.method, one.setting)) if one.metric == "auroc" else None
+        beside.append(Beside(one, own, _differs(own, one.setting)) if own else Beside(one))
+    first, cost = theirs[0], all(one.dataset is None for one in theirs)
+    return PublishedTable(first.title, first.source, first.place, cost, beside, remarks_of(beside))
 
 
-def _differs(runs: pd.DataFrame | None, setting: str) -> list[str]:
-    """Return the settings in which runs differ from what the paper says (preset ``paper``, and the row's setting)."""
-    if runs is None or not runs["method"].iloc[0]:
-        return []
-    ours = runs["settings"].iloc[0]
-    uses = entry_of(runs["method"].iloc[0]).uses
+def remarks_of(beside: Sequence[Beside], common_first: bool = False) -> list[str]:
+    """Return marks and remarks of the published rows shown, once each; with ``common_first`` others name their row."""
+    marks = [f"{mark} {text}." for one in beside for mark, text in one.theirs.marks.items()]
+    if not common_first:
+        return list(dict.fromkeys(marks + [remark for one in beside for remark in one.theirs.remarks]))
+    shared = beside[0].theirs.remarks if beside else []
+    common = [remark for remark in shared if all(remark in one.theirs.remarks for one in beside)]
+    own = [f"{o.label}: {r}" for o in beside if o.ours for r in o.theirs.remarks if r not in common]
+    return list(dict.fromkeys(marks + common + own))
+
+
+def _differs(row: Row, setting: str) -> list[str]:
+    """Return the settings in which a row differs from what the paper says (preset ``paper``, and its own setting)."""
+    ours, detector = row.runs[0].settings, row.runs[0].detector
+    uses = DETECTORS[detector].uses if detector in DETECTORS else ()
     theirs = preset("paper").flat() | _published_yaml()["settings"].get(setting, {})
     keys = [key for key in theirs if key.partition(".")[0] in uses and key in ours and key not in SILENT]
     return [f"{key} {ours[key]}, published {theirs[key]}" for key in keys if ours[key] != theirs[key]]
 
 
-def paper_comparison(frame: pd.DataFrame, table: str = "t1") -> pd.DataFrame:
-    """Return ours and the published AUROC side by side, in columns of their own, for the data sets we ran.
+def paper_comparison(results: Results, table: str = "t1") -> pd.DataFrame:
+    """Return published AUROCs and ours side by side, in columns of their own, for the data sets we ran.
 
-    ``difference`` is ours minus published; its interval moves ours alone (test images), as if the published
-    number were exact. Methods that were not run here, and ours that nobody published, have gaps.
+    ``difference`` is ours minus published. Methods that were not run here have gaps.
     """
-    ours = summary_table(frame)
-    return ours if ours.empty else beside_paper(ours, {name["label"]: runs for name, runs in groups(frame)}, table)
-
-
-def beside_paper(ours: pd.DataFrame, runs: Mapping[str, pd.DataFrame], table: str = "t1") -> pd.DataFrame:
-    """Return ``paper_comparison`` of rows of a summary table and the runs behind their labels."""
-    ours = ours.assign(method=ours["detector"].replace(SAME_METHOD))[[*_OURS, "method"]]
-    theirs = published(table).rename(columns={"value": "published", "sd": "published_sd"})
-    theirs = theirs[(theirs["metric"] == "auroc") & theirs["dataset"].isin(set(ours["dataset"]))]
-    both = theirs[_THEIRS].merge(ours[ours["dataset"].isin(set(theirs["dataset"]))], "outer", ["dataset", "method"])
-    both["differs"] = [_differs(runs.get(label), "") for label in both["label"]]
-    both["label"] = both["label"].fillna(both["method"])
-    for end in ("", "_low", "_high"):
-        both[f"difference{end}"] = both[f"auroc{end}"] - both["published"]
-    return both.sort_values(["dataset", "published"], ascending=[True, False], ignore_index=True)
+    lines = []
+    for one in beside_paper(results.rows, table):
+        theirs, ours = one.theirs, one.ours
+        area, seeds = (ours.auroc, ours.seeds) if ours else (Measured(), 0)
+        line: dict[str, Any] = {"dataset": theirs.dataset, "method": theirs.method, "label": one.label, "seeds": seeds}
+        line |= {"published": theirs.value, "published_sd": theirs.sd}
+        for name, measured in (("auroc", area), ("difference", one.difference)):
+            line |= {name: measured.value, f"{name}_low": measured.low, f"{name}_high": measured.high}
+        lines.append(line)
+    return pd.DataFrame(lines)

@@ -160,6 +160,11 @@ class Run:
         """Say whether the run is done and its images were scored as they are scored today."""
         return self.done and self.draws in (None, DRAWS)
 
+    @property
+    def files(self) -> list[Path]:
+        """Return what says what was asked and what came of it: config, result and, in a cell's run, its notebook."""
+        return [self.folder / name for name in ("config.json", "result.json", "executed.ipynb")]
+
     def state(self) -> str:
         """Return "done" where there is a result, else why there is none, e.g. "failed: out of memory"."""
         if (self.folder / "result.json").exists():
