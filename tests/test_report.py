@@ -443,7 +443,9 @@ def test_a_page_over_several_sets_ranks_the_rows_that_ran_on_all(tmp_path, quick
         make_run(tmp_path / "runs", "DIA", dataset=dataset)
         make_run(tmp_path / "runs", CONTROL, dataset=dataset, strength=0.2)
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
-    assert "Over 2 data sets and 2 rows the mean ranks are not told apart" in text and "DIA1.00" in text.replace(" ", "")
+    assert "Over 2 data sets and 2 rows the mean ranks are not told apart" in text and "DIA1.00" in text.replace(
+        " ", ""
+    )
 
 
 def test_the_self_check_is_ranked_beside_eight_rows_or_more():
