@@ -20,14 +20,9 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "transformers": {"method.pipelines.pipeline"},
     "ema_pytorch": {"method.ddpm"},
     "kornia": {"method"},
-    "anomalib": set(),  # by name alone, in detectors.adopted
-    "timm": {
-        "method.training",
-        "detectors.backbones",
-        "detectors.adopted_flows",
-        "detectors.adopted_banks",
-        "detectors.adopted_students",
-    },
+    "anomalib": set(),  # by name alone, in detectors.anomalib
+    "lightning": set(),  # likewise
+    "timm": {"method.training", "detectors.backbones"},
     "PIL": {"data.readers"},
     "yaml": {"data.documents"},
     "yamlcore": {"data.documents"},

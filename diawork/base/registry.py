@@ -46,12 +46,6 @@ class Entry:
         return getattr(import_module(module), kind)
 
 
-def _adopted(name: str, label: str, home: str, *uses: str) -> Entry:
-    """Return the entry of a model of anomalib."""
-    sections = ("data", "backbone", "anomalib", *uses)
-    return Entry(name, label, home, sections, extra="anomalib")
-
-
 _OURS = (
     Entry("dia", "DIA", "diawork.detectors.dia:DIA", (*_CONTRASTIVE, "diffusion", "dissolve")),
     Entry("csi", "CSI", "diawork.detectors.dia:CSI", _CONTRASTIVE),
@@ -67,16 +61,10 @@ _OURS = (
     Entry("deep_knn", "deep kNN", "diawork.detectors.deep_knn:DeepKnn", ("data", "backbone", "deep_knn")),
     Entry("patchcore", "PatchCore", "diawork.detectors.patchcore:PatchCore", ("data", "backbone", "patchcore")),
     Entry("padim", "PaDiM", "diawork.detectors.padim:PaDiM", ("data", "backbone", "padim")),
-    _adopted("fastflow", "FastFlow", "diawork.detectors.adopted_flows:FastFlow"),
-    _adopted("cflow", "CFlow", "diawork.detectors.adopted_flows:CFlow"),
-    _adopted("uflow", "U-Flow", "diawork.detectors.adopted_flows:UFlow"),
-    _adopted("cfa", "CFA", "diawork.detectors.adopted_banks:CFA"),
-    _adopted("anomaly_dino", "AnomalyDINO", "diawork.detectors.adopted_banks:AnomalyDINO", "patchcore"),
-    _adopted("dinomaly", "Dinomaly", "diawork.detectors.adopted_students:Dinomaly"),
-    _adopted("efficient_ad", "EfficientAD", "diawork.detectors.adopted_efficientad:EfficientAD"),
-    _adopted("ganomaly", "GANomaly", "diawork.detectors.adopted_students:GANomaly"),
-    _adopted("anomalib_rd4ad", "RD4AD of anomalib", "diawork.detectors.adopted_students:RD4AD"),
-    _adopted("anomalib_patchcore", "PatchCore of anomalib", "diawork.detectors.adopted_banks:PatchCore", "patchcore"),
+    Entry(
+        "anomalib", "anomalib", "diawork.detectors.anomalib:Anomalib", ("data", "backbone", "anomalib"),
+        extra="anomalib",
+    ),
     Entry("stats_knn", "5-NN on statistics", "diawork.detectors.controls:StatsKNN", control=True, seeded=False),
     Entry(
         "stats_mahalanobis", "Mahalanobis on statistics", "diawork.detectors.controls:StatsMahalanobis", control=True,

@@ -108,13 +108,12 @@ class MeanShiftConfig(Frozen):
 
 
 class AnomalibConfig(Frozen):
-    """Models of anomalib; None is a model's own default."""
+    """A model of anomalib; None is the library's own setting."""
 
-    strides: Strides | None = None  # stages of the backbone that it looks at
+    model: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")] = "padim"  # the library's name of it
+    options: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z0-9_]+=.+$")], ...], Listed] = ()  # of its constructor
     epochs: Count | None = None
     batch_size: Count | None = None
-    lr: Positive | None = None
-    natural_images: str = ""  # folder of pictures for EfficientAD's penalty
 
 
 class SimsidConfig(Frozen):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -126,6 +128,27 @@ def weights_file(cfg: BackboneConfig, facts: dict) -> Path | None:
         what = f"no pretrained weights of {cfg.name} on this machine;"
         raise UsageError(f"{what} name a file in backbone.weights, {extra}, or say backbone.weights=random.")
     return path
+
+
+@contextmanager
+def timm_weights(cfg: BackboneConfig) -> Iterator[list[str]]:
+    """Let timm take pretrained weights from where our backbones have theirs; yields which ones, in words.
+
+    A library that builds its networks by timm then downloads nothing and obeys ``backbone.weights``.
+    """
+    create, taken = timm.create_model, list[str]()
+
+    def created(model_name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        net: Any = create(model_name, pretrained=False, **options)
+        facts = getattr(net, "pretrained_cfg", None) or net.default_cfg
+        path = weights_file(cfg.model_copy(update={"name": model_name}), facts) if pretrained else None
+        if path is not None:
+            load_backbone(net, path)
+            taken.append(f"{model_name}, {_words(path)}")
+        return net
+
+    with mock.patch.object(timm, "create_model", created):
+        yield taken
 
 
 def _places(name: str, facts: dict) -> list[Path]:

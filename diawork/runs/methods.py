@@ -17,9 +17,11 @@ METHODS |= {name: {"detector": name} for name in CONTROLS}
 
 
 def method_config(cfg: ExperimentConfig, method: str) -> ExperimentConfig:
-    """Return ``cfg`` with a method's detector and slot, e.g. "csi" or "gaussian_blur"."""
+    """Return ``cfg`` with a method's detector and slot, e.g. "csi", "gaussian_blur" or "anomalib_fastflow"."""
     if method in NOT_BUILT:
         entry_of(method)  # which says what is missing
+    if method.startswith("anomalib_"):
+        return cfg.override({"detector": "anomalib", "anomalib.model": method.removeprefix("anomalib_")})
     return cfg.override(pick(METHODS, method, "method"))
 
 
@@ -41,5 +43,7 @@ def planned(cfg: ExperimentConfig, methods: str) -> list[str]:
 
 def label_of(cfg: ExperimentConfig) -> str:
     """Return the name a table gives to this config's method."""
+    if cfg.detector == "anomalib":
+        return f"{cfg.anomalib.model} of anomalib"
     own = operator_class(cfg.dissolve).label(cfg.dissolve) if cfg.has_slot else ""
     return own or entry_of(cfg.detector).label
