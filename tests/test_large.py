@@ -20,7 +20,7 @@ from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.data.datasets import load
 from diawork.data import store
-from diawork.data.checks import _blank_problems
+from diawork.data.checks import _constant_images
 from diawork.detectors.controls import StatsKNN
 from diawork.method.ddpm import pretrain_ddpm
 from diawork.method.encoder import build_encoder
@@ -36,7 +36,7 @@ pretrain_ddpm(splits.train, cfg.diffusion, bridge="resize", compute=compute, pro
 x = splits.train.normal().images
 fit(encoder, x, BranchBuilder(cfg.views, None), train=cfg.train, loss=cfg.loss, compute=compute, progress=False)
 StatsKNN().fit(splits.train).score(splits.test)
-list(_blank_problems(splits))
+list(_constant_images(splits))
 print(json.dumps({"before": before, "peak": peak()}))
 """
 

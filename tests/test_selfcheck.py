@@ -211,14 +211,14 @@ def test_on_real_images_the_check_is_set_beside_the_test_auroc(capsys):
     """Eleven label-free scores without training: print how the check ranks them, whatever comes out."""
     from sklearn.neighbors import NearestNeighbors
 
-    from diawork.data.pseudo import KINDS, STRENGTHS, pseudo_anomalies
+    from diawork.data.pseudo import KINDS, pseudo_anomalies
     from diawork.detectors.controls import STATISTICS, image_statistics
 
     with np.load(Path(os.environ["DIAWORK_DATA"]) / "pneumoniamnist.npz", allow_pickle=False) as file:
         images = {s: file[f"{s}_images"][:, None].astype(np.float32) / 255 for s in ("train", "val", "test")}
         sick = {s: file[f"{s}_labels"].ravel() > 0 for s in images}
     healthy = {s: x[~sick[s]] for s, x in images.items()}
-    pseudo = {(k, s): pseudo_anomalies(healthy["val"], k, strength=s).images for k in KINDS for s in STRENGTHS}
+    pseudo = {(k, s): pseudo_anomalies(healthy["val"], k, strength=s).images for k in KINDS for s in (0.5, 1.0)}
     known = image_statistics(healthy["train"])
     mean, sd = known.mean(0), known.std(0)
 

@@ -104,10 +104,10 @@ def verify(name: str, data_root: Path | None) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # another checksum is a finding of its own here
-        facts = checks.verify(datasets.load(name, data_root))
-    for fact in facts:
-        say(f"{'ok' if fact.good else 'differs':<8} {fact.text}")
-    click.get_current_context().exit(0 if all(fact.good for fact in facts) else 3)
+        findings = checks.verify(datasets.load(name, data_root))
+    for finding in findings:
+        say(f"{'ok' if finding.good else 'differs':<8} {finding.text}")
+    click.get_current_context().exit(0 if all(finding.good for finding in findings) else 3)
 
 
 def _describe(name: str, data_root: Path | None, *, download: bool = False) -> None:

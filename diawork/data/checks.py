@@ -66,23 +66,23 @@ class DataReport:
 
     @property
     def duplicates(self) -> str:
-        """Say how many twins there are: exact ones within and across splits, near ones across."""
+        """Say how many duplicates there are: exact ones within and across splits, near ones across."""
+        if not self.pairs:
+            return "none: exact ones were sought within and across splits, near ones across"
         groups = Counter((pair.kind, pair.first_split, pair.second_split) for pair in self.pairs)
-        said = [
+        counts = ", ".join(
             f"{n:,} {kind} {f'within {first}' if first == second else f'between {first} and {second}'}"
             for (kind, first, second), n in groups.items()
-        ]
-        if not said:
-            return "none: exact ones were sought within and across splits, near ones across"
-        return ", ".join(said) + (f" (of the first {MOST_PAIRS:,} pairs)" if len(self.pairs) == MOST_PAIRS else "")
+        )
+        return counts + (f" (of the first {MOST_PAIRS:,} pairs)" if len(self.pairs) == MOST_PAIRS else "")
 
     def acknowledge(self, leaks: str) -> Self:
         """Return the report with leaks turned from errors into a banner, where ``leaks`` is their digest."""
         if not leaks:
             return self
         if leaks != self.digest:
-            own = self.digest or "there are none"
-            note = f"The acknowledged digest {leaks!a} is not that of this data's leaks ({own})."
+            present = self.digest or "there are none"
+            note = f"The acknowledged digest {leaks!a} is not that of this data's leaks ({present})."
             return replace(self, problems=(*self.problems, Problem("warning", note)))
         settled = (p._replace(severity="acknowledged") if p.leak else p for p in self.problems)
         return replace(self, problems=tuple(settled))
@@ -90,9 +90,8 @@ class DataReport:
     def require(self) -> Self:
         """Raise ``DataError`` where a run must not start; return the report otherwise."""
         if self.errors:
-            out = f"To leave them out: --drop-leaks; to go on knowingly: --acknowledge-leak {self.digest}."
-            hint = out if self.digest else ""
-            raise DataError(" ".join(self.errors), path=self.name, hint=hint)
+            hint = f"To leave them out: --drop-leaks; to go on knowingly: --acknowledge-leak {self.digest}."
+            raise DataError(" ".join(self.errors), path=self.name, hint=hint if self.digest else "")
         return self
 
     def __str__(self) -> str:
@@ -145,23 +144,48 @@ def check_splits(splits: Splits, *, acknowledged: str = "", cache: Path | str | 
 
 
 def _checked(splits: Splits) -> DataReport:
-    pairs = find_pairs(splits)
+    pairs, train = find_pairs(splits), splits.train
+    leaking = np.flatnonzero(seen_again(splits) & ~train.anomalous)  # rows whose patient is evaluated, too
     leaks: list[Any] = [pair[:7] for pair in pairs if pair.fitted]
-    patients = splits.train.index[seen_again(splits) & ~splits.train.anomalous]
-    leaks += [["patient", int(index)] for index in patients]
+    leaks += [["patient", int(index)] for index in train.index[leaking]]
     leak_digest = digest([splits.identity, leaks]) if leaks else ""
-    problems = (
-        *_role_problems(splits), *_label_problems(pairs), *_pair_problems(pairs), *_patient_problems(splits, patients),
-        *_blank_problems(splits),
-    )  # fmt: skip
+    problems = (*_problems(splits, pairs, leaking), *_constant_images(splits))
     return DataReport(splits.manifest.name, splits.identity, tuple(pairs[:MOST_PAIRS]), problems, leak_digest)
 
 
-def _role_problems(splits: Splits) -> Iterator[Problem]:
+def _problems(splits: Splits, pairs: list[Pair], leaking: np.ndarray) -> Iterator[Problem]:
+    """Yield what is wrong with roles, labels, duplicates and patients, in this order."""
     for what in missing_roles(splits):
         yield Problem("error", what)
     if not len(splits.val):
         yield Problem("warning", "There is no val split: nothing to select on, no threshold.")
+    twice = [pair for pair in pairs if pair.kind == "exact" and pair.first_class != pair.second_class]
+    if twice:
+        count = f"{len(twice)} image{'s stand' if len(twice) > 1 else ' stands'} under two labels, first {twice[0]}"
+        yield Problem("error", f"{count}; name the wrong one under drop in the manifest.")
+    groups: dict[tuple, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair.fitted, pair.kind, pair.first_split, pair.second_split].append(pair)
+    for (fitted, kind, first, second), alike in groups.items():
+        count = f"{len(alike)} {kind} duplicate{'s' if len(alike) > 1 else ''}"
+        concerned = "fitted (healthy training) images are concerned" if fitted else "no fitted image is concerned"
+        where = f"within {first}" if first == second else f"between {first} and {second}; {concerned}"
+        yield Problem("error" if fitted else "warning", f"{count} {where}, first {alike[0]}.", leak=fitted)
+    if len(leaking) and splits.train.patients is not None:
+        patients = np.unique(splits.train.patients[leaking])
+        who = f"{len(patients)} patient{'s' if len(patients) > 1 else ''} of {len(leaking)} healthy training images"
+        yield Problem("error", f"{who} stand in val or test, too, first {patients[0]}.", leak=True)
+
+
+def _constant_images(splits: Splits) -> Iterator[Problem]:
+    for images in splits.all():
+        if not len(images):
+            continue
+        flat = (rows.flatten(1) for rows in images.batches())
+        blank = images.index[torch.cat([rows.amax(1) == rows.amin(1) for rows in flat]).numpy()]
+        if len(blank):
+            share = f"{len(blank)} of {len(images)} images ({len(blank) / len(images):.1%})"
+            yield Problem("warning", f"{images.split}: {share} are constant, first {blank[0]}.")
 
 
 def missing_roles(splits: Splits) -> Iterator[str]:
@@ -188,8 +212,8 @@ def without_leaks(splits: Splits, *, cache: Path | str | None = None) -> Splits:
     whole = splits
     while (report := check_splits(splits, cache=cache)).digest:
         train = splits.train
-        twins = [pair.first_index for pair in report.pairs if pair.fitted]
-        leaking = np.isin(train.index, twins) | (seen_again(splits) & ~train.anomalous)
+        duplicated = [pair.first_index for pair in report.pairs if pair.fitted]
+        leaking = np.isin(train.index, duplicated) | (seen_again(splits) & ~train.anomalous)
         splits = replace(splits, train=train.take(~leaking))
     rows = np.setdiff1d(whole.train.index, splits.train.index)
     if not len(rows):
@@ -200,59 +224,19 @@ def without_leaks(splits: Splits, *, cache: Path | str | None = None) -> Splits:
     return replace(splits, notes=[*splits.notes, f"Left out with data.drop_leaks: {what} (train {some})."])
 
 
-def _label_problems(pairs: list[Pair]) -> Iterator[Problem]:
-    twice = [pair for pair in pairs if pair.kind == "exact" and pair.first_class != pair.second_class]
-    if twice:
-        count = f"{len(twice)} image{'s stand' if len(twice) > 1 else ' stands'} under two labels, first {twice[0]}"
-        yield Problem("error", f"{count}; name the wrong one under drop in the manifest.")
-
-
-def _patient_problems(splits: Splits, leaking: np.ndarray) -> Iterator[Problem]:
-    if len(leaking) and splits.train.patients is not None:
-        patients = np.unique(splits.train.patients[np.isin(splits.train.index, leaking)])
-        who = f"{len(patients)} patient{'s' if len(patients) > 1 else ''} of {len(leaking)} healthy training images"
-        yield Problem("error", f"{who} stand in val or test, too, first {patients[0]}.", leak=True)
-
-
-def _pair_problems(pairs: list[Pair]) -> Iterator[Problem]:
-    groups: dict[tuple, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        groups[pair.fitted, pair.kind, pair.first_split, pair.second_split].append(pair)
-    for (fitted, kind, first, second), twins in groups.items():
-        count = f"{len(twins)} {kind} duplicate{'s' if len(twins) > 1 else ''}"
-        concerned = "fitted (healthy training) images are concerned" if fitted else "no fitted image is concerned"
-        where = f"within {first}" if first == second else f"between {first} and {second}; {concerned}"
-        yield Problem("error" if fitted else "warning", f"{count} {where}, first {twins[0]}.", leak=fitted)
-
-
-def _blank_problems(splits: Splits) -> Iterator[Problem]:
-    for images in splits.all():
-        if not len(images):
-            continue
-        flat = (rows.flatten(1) for rows in images.batches())
-        blank = images.index[torch.cat([rows.amax(1) == rows.amin(1) for rows in flat]).numpy()]
-        if len(blank):
-            share = f"{len(blank)} of {len(images)} images ({len(blank) / len(images):.1%})"
-            yield Problem("warning", f"{images.split}: {share} are constant, first {blank[0]}.")
-
-
-# --- on disk, against the manifest ----------------------------------------------------------------------
-
-
-class Fact(NamedTuple):
+class Finding(NamedTuple):
     """What was found of a set on disk, and whether it is as the manifest says."""
 
     good: bool
     text: str
 
 
-def verify(splits: Splits) -> list[Fact]:
+def verify(splits: Splits) -> list[Finding]:
     """Say of splits that were read and counted in full whether their checksum is the published one."""
-    manifest, md5 = splits.manifest, splits.md5
-    n = sum(len(images) for images in splits.all())
+    manifest, md5, n = splits.manifest, splits.md5, sum(len(images) for images in splits.all())
     counts = "counts as in the manifest" if manifest.sizes else "the manifest states no counts"
-    facts = [Fact(True, f"{n:,} images of {manifest.name}, every one readable; {counts}")]
+    read = Finding(True, f"{n:,} images of {manifest.name}, every one readable; {counts}")
     if md5 is None or manifest.md5 is None:
-        return [*facts, Fact(True, "no checksum is published")]
+        return [read, Finding(True, "no checksum is published")]
     same = "as published" if md5 == manifest.md5 else f"published {manifest.md5}"
-    return [*facts, Fact(md5 == manifest.md5, f"{manifest.place}: MD5 {md5}, {same}")]
+    return [read, Finding(md5 == manifest.md5, f"{manifest.place}: MD5 {md5}, {same}")]

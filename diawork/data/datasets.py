@@ -73,14 +73,13 @@ def _read(manifest: Manifest, root: Path | str | None, *, download: bool) -> Spl
 
 
 def _image_set(part: Part, split: str, manifest: Manifest) -> ImageSet:
-    anomalies = [name for name, role in manifest.roles.items() if role == "anomalous"]
-    columns = (part.class_names, np.isin(part.class_names, anomalies), np.arange(len(part.images)))
-    images, masks = _tensor(part.images), None if part.masks is None else _tensor(part.masks)
-    return ImageSet(images, *columns, split, manifest.name, masks, files=part.files, patients=part.patients)
+    def tensor(values: Any) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
 
-
-def _tensor(values: Any) -> Any:
-    return torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+    anomalous = np.isin(part.class_names, [name for name, role in manifest.roles.items() if role == "anomalous"])
+    columns = (part.class_names, anomalous, np.arange(len(part.images)))
+    masks = tensor(part.masks)
+    return ImageSet(tensor(part.images), *columns, split, manifest.name, masks, part.files, part.patients)
 
 
 def _refuse_other_counts(sets: dict[str, ImageSet], manifest: Manifest, path: Path | str) -> None:

@@ -35,14 +35,14 @@ class _Loader(CoreLoader):
         """Compose one node; called by PyYAML for every node of the document."""
         event = self.peek_event()
         self.nodes, self.depth = self.nodes + 1, self.depth + 1
-        for wrong_here, problem in (
-            (isinstance(event, yaml.AliasEvent) or event.anchor is not None, "anchors and aliases are not allowed"),
-            (getattr(event, "tag", None) is not None, "tags (!) are not allowed"),
-            (self.depth > MAX_DEPTH, f"nested deeper than {MAX_DEPTH} levels"),
-            (self.nodes > MAX_NODES, f"more than {MAX_NODES} entries"),
-        ):
-            if wrong_here:
-                raise _refused(problem, event.start_mark)
+        if event.anchor is not None:  # an alias has one, too
+            raise _refused("anchors and aliases are not allowed", event.start_mark)
+        if event.tag is not None:
+            raise _refused("tags (!) are not allowed", event.start_mark)
+        if self.depth > MAX_DEPTH:
+            raise _refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+        if self.nodes > MAX_NODES:
+            raise _refused(f"more than {MAX_NODES} entries", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -15,7 +15,7 @@ from diawork.data.images import ImageSet, Splits
 NEAR = 0.97  # correlation from which two images may be the same picture
 CLOSER = 30.0  # and how many times closer they are than the median image of the other split
 SAME = 0.999  # correlation from which they are the same whatever the other images are like
-SIDES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)  # short over long side, as pictures may have been
+SIDES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)  # short over long side, as pictures may have been
 LEVELS = (0.9, 0.95, 0.97, 0.98, 0.99)  # of correlation, that an overlap is told by
 
 
@@ -47,61 +47,6 @@ class Pair(NamedTuple):
         return f"{first} and {self.second_split} {self.second_index} ({self.second_class})"
 
 
-class Overlap(NamedTuple):
-    """For each image of one set the nearest of another, as far as shrunken pictures tell."""
-
-    similarity: np.ndarray  # (N,) correlation with the nearest
-    second: np.ndarray  # (N,) with the next nearest
-    nearest: np.ndarray  # (N,) its place in the other set
-    mutual: np.ndarray  # (N,) whether it is that image's nearest, too
-    agree: np.ndarray  # (N,) whether both are healthy, or both are not
-
-    def lines(self) -> Iterator[str]:
-        """Say at each level of correlation how many images have a match, and on how many of them the labels agree."""
-        for level in LEVELS:
-            match = self.similarity >= level
-            n, both, same = match.sum(), (match & self.mutual).sum(), (match & self.agree).sum()
-            share = f"{n / len(match):.1%}"
-            yield f"correlation {level:g} or more: {n} of {len(match)} ({share}), {both} mutual, labels agree on {same}"
-        gap = np.median(self.similarity - self.second)
-        yield f"the nearest correlates {np.median(self.similarity):.3f} in the median, {gap:.3f} more than the next one"
-
-
-def overlap(first: ImageSet, second: ImageSet) -> Overlap:
-    """Return how far the images of ``first`` are those of ``second``, whichever sides either has cropped or squashed.
-
-    The larger pictures are cut to every central part that a crop to a square may have kept, and shrunk to the others.
-    """
-    if not len(first) or not len(second):
-        raise DataError(f"{first.name} and {second.name} have {len(first)} and {len(second)} images to compare.")
-    larger = first.images.shape[-1] >= second.images.shape[-1]
-    similarity = _any_part(first, second) if larger else _any_part(second, first).T
-    best = similarity.topk(min(2, len(second)), 1)
-    nearest = best.indices[:, 0]
-    mutual = similarity.argmax(0)[nearest] == torch.arange(len(first))
-    agree = first.anomalous == second.anomalous[nearest.numpy()]
-    return Overlap(best.values[:, 0].numpy(), best.values[:, -1].numpy(), nearest.numpy(), mutual.numpy(), agree)
-
-
-def _any_part(larger: ImageSet, smaller: ImageSet) -> Tensor:
-    """Return the correlation (N, M) of images with smaller ones, the best over central parts of the larger."""
-    size = min(32, smaller.images.shape[-1])
-    windows = _normalised(torch.cat([_shrunk(x, size)[:, 1:-1, 1:-1] for x in smaller.batches()]))
-    best = torch.full((len(larger), len(smaller)), -1.0)
-    for share in SIDES:
-        for upright in (False, True) if share < 1 else (False,):
-            parts = [_shrunk(_central(x, share, upright=upright), size) for x in larger.batches()]
-            best = torch.maximum(best, _best_over_shifts(torch.cat(parts), windows))
-    return best
-
-
-def _central(images: Tensor, share: float, *, upright: bool) -> Tensor:
-    """Return the middle of images, all of their height and a share of their width, or turned about."""
-    dim = 2 if upright else 3
-    kept = round(share * images.shape[dim])
-    return images.narrow(dim, (images.shape[dim] - kept) // 2, kept)
-
-
 def find_pairs(splits: Splits) -> list[Pair]:
     """Return all pairs, those of fitted images first, then those across splits; an exact one is not near, too."""
     exact = list(_exact_pairs(splits))
@@ -118,42 +63,36 @@ def _pair(kind: str, a: ImageSet, i: int, b: ImageSet, j: int, *, similarity: fl
 
 
 def _exact_pairs(splits: Splits) -> Iterator[Pair]:
-    """Yield, for every image seen before, its first twin in its split, and the first of each role in earlier ones."""
+    """Yield, for every image seen before, the first equal one in its split, and of each role in earlier splits."""
     seen: dict[bytes, dict[tuple, tuple[ImageSet, int]]] = defaultdict(dict)
     for images in splits.all():
         for row, content in enumerate(images.digests()):
-            firsts = seen[content]
-            told = False
+            firsts, in_this_split = seen[content], False
             for (split, _), (other, i) in firsts.items():
-                if split != images.split or not told:
+                if split != images.split or not in_this_split:
                     yield _pair("exact", other, i, images, row)
-                told |= split == images.split
+                in_this_split |= split == images.split
             firsts.setdefault((images.split, bool(images.anomalous[row])), (images, row))
 
 
-def _near_pairs(splits: Splits) -> Iterator[Pair]:
+def _near_pairs(splits: Splits, *, rows: int = 512) -> Iterator[Pair]:
     """Yield, for every val and test image, the nearest picture of each earlier split if it is the same one."""
     train, val, test = splits.all()
-    for reference in (train.normal(), train.take(train.anomalous)):
-        for images in (val, test):
-            yield from _nearest_twins(reference, images)
-    yield from _nearest_twins(val, test)
-
-
-def _nearest_twins(reference: ImageSet, images: ImageSet, *, rows: int = 512) -> Iterator[Pair]:
-    if not len(reference) or not len(images):
-        return
-    windows = _normalised(torch.cat([_shrunk(x)[:, 1:-1, 1:-1] for x in reference.batches()]))
-    small = torch.cat([_shrunk(x) for x in images.batches()])
-    for start in range(0, len(images), rows):
-        similarity = _best_over_shifts(small[start : start + rows], windows)
-        nearest, position = similarity.max(1)
-        median = similarity.median(1).values
-        # sets of one anatomy are alike throughout: a twin is far closer than the set's usual image
-        twin = (nearest >= SAME) | ((nearest >= NEAR) & ((1 - nearest) * CLOSER <= 1 - median))
-        for j in twin.nonzero()[:, 0].tolist():
-            i = int(position[j])
-            yield _pair("near", reference, i, images, start + j, similarity=min(1.0, float(nearest[j])))
+    healthy, ill = train.normal(), train.take(train.anomalous)
+    for reference, images in ((healthy, val), (healthy, test), (ill, val), (ill, test), (val, test)):
+        if not len(reference) or not len(images):
+            continue
+        windows = _normalised(torch.cat([_shrunk(x)[:, 1:-1, 1:-1] for x in reference.batches()]))
+        small = torch.cat([_shrunk(x) for x in images.batches()])
+        for start in range(0, len(images), rows):
+            similarity = _best_over_shifts(small[start : start + rows], windows)
+            nearest, position = similarity.max(1)
+            median = similarity.median(1).values
+            # sets of one anatomy are alike throughout: a duplicate is far closer than the set's usual image
+            same = (nearest >= SAME) | ((nearest >= NEAR) & ((1 - nearest) * CLOSER <= 1 - median))
+            for j in same.nonzero()[:, 0].tolist():
+                best = min(1.0, float(nearest[j]))
+                yield _pair("near", reference, int(position[j]), images, start + j, similarity=best)
 
 
 def _shrunk(images: Tensor, most: int = 32) -> Tensor:
@@ -182,3 +121,51 @@ def _best_over_shifts(images: Tensor, windows: Tensor) -> Tensor:
             shifted = _normalised(images[:, dy : dy + size, dx : dx + size])
             best = torch.maximum(best, shifted @ windows.T)
     return best
+
+
+# --- how far one set is another ------------------------------------------------------------------------
+
+
+class Overlap(NamedTuple):
+    """For each of N images of one set the nearest of another, as far as shrunken pictures tell."""
+
+    similarity: np.ndarray  # (N,) correlation with the nearest
+    second: np.ndarray  # (N,) with the next nearest
+    nearest: np.ndarray  # (N,) its place in the other set
+    mutual: np.ndarray  # (N,) whether it is that image's nearest, too
+    agree: np.ndarray  # (N,) whether both are healthy, or both are not
+
+    def lines(self) -> Iterator[str]:
+        """Say at each level of correlation how many images have a match, and on how many of them the labels agree."""
+        for level in LEVELS:
+            match = self.similarity >= level
+            n, both, same = match.sum(), (match & self.mutual).sum(), (match & self.agree).sum()
+            share = f"{n / len(match):.1%}"
+            yield f"correlation {level:g} or more: {n} of {len(match)} ({share}), {both} mutual, labels agree on {same}"
+        gap = np.median(self.similarity - self.second)
+        yield f"the nearest correlates {np.median(self.similarity):.3f} in the median, {gap:.3f} more than the next one"
+
+
+def overlap(first: ImageSet, second: ImageSet) -> Overlap:
+    """Return how far the images of ``first`` are those of ``second``, whichever sides either has cropped or squashed.
+
+    The larger pictures are cut to every central part that a crop to a square may have kept, and shrunk to the others.
+    """
+    if not len(first) or not len(second):
+        raise DataError(f"{first.name} and {second.name} have {len(first)} and {len(second)} images to compare.")
+    swap = first.images.shape[-1] < second.images.shape[-1]
+    larger, smaller = (second, first) if swap else (first, second)
+    size = min(32, smaller.images.shape[-1])
+    windows = _normalised(torch.cat([_shrunk(x, size)[:, 1:-1, 1:-1] for x in smaller.batches()]))
+    similarity = torch.full((len(larger), len(smaller)), -1.0)
+    for share, dim in ((1.0, 3), *((share, dim) for share in SIDES for dim in (2, 3))):
+        kept = round(share * larger.images.shape[dim])  # of one side, from the middle
+        parts = (x.narrow(dim, (x.shape[dim] - kept) // 2, kept) for x in larger.batches())
+        small = torch.cat([_shrunk(part, size) for part in parts])
+        similarity = torch.maximum(similarity, _best_over_shifts(small, windows))
+    similarity = similarity.T if swap else similarity
+    best = similarity.topk(min(2, len(second)), 1)
+    nearest = best.indices[:, 0]
+    mutual = similarity.argmax(0)[nearest] == torch.arange(len(first))
+    agree = first.anomalous == second.anomalous[nearest.numpy()]
+    return Overlap(best.values[:, 0].numpy(), best.values[:, -1].numpy(), nearest.numpy(), mutual.numpy(), agree)

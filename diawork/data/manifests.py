@@ -1,4 +1,4 @@
-"""Manifests: the facts about a data set, as strictly typed YAML; what is wrong is told with line and field."""
+"""Manifests: what is known of a data set before it is opened, as strictly typed YAML; errors name line and field."""
 
 import functools
 import re
@@ -139,7 +139,7 @@ _KEYS_OF_KINDS = sorted({key for kind in KINDS.values() for key in (*kind.needs,
 
 
 class Manifest(StrictModel):
-    """Everything the house knows about a data set before it opens it."""
+    """What is known of a data set before it is opened."""
 
     name: Name
     title: Text
@@ -179,7 +179,7 @@ class Manifest(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        self._fits_kind()
+        self._refuse_other_keys()
         names = list(self.classes.values())
         if len(set(names)) < len(names):
             raise wrong("two labels have the same class name", "classes")
@@ -188,24 +188,20 @@ class Manifest(StrictModel):
             raise wrong("no class has the role 'normal'; anomalies are found by knowing the normal", "roles")
         for split, counts in self.counts.items():
             _refuse_other_names(counts, names, "counts", split)
-        for missing in {"train", "test"} - set(self.counts) if self.counts or not self._may_be_uncounted else ():
+        open_counts = self.kind in FILE_KINDS or {"train", "test"} <= set(self.images)
+        for missing in {"train", "test"} - set(self.counts) if self.counts or not open_counts else ():
             raise wrong(f"the split '{missing}' is missing", "counts")
+        for split in ("val", "test") if self.recipe else ():
+            if isinstance(shares := getattr(self.recipe, split), dict):
+                _refuse_other_names(shares, names, "recipe", split)
         if self.t_range[0] > self.t_range[1]:
             raise wrong(f"{list(self.t_range)} must be [low, high] with low below high", "t_range")
         if self.intensity and self.intensity[0] >= self.intensity[1]:
             raise wrong(f"{list(self.intensity)} must be [low, high] with low below high", "intensity")
         return self
 
-    @property
-    def _may_be_uncounted(self) -> bool:
-        return self.kind in FILE_KINDS or {"train", "test"} <= set(self.images)
-
-    @property
-    def sizes(self) -> dict[Split, int]:
-        """Images per split, as far as the manifest says."""
-        return {split: sum(counts.values()) for split, counts in self.counts.items()} or self.images
-
-    def _fits_kind(self) -> None:
+    def _refuse_other_keys(self) -> None:
+        """Refuse keys that the kind lacks or has no use for, and what does not fit the kind."""
         if self.kind not in KINDS:
             raise wrong(f"{self.kind!r} is not a kind of data set: {', '.join(KINDS)}", "kind")
         kind = KINDS[self.kind]
@@ -215,37 +211,36 @@ class Manifest(StrictModel):
         for key in _KEYS_OF_KINDS:
             if getattr(self, key) and key not in kind.needs + kind.may_have:
                 raise wrong(f"has no meaning with kind: {self.kind}", key)
-        if self.phantom:
-            self._fits_phantom(self.phantom)
         if self.kind == "cifar" and (self.image.size, self.image.channels) != (32, 3):
             raise wrong("CIFAR has 32 px and 3 channels", "image")
         if self.kind == "folder" and "class" not in (self.layout or ()):
             raise wrong("no level of the folders says the class", "layout")
-        for split in ("val", "test") if self.recipe else ():
-            if isinstance(shares := getattr(self.recipe, split), dict):
-                _refuse_other_names(shares, list(self.classes.values()), "recipe", split)
+        if self.phantom:
+            if sorted(self.roles.values()) != ["anomalous", "normal"]:
+                raise wrong("a phantom has exactly one normal and one anomalous class", "roles")
+            if self.image.channels != 1:
+                raise wrong("a phantom is grey: 1 channel", "image", "channels")
+            try:
+                self.phantom.spec(self.image.size)
+            except UsageError as error:
+                raise wrong(error.what.rstrip("."), "phantom") from None
 
-    def _fits_phantom(self, drawn: Drawing) -> None:
-        if sorted(self.roles.values()) != ["anomalous", "normal"]:
-            raise wrong("a phantom has exactly one normal and one anomalous class", "roles")
-        if self.image.channels != 1:
-            raise wrong("a phantom is grey: 1 channel", "image", "channels")
-        try:
-            drawn.spec(self.image.size)
-        except UsageError as error:
-            raise wrong(error.what.rstrip("."), "phantom") from None
+    @property
+    def sizes(self) -> dict[Split, int]:
+        """Images per split, as far as the manifest says."""
+        return {split: sum(counts.values()) for split, counts in self.counts.items()} or self.images
 
     def with_lesions(self, *, size: float | None = None, contrast: float | None = None) -> Self:
         """Return the manifest with lesions of another size (px) or contrast; only a phantom has any to dial."""
-        wanted = {"lesion_size": size, "lesion_contrast": contrast}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
+        wanted = {"lesion_size": size} if size is not None else {}
+        wanted |= {"lesion_contrast": contrast} if contrast is not None else {}
         if not wanted:
             return self
         if self.phantom is None:
             raise UsageError(f"data.{min(wanted)} dials a phantom's lesions; {self.name!r} has real images.")
-        facts = self.phantom.model_copy(update=wanted)
-        facts.spec(self.image.size)  # refuses what cannot be drawn
-        return self.model_copy(update={"phantom": facts})
+        drawn = self.phantom.model_copy(update=wanted)
+        drawn.spec(self.image.size)  # refuses what cannot be drawn
+        return self.model_copy(update={"phantom": drawn})
 
     def at_size(self, size: int | None) -> Self:
         """Return the manifest with images of another size (px)."""
@@ -272,9 +267,7 @@ class Manifest(StrictModel):
     @property
     def own_root(self) -> Path | None:
         """Return the data root of this set alone: the one it names, or the folder of a user's own manifest."""
-        if self.root is None:
-            return self._home
-        return (self._home or Path()) / self.root
+        return self._home if self.root is None else (self._home or Path()) / self.root
 
     def path_in(self, root: Path | str, place: str = "") -> Path:
         """Return where the data lie in ``root``, links followed; refuse a link that leads out of it."""
@@ -329,7 +322,14 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
         path, own = Path(text), True
     elif text in PHANTOMS:
-        return _another_phantom(text)
+        kind, lesion = PHANTOMS[text]
+        size, contrast = FINEST[lesion]
+        drawn = Drawing(kind=kind, lesion=lesion, lesion_size=size, lesion_contrast=contrast, seed=0)  # type: ignore[arg-type]
+        lesions = drawn.describe()
+        notes = (f"One of {len(PHANTOMS)} anatomies and lesions, made to see where a recipe fails: {lesions}.",)
+        title = f"Phantom of {kind} with {lesion} lesions, synthetic"
+        changes = {"name": text, "title": title, "phantom": drawn, "notes": notes}
+        return load_manifest("phantom").model_copy(update=changes)
     elif text in list_manifests():
         path = shipped("data_manifests") / f"{text}.yaml"
     else:
@@ -338,14 +338,3 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     manifest = _read(document_bytes(path, "manifest", list_manifests()), path).model_copy()
     manifest._home = path.absolute().parent if own else None
     return manifest
-
-
-def _another_phantom(name: str) -> Manifest:
-    """Return the manifest of one anatomy of the phantom with one sort of lesions, at their finest."""
-    usual, (kind, lesion) = load_manifest("phantom"), PHANTOMS[name]
-    size, contrast = FINEST[lesion]
-    dialled = {"kind": kind, "lesion": lesion, "lesion_size": size, "lesion_contrast": contrast}
-    facts = Drawing.model_validate({"seed": 0} | dialled)
-    notes = (f"One of {len(PHANTOMS)} anatomies and lesions, made to see where a recipe fails: {facts.describe()}.",)
-    title = f"Phantom of {kind} with {lesion} lesions, synthetic"
-    return usual.model_copy(update={"name": name, "title": title, "phantom": facts, "notes": notes})

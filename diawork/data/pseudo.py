@@ -28,7 +28,6 @@ AREA = (0.02, 0.10)  # share of the image that a patch covers, log-uniform
 ASPECT = (0.5, 2.0)  # height over width, log-uniform
 SMALLEST, MARGIN = 3, 1  # px: side of a patch, and how far it stays from the border
 PUSH, GRAIN = 0.4, 0.15  # of a disc's radius; of the grey range
-STRENGTHS = (0.5, 1.0)
 _VISIBLE = 0.01  # mean absolute change inside the mask at full strength that a place must allow
 _ATTEMPTS = 12  # places tried until a change is visible; the last one stands
 
@@ -62,48 +61,29 @@ def pseudo_anomalies(images: np.ndarray, kind: str, *, strength: float = 1.0, se
         raise UsageError(f"{kind!r} is not a kind of pseudo-anomaly.", hint=did_you_mean(kind, KINDS))
     if not 0 < strength <= 1:
         raise UsageError(f"strength={strength} outside (0, 1].")
-    images = _checked(images)
+    images = np.asarray(images, np.float32)
+    least = SMALLEST + 2 * MARGIN + 2
+    if images.ndim != 4 or min(images.shape[2:], default=0) < least:
+        what = f"images of shape {images.shape} take no pseudo-anomaly; wanted (N, C, H, W) of {least} px or more."
+        raise DataError(what)
+    if not np.isfinite(images).all():
+        raise NumericError("the images hold values that are not finite.")
+    if images.size and not 0 <= images.min() <= images.max() <= 1:
+        raise DataError(f"images in [{images.min():g}, {images.max():g}] take no pseudo-anomaly; wanted [0, 1].")
     changed, masks = np.empty_like(images), np.zeros((len(images), *images.shape[2:]), bool)
     for i, image in enumerate(images):
         changed[i], masks[i] = _one(image, kind, strength, seed)
     return Pseudo(changed, masks)
 
 
-def describe(kind: str, strength: float) -> str:
-    """Return what a pseudo-anomaly is, with its strength in words."""
-    percent = f"{100 * strength:g} %"
-    return {
-        "cutpaste": f"a mirrored patch of the image pasted elsewhere, {percent} opaque",
-        "poisson": f"a mirrored patch blended in elsewhere without a seam, {percent} of its gradients",
-        "warp": f"a disc pushed aside by {100 * strength * PUSH:g} % of its radius",
-        "noise": f"a rectangle with grain of {strength * GRAIN:g} of the grey range",
-    }[kind]
+def _one(image: np.ndarray, kind: str, strength: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image (C, H, W) float32 changed at ``strength`` and its mask (H, W), where full strength is visible.
 
-
-def _checked(images: np.ndarray) -> np.ndarray:
-    images = np.asarray(images, np.float32)
-    least = SMALLEST + 2 * MARGIN + 2
-    if images.ndim != 4 or min(images.shape[2:], default=0) < least:
-        raise DataError(
-            f"images of shape {images.shape} take no pseudo-anomaly; wanted (N, C, H, W) of {least} px or more."
-        )
-    if not np.isfinite(images).all():
-        raise NumericError("the images hold values that are not finite.")
-    if images.size and not 0 <= images.min() <= images.max() <= 1:
-        raise DataError(f"images in [{images.min():g}, {images.max():g}] take no pseudo-anomaly; wanted [0, 1].")
-    return images
-
-
-def _generator(image: np.ndarray, kind: str, seed: int) -> np.random.Generator:
-    """Return the generator of one image (C, H, W) float32, by its pixels: position and company do not matter."""
+    Its generator follows from its pixels: position and company do not matter.
+    """
     head = f"pseudo/{SCHEME}/{seed}/{kind}/{image.shape}/".encode()
     digest = hashlib.sha256(head + np.ascontiguousarray(image, "<f4").tobytes()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
-
-
-def _one(image: np.ndarray, kind: str, strength: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image (C, H, W) changed at ``strength`` and its mask (H, W), where full strength is visible."""
-    rng, exact = _generator(image, kind, seed), image.astype(np.float64)
+    rng, exact = np.random.default_rng(int.from_bytes(digest[:16], "big")), image.astype(np.float64)
     for _ in range(_ATTEMPTS):
         at, mask = KINDS[kind](exact, rng)
         if np.abs(np.clip(at(1.0), 0, 1) - exact)[:, mask].mean() >= _VISIBLE:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -233,20 +233,23 @@ def _first_pass(folder: Path, key: dict[str, Any], paths: list[str], decode: Dec
     known = read_json(progress) if progress.exists() else {}
     done, bad = (known["done"], known["bad"]) if known.get("key") == key else (0, {})
     row_bytes = math.prod(key["shape"][1:]) * np.dtype(key["dtype"]).itemsize
+    sizes = {folder / f"{name}-images.bin": done * row_bytes, folder / f"{name}-digests.bin": done * DIGEST_BYTES}
     try:
-        with (
-            stop_at_once(),
-            _opened_at(folder / f"{name}-images.bin", done * row_bytes) as images,
-            _opened_at(folder / f"{name}-digests.bin", done * DIGEST_BYTES) as digests,
-        ):
+        for path, size in sizes.items():
+            path.touch()
+            os.truncate(path, size)  # what was written after the last save
+        with stop_at_once(), contextlib.ExitStack() as stack:
+            images, digests = (stack.enter_context(open(path, "ab")) for path in sizes)
             saved = time.monotonic()
-            for path, values, reason in _decoded(paths[done:], len(paths), decode, key):
+            for file, values, reason in _decoded(paths[done:], len(paths), decode, key):
                 images.write(values.data)
                 digests.write(hashlib.sha256(values.data).digest())
                 done += 1
-                bad |= {path: reason} if reason else {}
+                bad |= {file: reason} if reason else {}
                 if done == len(paths) or time.monotonic() - saved > SAVE_SECONDS:
-                    _sync(images, digests)
+                    for written in (images, digests):
+                        written.flush()
+                        os.fsync(written.fileno())
                     write_json(progress, {"key": key, "done": done, "bad": bad})
                     saved = time.monotonic()
     except OSError as error:
@@ -282,19 +285,3 @@ def _decoded(
             for row in pool.map(one, paths[start : start + CHUNK]):
                 yield row
                 bar.update()
-
-
-@contextlib.contextmanager
-def _opened_at(path: Path, size: int) -> Iterator[IO[bytes]]:
-    """Open a file for writing on after its first ``size`` bytes."""
-    path.touch()
-    with open(path, "r+b") as f:
-        f.truncate(size)
-        f.seek(size)
-        yield f
-
-
-def _sync(*files: IO[bytes]) -> None:
-    for f in files:
-        f.flush()
-        os.fsync(f.fileno())
