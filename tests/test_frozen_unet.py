@@ -9,7 +9,7 @@ from torch import nn
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig
 from diawork.method.ddpm import build_ddpm
-from diawork.method.unet.frozen import _LinearAttention, frozen_unet
+from diawork.method.unet import FrozenAttention, frozen_unet
 
 X, T = torch.rand(3, 1, 16, 16) * 2 - 1, torch.tensor([0, 80, 999])
 
@@ -34,7 +34,7 @@ def test_agrees_with_the_library(unet, memory_format):
 
 def test_is_another_network_inside(unet):
     kinds = {type(m) for m in frozen_unet(copy.deepcopy(unet)).modules()}
-    assert _LinearAttention in kinds
+    assert FrozenAttention in kinds
     assert not {k.__name__ for k in kinds} & {"LinearAttention", "Block", "Rearrange"}
 
 
@@ -42,7 +42,7 @@ def test_huge_keys_do_not_overflow(unet):
     attention = copy.deepcopy(next(m for m in unet.modules() if type(m).__name__ == "LinearAttention"))
     attention.to_qkv.weight.data *= 300
     x = torch.randn(2, attention.to_qkv.in_channels, 8, 8)
-    y = _LinearAttention(attention)(x)
+    y = FrozenAttention(attention)(x)
     assert y.isfinite().all() and torch.allclose(y, attention(x), rtol=1e-3, atol=1e-3)
 
 

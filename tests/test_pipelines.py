@@ -20,7 +20,7 @@ from diawork.method.dissolve import Dissolver, from_model, to_model
 from diawork.method.operators import build_operator
 from diawork.method.pipelines.folder import PipelineFolder
 from diawork.method.pipelines.pipeline import nearest_steps, open_pipeline
-from diawork.method.unet.plain import noise_levels
+from diawork.method.unet import noise_levels
 from diawork.runs.experiment import run_experiment
 from diawork.runs.methods import runnable
 from diawork.runs.presets import preset

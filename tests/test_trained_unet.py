@@ -7,7 +7,7 @@ import torch
 
 from diawork.base.config import DiffusionConfig
 from diawork.method.ddpm import build_ddpm
-from diawork.method.unet.trained import _TRAINED, release, restate
+from diawork.method.unet import TRAINED, release, restate
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_an_image_without_contrast_has_the_librarys_gradients(unet):
 def test_every_block_changes_its_class_and_no_weight(unet):
     restated = restate(copy.deepcopy(unet))
     kinds = {type(module) for module in restated.modules()}
-    assert set(_TRAINED.values()) <= kinds and not {*_TRAINED} & kinds - {torch.nn.Conv2d}
+    assert set(TRAINED.values()) <= kinds and not {*TRAINED} & kinds - {torch.nn.Conv2d}
     weights = unet.state_dict()
     assert weights.keys() == restated.state_dict().keys()
     assert all(torch.equal(value, weights[name]) for name, value in restated.state_dict().items())

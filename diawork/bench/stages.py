@@ -40,7 +40,7 @@ from diawork.method.encoder import Embedding, Encoder, build_encoder
 from diawork.method.loss import dia_loss
 from diawork.method.scoring import extract_features
 from diawork.method.training import train_step
-from diawork.method.unet.trained import restate
+from diawork.method.unet import restate
 from diawork.method.views import BranchBuilder, Views, augment, draw_augmentation, rotate
 
 

@@ -28,8 +28,7 @@ from diawork.base.loop import NotFinite, Progress, Row, fit_or_load, fit_steps, 
 from diawork.base.seeding import RowDraws, generator, isolated_rng
 from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
-from diawork.method.unet.plain import build_unet
-from diawork.method.unet.trained import release, restate
+from diawork.method.unet import build_unet, release, restate
 
 WEIGHTS = "ddpm"
 VALUE_RANGE = [-1, 1]  # of the images that the model sees

@@ -18,7 +18,7 @@ from diawork.base.config import DissolveConfig, bridgeable
 from diawork.base.errors import UsageError
 from diawork.data.images import ImageSet
 from diawork.method.operators import Diffusion
-from diawork.method.unet.frozen import frozen_unet
+from diawork.method.unet import frozen_unet
 
 # --- Eq. 4 -----------------------------------------------------------------------------------------
 

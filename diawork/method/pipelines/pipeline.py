@@ -17,7 +17,7 @@ from diawork.base.errors import CheckpointError
 from diawork.base.seeding import isolated_rng
 from diawork.method.dissolve import Dissolver
 from diawork.method.pipelines.folder import ENCODER, TOKENIZER, VARIANTS, PipelineFolder, require_diffusers
-from diawork.method.unet.plain import noise_levels
+from diawork.method.unet import noise_levels
 
 _AT_ONCE = 1000  # noise levels compared in one go
 

@@ -1,1 +1,0 @@
-"""The library's UNet re-stated: frozen for dissolving, trained for pretraining."""
