@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from diawork.base.errors import DataError, UsageError
 from diawork.detectors.kdad import Cloner
-from diawork.evaluation.collapse import feature_spread
+from diawork.evaluation.diagnostics import feature_spread
 from diawork.method.loss import nt_xent
 from tests.test_detectors import TEST, TRAIN, build, made
 

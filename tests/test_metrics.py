@@ -29,9 +29,10 @@ def slow_fpr(scores, anomalous, tpr):
 def test_agree_with_the_reference_also_among_ties(n, seed, decimals, tpr):
     scores, anomalous = scored(n, decimals=decimals, seed=seed)
     assert metrics.auroc(scores, anomalous) == pytest.approx(reference.roc_auc_score(anomalous, scores))
+    pair = metrics.by_class(scores, anomalous)
     precision = reference.average_precision_score(anomalous, scores)
-    assert metrics.average_precision(scores, anomalous) == pytest.approx(precision)
-    assert metrics.fpr_at_tpr(scores, anomalous, tpr) == pytest.approx(slow_fpr(scores, anomalous, tpr))
+    assert metrics.METRICS["auprc"](*pair) == pytest.approx(precision)
+    assert metrics.METRICS["fpr95"](*pair, tpr=tpr) == pytest.approx(slow_fpr(scores, anomalous, tpr))
 
 
 def test_higher_means_more_anomalous():
@@ -140,7 +141,6 @@ def test_refuses_bad_input_in_one_sentence(scores, anomalous, error, says):
     [
         lambda: metrics.bootstrap_ci([0, 1], [0, 1], "auroq"),
         lambda: metrics.bootstrap_ci([0, 1], [0, 1], level=95),
-        lambda: metrics.fpr_at_tpr([0, 1], [0, 1], 0),
         lambda: metrics.threshold_at_specificity([0, 1], 1.5),
     ],
 )

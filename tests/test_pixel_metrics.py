@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.evaluation.pixels import aupro, pixel_auroc, pixel_differences, pixel_summary, regions
+from diawork.evaluation.pixels import aupro, pixel_auroc, pixel_summary, regions
 
 
 def case(seed=0, n=6, side=9, levels=None):
@@ -86,21 +86,12 @@ def test_the_bootstrap_draws_whole_images():
     assert _curves(maps, masks, weights, 0.3)[:, 0] == pytest.approx(by_hand)
 
 
-def test_a_difference_is_paired():
-    maps, masks = case(n=20)
-    same = pixel_differences(maps, maps * 2, masks, n=100)
-    assert same["aupro"] == (0, 0, 0)
-    better = pixel_differences(maps, np.random.default_rng(9).random(maps.shape), masks, n=100)["pixel_auroc"]
-    assert 0 < better.low < better.difference < better.high
-
-
 def test_no_interval_is_given_where_the_images_cannot_give_one():
     maps, masks = case(n=6)
     perfect = pixel_summary(masks.astype(float), masks, n=20)
     masks[np.flatnonzero(masks.any((1, 2)))[1:]] = False
     single = pixel_summary(maps, masks, n=20)
     assert np.isnan([row[f"aupro_{end}"] for row in (perfect, single) for end in ("low", "high")]).all()
-    assert np.isnan(pixel_differences(maps, -maps, masks, n=20)["pixel_auroc"][1:]).all()
 
 
 def test_bad_input_is_refused():

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 
 from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.evaluation.collapse import Facts, Spread, collapse, explain, feature_spread, likely_reasons, verdict
+from diawork.evaluation.diagnostics import (
+    Diagnostics,
+    SelfCheck,
+    Spread,
+    by_selection,
+    collapse,
+    explain,
+    feature_spread,
+    likely_reasons,
+    rank_agreement,
+    self_check,
+    verdict,
+)
 from diawork.evaluation.metrics import auroc
-from diawork.evaluation.selfcheck import SelfCheck, by_selection, rank_agreement, self_check
 from diawork.runs.selfcheck import recorded
 
 
@@ -20,7 +31,7 @@ def checked(gains, n=120, noise=0.5, seed=0, **facts):
     rng = np.random.default_rng(seed)
     healthy = rng.normal(size=n)
     pseudo = {(kind, 1.0): healthy + gain + noise * rng.normal(size=n) for kind, gain in gains.items()}
-    return self_check(healthy, pseudo, Facts(**facts)), healthy, pseudo
+    return self_check(healthy, pseudo, Diagnostics(**facts)), healthy, pseudo
 
 
 def test_each_row_is_an_auroc_and_the_mean_their_mean():
@@ -127,10 +138,13 @@ def test_a_reason_is_given_with_the_finding_alone():
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (Facts(shift_accuracy=1.0, shifts=4), "names 100% of the shifts .*, so the task was easy"),
-        (Facts(follows=("sharpness", -0.83)), r"follows the image's sharpness \(rank correlation −0.83\)"),
-        (Facts(shift_accuracy=0.8, shifts=4, follows=("mean", 0.3), features=Spread(0.2, 9.0)), "None of the facts"),
-        (Facts(), "None of the facts"),
+        (Diagnostics(shift_accuracy=1.0, shifts=4), "names 100% of the shifts .*, so the task was easy"),
+        (Diagnostics(follows=("sharpness", -0.83)), r"follows the image's sharpness \(rank correlation −0.83\)"),
+        (
+            Diagnostics(shift_accuracy=0.8, shifts=4, follows=("mean", 0.3), features=Spread(0.2, 9.0)),
+            "None of the facts",
+        ),
+        (Diagnostics(), "None of the facts"),
     ],
 )
 def test_likely_reasons(facts, words):
@@ -139,11 +153,13 @@ def test_likely_reasons(facts, words):
 
 
 def test_explains_only_what_is_below_chance_or_collapsed():
-    assert explain("CSI", 0.6, 0.8, Facts()) == explain("CSI", 0.45, 0.8, Facts()) == []
-    said = explain("CSI", 0.28, 0.48, Facts(shift_accuracy=0.25, shifts=4))
+    assert explain("CSI", 0.6, 0.8, Diagnostics()) == explain("CSI", 0.45, 0.8, Diagnostics()) == []
+    said = explain("CSI", 0.28, 0.48, Diagnostics(shift_accuracy=0.25, shifts=4))
     assert said[0].startswith("CSI is below chance (interval 0.280 to 0.480)") and "no task" in said[1]
-    assert explain("CSI", 0.5, 0.5, Facts()) == ["All scores of CSI are equal: it collapsed."]
-    assert explain("CSI", 0.6, 0.8, Facts(features=Spread(0, 0)))[0].startswith("CSI: All features point the same way")
+    assert explain("CSI", 0.5, 0.5, Diagnostics()) == ["All scores of CSI are equal: it collapsed."]
+    assert explain("CSI", 0.6, 0.8, Diagnostics(features=Spread(0, 0)))[0].startswith(
+        "CSI: All features point the same way"
+    )
 
 
 @pytest.mark.parametrize(

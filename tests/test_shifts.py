@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diawork.base.errors import DataError, NumericError
-from diawork.evaluation.shifts import ShiftProbe, shift_probe
+from diawork.evaluation.diagnostics import ShiftProbe, shift_probe
 
 
 def turned(n, seed, ramp=3.0, side=6):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diawork.base.errors import DataError, NumericError
-from diawork.evaluation.strength import dissolving_strength
+from diawork.evaluation.diagnostics import dissolving_strength
 
 STEPS = np.array([50, 100, 200, 400])
 

@@ -26,7 +26,7 @@ from diawork.base.loop import EpochHook, History, Progress, fit_or_load, read_hi
 from diawork.data.images import Images, ImageSet
 from diawork.detectors.face import Detector, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.maps import AnomalyMaps, measured_maps
-from diawork.evaluation.collapse import Facts, feature_spread
+from diawork.evaluation.diagnostics import Diagnostics, feature_spread
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolver
@@ -161,12 +161,12 @@ class DIA(Detector):
         noise = copies_noise(features, bank, parts=self.cfg.score.parts)
         return Scores(scores.total.numpy(), parts, noise=None if noise is None else noise.numpy())
 
-    def facts(self, images: ImageSet) -> Facts:
+    def facts(self, images: ImageSet) -> Diagnostics:
         """Return how the features of ``images`` spread and how many of their shifts are named, one copy a shift."""
         features = self._features(in_channels(images.images, self.cfg.encoder.channels), images.split, samples=1)
         logits = features.shift_logits[..., :K]
         right = logits.argmax(-1) == torch.arange(K)[:, None]
-        return Facts(float(right.float().mean()), K, feature_spread(features.z[0].numpy()))
+        return Diagnostics(float(right.float().mean()), K, feature_spread(features.z[0].numpy()))
 
     def _fitted(self) -> FeatureBank:
         if self.bank is None:

@@ -13,7 +13,7 @@ import numpy as np
 from diawork.base.errors import DataError
 from diawork.base.loop import EpochHook, Progress
 from diawork.data.images import ImageSet
-from diawork.evaluation.collapse import Facts
+from diawork.evaluation.diagnostics import Diagnostics
 
 MapMethods = dict[str, Callable[[ImageSet], np.ndarray]]  # name → maps (N, H, W)
 
@@ -102,9 +102,9 @@ class Detector(ABC):
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
         """Return the scores of ``images``; ``samples`` augmented copies an image, where the detector takes any."""
 
-    def facts(self, images: ImageSet) -> Facts:
+    def facts(self, images: ImageSet) -> Diagnostics:
         """Return what is known of the detector on healthy images that it never saw."""
-        return Facts()
+        return Diagnostics()
 
     def anomaly_scores(self, images: ImageSet) -> np.ndarray:
         """Return one score an image (N,); higher = more anomalous."""

@@ -17,7 +17,7 @@ from diawork.base.seeding import generator
 from diawork.data.images import Images, ImageSet
 from diawork.detectors.deep_knn import pooled
 from diawork.detectors.learned import SeesThrough, nearest_distances
-from diawork.evaluation.collapse import Facts, feature_spread
+from diawork.evaluation.diagnostics import Diagnostics, feature_spread
 from diawork.method.loss import nt_xent
 from diawork.method.views import augment, draw_augmentation
 
@@ -67,9 +67,9 @@ class MeanShift(SeesThrough):
     def _embedded(self, x: Images, *, progress: Progress) -> Tensor:
         return torch.cat([self._direction(maps) for maps in self._all(x, progress=progress)])
 
-    def facts(self, images: ImageSet) -> Facts:
+    def facts(self, images: ImageSet) -> Diagnostics:
         """Return how the features of ``images`` spread."""
-        return Facts(features=feature_spread(self._embedded(images.images, progress=False).numpy()))
+        return Diagnostics(features=feature_spread(self._embedded(images.images, progress=False).numpy()))
 
     @staticmethod
     def _direction(maps: list[Tensor]) -> Tensor:

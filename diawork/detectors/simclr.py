@@ -10,7 +10,7 @@ from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator
 from diawork.data.images import Images, ImageSet, at_once
 from diawork.detectors.learned import Learned
-from diawork.evaluation.collapse import Facts, feature_spread
+from diawork.evaluation.diagnostics import Diagnostics, feature_spread
 from diawork.method.encoder import build_encoder, in_channels
 from diawork.method.loss import nt_xent
 from diawork.method.scoring import FeatureBank, Features, score
@@ -77,10 +77,10 @@ class SimCLR(Learned):
         z = (total / self.cfg.score.samples)[None]
         return Features(z, torch.ones(1, len(x), 1))
 
-    def facts(self, images: ImageSet) -> Facts:
+    def facts(self, images: ImageSet) -> Diagnostics:
         """Return how the features of ``images`` spread."""
         x = in_channels(images.images, self.cfg.encoder.channels)
-        return Facts(features=feature_spread(self._embedded(x).z[0].numpy()))
+        return Diagnostics(features=feature_spread(self._embedded(x).z[0].numpy()))
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:
         bank = FeatureBank(self.kept["axes"], self.kept["weight_similarity"], torch.ones(1))

@@ -95,18 +95,6 @@ def auroc(scores: np.ndarray, anomalous: np.ndarray) -> float:
     return float(_auroc(*by_class(scores, anomalous)))
 
 
-def average_precision(scores: np.ndarray, anomalous: np.ndarray) -> float:
-    """Area under the precision-recall curve (AUPRC, step-wise); chance is the share of anomalous images."""
-    return float(_auprc(*by_class(scores, anomalous)))
-
-
-def fpr_at_tpr(scores: np.ndarray, anomalous: np.ndarray, tpr: float = _TPR) -> float:
-    """False-positive rate where at least ``tpr`` of the anomalous images are found; lower is better."""
-    if not 0 < tpr <= 1:
-        raise UsageError(f"tpr={tpr} outside (0, 1].")
-    return float(_fpr(*by_class(scores, anomalous), tpr=tpr))
-
-
 def bootstrap_ci(
     scores: np.ndarray,
     anomalous: np.ndarray,

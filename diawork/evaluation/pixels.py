@@ -17,14 +17,6 @@ FPR_LIMIT = 0.3  # of the AUPRO, as in the literature on anomaly localisation
 _BATCH_VALUES = 4_000_000  # counts in memory at once
 
 
-class PixelDifference(NamedTuple):
-    """A metric of map a minus that of map b on the same images, and its interval."""
-
-    difference: float
-    low: float
-    high: float
-
-
 class _Lesions(NamedTuple):
     """The pixels inside masks: their values, images and regions, and each region's size."""
 
@@ -166,19 +158,3 @@ def _interval(resampled: np.ndarray, masks: np.ndarray, level: float) -> tuple[f
         return np.nan, np.nan
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def pixel_differences(
-    a: np.ndarray, b: np.ndarray, masks: np.ndarray, *, limit: float = FPR_LIMIT, n: int = 1000, seed: int = 0
-) -> dict[str, PixelDifference]:
-    """Return pixel AUROC and AUPRO of maps a minus those of b, with 95 % intervals: both on the same resamples.
-
-    The ends are NaN where one image alone has a lesion.
-    """
-    _check_limit(limit)
-    (a, masks), (b, _) = _checked(a, masks), _checked(b, masks)
-    draws = _draws(masks, n, seed)
-    differences = _curves(a, masks, draws, limit) - _curves(b, masks, draws, limit)
-    ends = [_interval(resampled, masks, 0.95) for resampled in differences[:, 1:]]
-    pairs = zip(("pixel_auroc", "aupro"), differences[:, 0], ends, strict=True)
-    return {name: PixelDifference(float(value), *map(float, end)) for name, value, end in pairs}

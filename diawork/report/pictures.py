@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from diawork import figures
 from diawork.base.errors import DataError, DiaworkError
+from diawork.evaluation.diagnostics import dissolving_strength
 from diawork.evaluation.metrics import followed
-from diawork.evaluation.strength import dissolving_strength
 from diawork.report.rows import Row, map_table, pixel_table
 from diawork.report.sentences import SPLITS, focus_of
 

@@ -21,10 +21,8 @@ import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.base.registry import DETECTORS, is_control
-from diawork.evaluation.collapse import Facts, Spread
 from diawork.evaluation.comparison import SIDES, Comparison, adjust, compare_detectors
-from diawork.evaluation.selfcheck import SelfCheck, by_selection
-from diawork.evaluation.shifts import ShiftProbe
+from diawork.evaluation.diagnostics import Diagnostics, SelfCheck, ShiftProbe, Spread, by_selection
 from diawork.figures import Named, Styles, styles_of
 from diawork.runs.run import Run, find_runs
 
@@ -104,7 +102,7 @@ class Finished:
     cost: Mapping[str, Any]
     epochs: Mapping[str, float]  # test AUROC by ``EPOCHS``, where it was tracked
     check: Measured  # AUROC of the self-check without labels
-    facts: Facts
+    facts: Diagnostics
     verdict: str
     findings: tuple[str, ...]
     shift: str  # what was measured of the shift before training
@@ -195,11 +193,11 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _facts(check: Mapping[str, Any]) -> Facts:
+def _facts(check: Mapping[str, Any]) -> Diagnostics:
     """Return what a self-check knows of its detector; an older one knows what the scores follow alone."""
     facts = check.get("facts") or {"follows": check.get("follows")}
     accuracy, features, follows = (facts.get(name) for name in ("shift_accuracy", "features", "follows"))
-    return Facts(
+    return Diagnostics(
         None if accuracy is None else float(accuracy), None if accuracy is None else int(facts["shifts"]),
         Spread(*map(float, features)) if features else None, (str(follows[0]), float(follows[1])) if follows else None,
     )  # fmt: skip

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError
-from diawork.evaluation.collapse import CHANCE, Facts, explain
 from diawork.evaluation.comparison import Comparison
 from diawork.evaluation.conformal import check_alarm
+from diawork.evaluation.diagnostics import CHANCE, Diagnostics, explain, rank_agreement
 from diawork.evaluation.ranks import rank_over_sets
-from diawork.evaluation.selfcheck import rank_agreement
 from diawork.evaluation.sentences import conclusion, counted, interval, p_said, signed
 from diawork.report.rows import Measured, Row
 
@@ -101,7 +100,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     said = []
     for row in rows:
         if not row.oracle:
-            facts = row.runs[0].facts if row.auroc.high < CHANCE else Facts()
+            facts = row.runs[0].facts if row.auroc.high < CHANCE else Diagnostics()
             said.append(" ".join(explain(row.label, row.auroc.low, row.auroc.high, facts)))
     return [sentence for sentence in said if sentence]
 

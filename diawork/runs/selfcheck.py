@@ -15,9 +15,8 @@ from diawork.data.images import ImageSet, Splits
 from diawork.data.pseudo import KINDS, pseudo_anomalies
 from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.detectors.face import Detector
+from diawork.evaluation.diagnostics import SelfCheck, ShiftProbe, self_check, shift_probe
 from diawork.evaluation.metrics import followed
-from diawork.evaluation.selfcheck import SelfCheck, self_check
-from diawork.evaluation.shifts import ShiftProbe, shift_probe
 from diawork.method.views import SHIFTS
 
 STRENGTH = 1.0
