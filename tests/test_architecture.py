@@ -36,7 +36,7 @@ ONE_DOOR = {  # library → the only places that import it: rooms, or whole floo
     "matplotlib": {"figures"},
     "seaborn": {"figures"},
     "ipywidgets": {"widgets"},
-    "jinja2": {"report.page", "report.site", "bench.page"},
+    "jinja2": {"report.page"},
     "nbconvert": {"report.site"},
     "latex2mathml": {"report.site"},
     "click": {"cli"},

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from diawork import figures
 from diawork.base.errors import CheckpointError
-from diawork.base.files import PACKAGE, nulled, read_json, write_json, write_text
+from diawork.base.files import nulled, read_json, write_json, write_text
 from diawork.bench.ceilings import load_words
-from diawork.evaluation.sentences import interval
+from diawork.report.page import render
 
 TITLE = "What diawork costs"
 NO_GPU = "No GPU was there: the path for CUDA is the same code and was not measured."
@@ -31,17 +28,11 @@ def read_costs(path: Path | str) -> dict[str, Any]:
 def write_costs(costs: dict[str, Any], out: Path | str) -> Path:
     """Write the page of what ``measure_cost`` returned, with ``accuracy`` and ``beside`` where asked, and its JSON."""
     write_json(Path(out).with_suffix(".json"), nulled(costs))
-    environment = Environment(
-        loader=FileSystemLoader(PACKAGE / "report" / "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True,
-    )  # fmt: skip
-    environment.filters["interval"] = interval
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     accuracy, settings = costs.get("accuracy") or {}, costs["settings"]
     sizes = f"batch {settings['batch']}, {settings['size']} px, UNet of width {settings['dim']}"
     facts = [*_machine(costs), f"torch {costs['torch']}", sizes]
-    page = environment.get_template("cost.html.j2").render(
-        title=TITLE, made=f"{datetime.now(UTC):%Y-%m-%d}", settings=settings, rows=costs["rows"],
+    page = render(
+        "cost.html.j2", title=TITLE, made=f"{datetime.now(UTC):%Y-%m-%d}", settings=settings, rows=costs["rows"],
         precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=facts, figures=_figures(costs),
         accuracy=accuracy, paths=accuracy.get("paths"), pretraining=accuracy.get("pretraining"),
         last=accuracy.get("last"), parts=costs["parts"], scaling=costs.get("scaling"), bank=costs.get("bank"),

@@ -66,12 +66,6 @@ def similarity_matrix(matrix: np.ndarray, labels: Sequence[str] | None = None, *
     return figure
 
 
-def _loss_line(ax: Any, rows: pd.DataFrame, name: str, smooth: float, *, color: str) -> None:
-    ax.plot(rows["step"], rows["loss"], color=color, alpha=0.2, lw=0.8)
-    mean = rows["loss"].ewm(alpha=1 - smooth).mean()
-    ax.plot(rows["step"], mean, color=color, lw=1.3, label=word(name))
-
-
 @styled
 def loss_curve(metrics: Any, *, smooth: float = 0.9, styles: Styles | None = None) -> Figure:
     """Return the loss against the step, a panel a stage: raw values faint, their running mean on top.
@@ -90,7 +84,10 @@ def loss_curve(metrics: Any, *, smooth: float = 0.9, styles: Styles | None = Non
     for ax, stage in zip(axes[0], stages, strict=True):
         for name, rows in frames:
             color = looks[name]["color"] if name else INK
-            _loss_line(ax, rows[rows["stage"] == stage], name, smooth, color=color)
+            rows = rows[rows["stage"] == stage]
+            ax.plot(rows["step"], rows["loss"], color=color, alpha=0.2, lw=0.8)
+            mean = rows["loss"].ewm(alpha=1 - smooth).mean()
+            ax.plot(rows["step"], mean, color=color, lw=1.3, label=word(name))
         ax.set(xlabel="step", ylabel="loss", title=word(stage))
     if any(runs):
         handles, names = axes[0, -1].get_legend_handles_labels()
@@ -226,11 +223,6 @@ def cost_bars(rows: Sequence[Mapping[str, Any]], *, value: str, label: str, titl
     return figure
 
 
-def _bottom(lowest: Sequence[float]) -> float:
-    """Return where an axis starts that is about these AUROCs: 0.02 below, on a twentieth."""
-    return math.floor(20 * (min(lowest, default=0.0) - 0.02)) / 20
-
-
 @styled
 def auroc_curves(
     series: Mapping[str, Sequence[tuple]], levels: Mapping[str, float], *, xlabel: str, split: str = "test",
@@ -243,7 +235,8 @@ def auroc_curves(
     """
     figure, ((ax,),) = new_figure(7.8, 3.9)
     looks = styles or styles_of([*series, *levels])
-    bottom = _bottom([mean - np.nan_to_num(sd) for points in series.values() for _, mean, sd in points])
+    lowest = min((mean - np.nan_to_num(sd) for points in series.values() for _, mean, sd in points), default=0.0)
+    bottom = math.floor(20 * (lowest - 0.02)) / 20  # 0.02 below, on a twentieth
     for name, points in series.items():
         points = sorted(points, key=lambda point: np.mean(point[0]))
         low, high = np.array([np.broadcast_to(x, 2) for x, _, _ in points], float).T

@@ -92,7 +92,7 @@ class Beside(NamedTuple):
     @property
     def difference(self) -> Measured:
         """Return ours minus published; its interval moves ours alone, as if the published number were exact."""
-        return self.ours.auroc.minus(self.theirs.value) if self.ours else Measured()
+        return Measured(*(end - self.theirs.value for end in self.ours.auroc[:3])) if self.ours else Measured()
 
 
 def beside_paper(rows: Sequence[Row], table: str = "t1") -> list[Beside]:

@@ -64,10 +64,6 @@ class Measured(NamedTuple):
         """Say whether an interval can be given."""
         return not (math.isnan(self.low) or math.isnan(self.high))
 
-    def minus(self, exact: float) -> Measured:
-        """Return the difference to a number that is taken as exact."""
-        return Measured(self.value - exact, self.low - exact, self.high - exact)
-
 
 class Place(NamedTuple):
     """Where a sweep puts a run: its row's name, the parts of that name, and its extent along x."""
@@ -120,7 +116,7 @@ class Finished:
         try:
             settings, label = result.get("settings", {}), str(result["detector"])
             named = next((entry.name for entry in DETECTORS.values() if entry.label == label), label)
-            detector = str(settings.get("detector") or named)  # version 0.1 recorded the label alone
+            detector = str(result.get("name") or settings.get("detector") or named)  # 0.1 recorded the label alone
             operator = str(settings.get("dissolve.operator") or DDPM)
             check, probe = result.get("self_check") or {}, result.get("shift_probe")
             facts, data = _facts(check), config["data"]
@@ -130,7 +126,7 @@ class Finished:
                 method=detector if operator == DDPM else operator, seed=result["seed"], split=run.primary_split,
                 data=str(data["identity"]), digest=result["digest"], created=str(config.get("created", "")),
                 draws=run.draws, control=bool(result.get("control", is_control(label))), oracle=bool(result["oracle"]),
-                selection=result["selection"], pretrained=pretrained, preset=str(config.get("preset") or ""),
+                selection=result["selection"], pretrained=pretrained, preset=str(result.get("preset") or ""),
                 weights=str(result.get("weights") or ("pretrained" if pretrained else "not pretrained")),
                 metrics={split: _numbers(metrics) for split, metrics in result["metrics"].items()},
                 cost=result.get("cost", {}), epochs=by_selection(run.oracle_epochs()),
@@ -173,11 +169,6 @@ class Finished:
     def pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (scores, anomalous), as the plots take them."""
         return self.scores["score"].to_numpy(), self.scores["anomalous"].to_numpy()
-
-    @property
-    def ddpm_seed(self) -> int:
-        """Return the seed of its diffusion model."""
-        return int(self.settings.get(DDPM_SEED, 0))
 
     def record(self) -> dict[str, Any]:
         """Return what the file of a sweep's numbers says of this run."""

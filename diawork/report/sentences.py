@@ -15,7 +15,7 @@ from diawork.evaluation.conformal import check_alarm
 from diawork.evaluation.diagnostics import CHANCE, Diagnostics, explain, rank_agreement
 from diawork.evaluation.ranks import rank_over_sets
 from diawork.evaluation.sentences import conclusion, counted, interval, p_said, signed
-from diawork.report.rows import Measured, Row
+from diawork.report.rows import DDPM_SEED, Measured, Row
 
 FOCUS = "dia"  # the method that a page is about, where it ran
 FALSE_ALARMS = 0.05  # share of healthy images
@@ -181,7 +181,7 @@ def shifts_said(rows: Sequence[Row]) -> list[str]:
 def models_said(rows: Sequence[Row]) -> str:
     """Say how many diffusion models, and of which seeds, stand behind the runs that needed any."""
     needed = [run for row in rows for run in row.runs if "diffusion_images" in run.diffusion]
-    pairs = {(run.seed, run.ddpm_seed) for run in needed}
+    pairs = {(run.seed, int(run.settings.get(DDPM_SEED, 0))) for run in needed}
     seeds = sorted({model for _, model in pairs})
     if len({seed for seed, _ in pairs}) < 2:
         return ""

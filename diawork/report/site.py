@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from diawork.base.files import write_text
+from diawork.report.page import render
 
 
 class _MathML(IPythonRenderer):
@@ -37,7 +37,7 @@ def write_page(notebook: Path, out: Path, *, links: Sequence[tuple[str, str]] = 
     exporter = HTMLExporter(template_name="basic", anchor_link_text=" ", filters={"markdown2html": to_html})
     body, resources = exporter.from_notebook_node(nb)
     style = "\n".join(css for css in resources["inlining"]["css"] if ".highlight" in css)
-    page = _template().render(title=title_of(nb), body=Markup(body), style=Markup(style), links=links)
+    page = render("notebook.html.j2", title=title_of(nb), body=Markup(body), style=Markup(style), links=links)
     write_text(out, page)
     return out
 
@@ -58,7 +58,7 @@ def write_site(notebooks: Sequence[Path], folder: Path, *, note: str = "") -> Pa
     )
     body = Markup('<p class="soft">{}</p><ol class="index">{}</ol>').format(note, rows)
     index = folder / "index.html"
-    write_text(index, _template().render(title="diawork: the notebooks, run", body=body, style="", links=()))
+    write_text(index, render("notebook.html.j2", title="diawork: the notebooks, run", body=body, style="", links=()))
     return index
 
 
@@ -70,8 +70,3 @@ def title_of(nb: nbformat.NotebookNode) -> str:
 def lead_of(nb: nbformat.NotebookNode) -> str:
     """Return the paragraph under a notebook's first heading."""
     return "\n".join(nb.cells[0].source.splitlines()[1:]).strip()
-
-
-def _template() -> Template:
-    templates = FileSystemLoader(Path(__file__).with_name("templates"))
-    return Environment(loader=templates, autoescape=True, undefined=StrictUndefined).get_template("notebook.html.j2")
