@@ -57,11 +57,6 @@ class UNet(BaseModel):
             raise ValueError(f"out_channels={self.out_channels} does not fit in_channels={self.in_channels}")
         return self
 
-    @property
-    def side(self) -> int:
-        """The side of its images or latents, in px."""
-        return self.sample_size if isinstance(self.sample_size, int) else self.sample_size[0]
-
 
 class Scheduler(BaseModel):
     """What must be so of a noise schedule."""
@@ -140,14 +135,10 @@ class PipelineFolder:
                 raise _unfit(what, _TAKEN, folder)
         for part, variant in {"unet": VARIANTS[weights], **({"vae": None} if latent else {})}.items():
             name = f"{WEIGHTS}.{variant}" if variant else WEIGHTS
-            if not any(model.place(part).glob(f"{name}.safetensors*")):
+            if not any(place(folder, part).glob(f"{name}.safetensors*")):
                 hint = "Use dissolve.weights='ema'." if variant else _SAVE
-                raise _unfit(f"there is no {name}.safetensors in it.", hint, model.place(part))
+                raise _unfit(f"there is no {name}.safetensors in it.", hint, place(folder, part))
         return model
-
-    def place(self, component: str) -> Path:
-        """Return the folder of a component."""
-        return _place(self.folder, component)
 
     @property
     def prompted(self) -> bool:
@@ -162,7 +153,9 @@ class PipelineFolder:
     @property
     def image_size(self) -> int:
         """The side of its images, in px."""
-        return self.unet.side * (2 ** (len(self.vae.block_out_channels) - 1) if self.vae else 1)
+        size = self.unet.sample_size
+        side = size if isinstance(size, int) else size[0]
+        return side * 2 ** (len(self.vae.block_out_channels) - 1) if self.vae else side
 
     def digest(self) -> str:
         """Return the identity of the model's content: configs and weights, wherever they lie."""
@@ -172,7 +165,7 @@ class PipelineFolder:
             (part, path.name): path
             for part, patterns in parts.items()
             for pattern in patterns
-            for path in self.place(part).glob(pattern)
+            for path in place(self.folder, part).glob(pattern)
         }
         return digest([[part, name, sha256_file(path)] for (part, name), path in sorted(files.items())])
 
@@ -185,13 +178,14 @@ class PipelineFolder:
         }  # fmt: skip
 
 
-def _place(folder: Path, component: str) -> Path:
+def place(folder: Path, component: str) -> Path:
+    """Return where a component lies: in a folder of its own, or among the others."""
     return folder / component if (folder / component).is_dir() else folder
 
 
 def _read(kind: type[Config], folder: Path, component: str) -> Config:
     """Return the config of a component."""
-    path = _place(folder, component) / ("scheduler_config.json" if component == "scheduler" else "config.json")
+    path = place(folder, component) / ("scheduler_config.json" if component == "scheduler" else "config.json")
     if not path.is_file():
         raise _unfit(f"there is no {component}/{path.name} in this folder.", _SAVE, folder)
     try:

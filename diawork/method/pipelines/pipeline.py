@@ -16,7 +16,7 @@ from diawork.base.config import DiffusionConfig, DissolveConfig
 from diawork.base.errors import CheckpointError
 from diawork.base.seeding import isolated_rng
 from diawork.method.dissolve import Dissolver
-from diawork.method.pipelines.folder import ENCODER, TOKENIZER, VARIANTS, PipelineFolder, require_diffusers
+from diawork.method.pipelines.folder import ENCODER, TOKENIZER, VARIANTS, PipelineFolder, place, require_diffusers
 from diawork.method.unet import noise_levels
 
 _AT_ONCE = 1000  # noise levels compared in one go
@@ -98,11 +98,11 @@ def open_pipeline(
     source = PipelineFolder.read(folder, weights=weights)
     import diffusers
 
-    unet = _loaded(getattr(diffusers, source.unet.kind), source.place("unet"), variant=VARIANTS[weights])
-    vae = _loaded(diffusers.AutoencoderKL, source.place("vae")) if source.vae else None
-    with _in_a_sentence(source.place("scheduler")):
+    unet = _loaded(getattr(diffusers, source.unet.kind), place(source.folder, "unet"), variant=VARIANTS[weights])
+    vae = _loaded(diffusers.AutoencoderKL, place(source.folder, "vae")) if source.vae else None
+    with _in_a_sentence(place(source.folder, "scheduler")):
         scheduler = getattr(diffusers, source.scheduler.kind)
-        levels = scheduler.from_pretrained(str(source.place("scheduler")), local_files_only=True).alphas_cumprod
+        levels = scheduler.from_pretrained(str(place(source.folder, "scheduler")), local_files_only=True).alphas_cumprod
     prompt = empty_prompt(source.folder) if source.prompted else None
     return Pipeline(unet, source, levels, vae=vae, prompt=prompt, schedule=schedule).eval().requires_grad_(False)
 
@@ -127,25 +127,25 @@ def empty_prompt(folder: Path) -> Tensor:
         return encoder.eval()(tokens.input_ids)[0]
 
 
-def _loaded(kind: Any, place: Path, *, exactly: bool = True, **how: Any) -> Any:
+def _loaded(kind: Any, folder: Path, *, exactly: bool = True, **how: Any) -> Any:
     """Return a component in fp32 with the weights that lie in its folder, and where asked exactly those."""
-    with _in_a_sentence(place), isolated_rng(0, "pipelines"):
+    with _in_a_sentence(folder), isolated_rng(0, "pipelines"):
         model, info = kind.from_pretrained(
-            str(place), local_files_only=True, use_safetensors=True, output_loading_info=True, **how
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, **how
         )
     for what in ("missing", "unexpected", "mismatched") if exactly else ("missing",):
         if names := sorted(info[f"{what}_keys"]):
-            raise CheckpointError(f"its weights are not those of its config: {what} {names[0]!r:.80}.", path=place)
+            raise CheckpointError(f"its weights are not those of its config: {what} {names[0]!r:.80}.", path=folder)
     if not all(torch.isfinite(p).all() for p in model.parameters()):
-        raise CheckpointError("its weights hold values that are not finite.", path=place)
+        raise CheckpointError("its weights hold values that are not finite.", path=folder)
     return model.float()
 
 
 @contextlib.contextmanager
-def _in_a_sentence(place: Path) -> Iterator[None]:
+def _in_a_sentence(folder: Path) -> Iterator[None]:
     """Refuse a damaged file or config in one sentence: diffusers, transformers and safetensors raise many types."""
     try:
         yield
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"it cannot be loaded ({first:.200}).", path=place) from None
+        raise CheckpointError(f"it cannot be loaded ({first:.200}).", path=folder) from None
