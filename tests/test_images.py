@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
 from diawork.base.seeding import generator
 from diawork.data import store
@@ -104,6 +105,23 @@ def test_identity_follows_the_content(tmp_path):
     assert one.train.identity == two.train.identity and one.val.identity != two.val.identity
     assert one.identity != two.identity == opened(tmp_path, val_images=changed).identity
     assert one.train.take(range(8)).identity == one.train.identity != one.train.normal().identity
+
+
+def test_pixels_are_hashed_once_and_only_when_asked(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(np, "ascontiguousarray", lambda x, plain=np.ascontiguousarray: read.append(x.shape) or plain(x))
+    splits = opened(tmp_path)
+    read.clear()
+    some = splits.train.take([0, 1]).normal()
+    assert not read
+    assert splits.identity == splits.identity and some.identity == some.identity
+    assert sum(len(shape) == 4 for shape in read) == 4  # train, val, test and the selection
+
+
+def test_the_front_door_takes_a_name_a_manifest_or_a_config_and_any_root(tmp_path):
+    one = opened(tmp_path)
+    assert load(one.manifest, str(tmp_path)).identity == one.identity
+    assert load("phantom", "").identity == load(ExperimentConfig(), None).identity == load().identity
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.01, -0.01])

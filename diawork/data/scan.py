@@ -68,19 +68,19 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
     place = {"kind": "folder", "folder": folder.name, "layout": levels}
     table, assumed = "", [f"levels of folders: {' / '.join(levels) or 'none'}"]
     if "class" in levels:
-        said = [dict(zip(levels, path.split("/"), strict=False)) for path in paths]
+        words = [dict(zip(levels, path.split("/"), strict=False)) for path in paths]
     elif listed := _listed(folder, set(paths)):
-        place, paths, said = listed
+        place, paths, words = listed
         assumed = [f"labels from the table {place['file']}"]
     else:
-        said = [{"class": word} for word in _prefixes(paths, folder)]
-        table = csv_text([("image_path", "label"), *zip(paths, (one["class"] for one in said), strict=True)])
+        words = [{"class": word} for word in _prefixes(paths, folder)]
+        table = csv_text([("image_path", "label"), *zip(paths, (one["class"] for one in words), strict=True)])
         place = {"kind": "table", "file": f"{_name(folder)}.csv", "folder": folder.name}
         assumed = ["the classes are the words that the file names begin with"]
-    classes, aliases = _spellings(one["class"] for one in said)
-    names = [aliases.get(one["class"], one["class"]) for one in said]
-    splits = [SPLIT_WORDS.get(one.get("split", "train").casefold(), "train") for one in said]
-    aliases |= {w: SPLIT_WORDS[w.casefold()] for w in {one["split"] for one in said if "split" in one}
+    classes, aliases = _spellings(one["class"] for one in words)
+    names = [aliases.get(one["class"], one["class"]) for one in words]
+    splits = [SPLIT_WORDS.get(one.get("split", "train").casefold(), "train") for one in words]
+    aliases |= {w: SPLIT_WORDS[w.casefold()] for w in {one["split"] for one in words if "split" in one}
                 if w not in SPLITS and w.casefold() in SPLIT_WORDS}  # fmt: skip
     healthy = _healthy(classes, normal, folder)
     classes.sort(key=lambda name: name != healthy)
@@ -169,8 +169,8 @@ def _listed(folder: Path, paths: set[str]) -> tuple[dict[str, Any], list[str], l
         if who := next((name for name in PATIENT_COLUMNS if name in names), ""):
             columns["patient"] = who
         place = {"kind": "table", "file": f"{folder.name}/{file.name}", "columns": columns}
-        said = [{"class": row[label], "split": row.get("split") or "train"} for row in rows]
-        return place, [row[image] for row in rows], said
+        words = [{"class": row[label], "split": row.get("split") or "train"} for row in rows]
+        return place, [row[image] for row in rows], words
     return None
 
 
