@@ -9,6 +9,7 @@ from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.data.datasets import load
 from diawork.detectors import maps
 from diawork.detectors.dia import DIA
+from diawork.detectors.learned import smoothed
 from diawork.detectors.patches import PatchBank
 from diawork.method.encoder import build_encoder
 from diawork.method.operators import GaussianBlur, Identity
@@ -71,7 +72,8 @@ def test_the_residual_is_where_the_dissolver_changes_the_image(x):
     found = maps.anomaly_map(Painter(), x, smooth=0)
     assert (found[:, 4:] == 0).all() and (found[:, :4, 4:] == 0).all()
     np.testing.assert_allclose(found[:, :4, :4], (1 - x[:, 0, :4, :4]) / 2, atol=1e-6)
-    assert maps.anomaly_map(Painter(), x)[:, 5, 5].min() > 0  # smoothed by default
+    assert maps.anomaly_map(Painter(), x, smooth=3 / 32)[:, 5, 5].min() > 0
+    np.testing.assert_allclose(maps.anomaly_map(Painter(), x), smoothed(torch.from_numpy(found)), atol=1e-6)
     assert not maps.anomaly_map(Identity(), x, "residual").any()
 
 

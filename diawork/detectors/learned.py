@@ -36,7 +36,9 @@ from diawork.method.operators import GaussianBlur
 
 WEIGHTS = "detector"
 BATCH = 64  # images scored at once
-SMOOTH = 4 / 256  # standard deviation of a map's blur, share of the side: the papers' 4 px at 224 to 256
+# Standard deviation of every map's blur, share of the side: the papers' 4 px at 224 to 256. DIA's maps take the same:
+# no map of a table is then smoothed by what was chosen on lesion masks; some image scores are read off smoothed maps.
+SMOOTH = 4 / 256
 MAP = "anomaly map"
 
 
@@ -280,7 +282,9 @@ def enlarged(maps: Tensor, size: Sequence[int], *, corners: bool = False) -> Ten
 
 
 def smoothed(maps: Tensor, share: float = SMOOTH) -> Tensor:
-    """Return maps (B, h, w) blurred by a Gaussian whose standard deviation is a share of the side."""
+    """Return maps (B, h, w) blurred by a Gaussian whose standard deviation is a share of the side; 0 leaves them."""
+    if share <= 0:
+        return maps
     sigma = share * maps.shape[-1]
     half = max(1, min(round(4 * sigma), *(n - 1 for n in maps.shape[-2:])))  # a border is reflected at most once
     return GaussianBlur(2 * half + 1, sigma).apply(maps[:, None], torch.Generator())[:, 0]

@@ -18,18 +18,18 @@ from torch import Tensor
 from diawork.base.config import K
 from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.base.stopping import raise_if_stopping
-from diawork.data.images import Images, ImageSet, at_once
+from diawork.data.images import ImageSet, at_once
 from diawork.detectors.face import Detector, MapMethods
+from diawork.detectors.learned import SMOOTH, smoothed
 from diawork.detectors.patches import PatchBank
 from diawork.method.encoder import evaluating, in_channels
-from diawork.method.operators import GaussianBlur, Operator
+from diawork.method.operators import Operator
 from diawork.method.scoring import Features, Scores, score
 from diawork.method.views import all_shifts
 
 # Chosen on the phantom's validation masks: the residual peaks between a fifth and a third of T, beyond the
-# steps that train best, and every map gains from smoothing at a quarter of the lesion's size.
+# steps that train best.
 STEPS = (0.2, 0.25, 0.3)  # shares of T
-SMOOTH = 3 / 32  # standard deviation, share of the side
 WINDOW = 3 / 32  # of the occluding window: standard deviation, share of the side
 STRIDE = 4 / 32  # between windows, share of the side
 BATCH = 256
@@ -148,21 +148,16 @@ def anomaly_map(
 def blur_map(images: ImageSet | Tensor, *, sigma: float = 1.0, smooth: float = 0.0) -> np.ndarray:
     """Return the control |x − blur(x)| of images (N, C, H, W), with a Gaussian of ``sigma`` px."""
     x = _images(images)
-    return _finished((x - _blurred(x, sigma)).abs().mean(1), smooth)
+    blurred = smoothed(x.flatten(0, 1), sigma / x.shape[-1]).view_as(x)
+    return _finished((x - blurred).abs().mean(1), smooth)
 
 
 def mean_map(images: ImageSet | Tensor, healthy: ImageSet | Tensor, *, smooth: float = 0.0) -> np.ndarray:
     """Return the control |x − mean healthy image| of images (N, C, H, W)."""
     x = _images(images)
-    return _finished((x - _mean_image(_images(healthy))).abs().mean(1), smooth)
-
-
-def _mean_image(x: Images) -> Tensor:
-    """Return the mean (1, C, H, W) of images (N, C, H, W)."""
-    if isinstance(x, Tensor):
-        return x.mean(0, keepdim=True)
-    total = torch.stack([rows.sum(0, dtype=torch.float64) for rows in x.split(at_once(x, BATCH))]).sum(0, keepdim=True)
-    return (total / len(x)).float()
+    known = _images(healthy)
+    total = torch.stack([rows.sum(0, dtype=torch.float64) for rows in known.split(at_once(known, BATCH))]).sum(0)
+    return _finished((x - (total / len(known)).float()).abs().mean(1), smooth)
 
 
 def residuals(operator: Operator, x: Tensor) -> Tensor:
@@ -182,14 +177,7 @@ def _images(images: Any) -> Any:
 def _finished(maps: Tensor, smooth: float) -> np.ndarray:
     if not torch.isfinite(maps).all():
         raise NumericError("the anomaly map holds values that are not finite.", hint="The model has diverged.")
-    sigma = smooth * maps.shape[-1]
-    return (_blurred(maps[:, None], sigma)[:, 0] if sigma > 0 else maps).float().cpu().numpy()
-
-
-def _blurred(x: Tensor, sigma: float) -> Tensor:
-    """Blur (N, C, H, W) with a Gaussian; the window ends at 3 sd, or before the image does."""
-    half = max(1, min(round(3 * sigma), x.shape[-1] - 1, x.shape[-2] - 1))
-    return GaussianBlur(2 * half + 1, sigma).apply(x, torch.Generator())
+    return smoothed(maps, smooth).float().cpu().numpy()
 
 
 # --- the score as a function of the image ---------------------------------------------------------------

@@ -12,7 +12,8 @@ from diawork.base.errors import Interrupted
 from diawork.data.images import ImageSet, Splits
 from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.detectors.face import Detector, MapMethods
-from diawork.detectors.maps import SMOOTH, blur_map, mean_map
+from diawork.detectors.learned import SMOOTH
+from diawork.detectors.maps import blur_map, mean_map
 from diawork.evaluation.pixels import pixel_summary
 from diawork.method.dissolve import Dissolver
 
