@@ -50,7 +50,7 @@ def test_the_baseline_dissolves_once_a_shift_and_takes_a_step():
 def quick(tmp_path_factory):
     """The page and the findings of one quick bench, from the command line."""
     page = tmp_path_factory.mktemp("bench") / "bench.html"
-    assert main(["bench", "--quick", "--device", "cpu", "--out", str(page)]) == 0
+    assert main(["bench", "--quick", "--device", "cpu", "--html", str(page)]) == 0
     return page.read_text(), json.loads(page.with_suffix(".json").read_text())
 
 
@@ -73,7 +73,7 @@ def test_another_machine_stands_beside(quick, tmp_path):
 
 def test_a_file_of_something_else_is_refused_before_anything_is_timed(tmp_path, capsys):
     (tmp_path / "other.json").write_text("{}")
-    assert main(["bench", "--beside", str(tmp_path / "other.json"), "--out", str(tmp_path / "c.html")]) != 0
+    assert main(["bench", "--beside", str(tmp_path / "other.json"), "--html", str(tmp_path / "c.html")]) != 0
     assert "not written by diawork bench" in capsys.readouterr().err and not (tmp_path / "c.html").exists()
 
 

@@ -103,7 +103,7 @@ def test_a_run_and_its_report_are_made_on_it(small, toy, tmp_path, capsys):
 
 def test_bench_prints_its_table_against_the_cards_ceiling(tmp_path, capsys):
     page = tmp_path / "bench.html"
-    assert main(["bench", "--quick", "--device", CARD, "--out", str(page)]) == 0
+    assert main(["bench", "--quick", "--device", CARD, "--html", str(page)]) == 0
     costs, said = json.loads(page.with_suffix(".json").read_text()), capsys.readouterr().out
     assert costs["compute"]["device"].startswith(CARD) and costs["ceilings"]["conv_fp32"] > 1e9
     assert all(row["stage"] in said for row in costs["rows"]) and costs["machine"] in page.read_text()

@@ -150,7 +150,7 @@ def test_mixed_depths_are_refused(tmp_path):
 
 def test_a_manifest_elsewhere_names_its_root_and_none_is_overwritten(tmp_path, capsys):
     folder, out = make(tmp_path, BY_SPLIT), tmp_path / "other/own.yaml"
-    assert main(["data", "scan", str(folder), "--out", str(out)]) == 0
+    assert main(["data", "scan", str(folder), "--manifest", str(out)]) == 0
     assert counts_of(load(out))[2] == (4, 4) and json.dumps(str(tmp_path)) in out.read_text()
     assert main(["data", "scan", str(folder), "--out", str(out)]) == 2
     assert "this manifest exists" in capsys.readouterr().err

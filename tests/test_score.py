@@ -238,7 +238,7 @@ def test_stopped_and_continued_no_row_is_doubled(fake, tmp_path, monkeypatch):
 def test_the_rows_of_another_run_are_not_continued(fake, run, tmp_path):
     score_files(fake, [tmp_path / "set/val"], tmp_path / "scores.csv", progress=False)
     other = Predictor(run, fake.detector, fake.cfg, fake.opening._replace(resize="pad"), None, None)
-    with pytest.raises(UsageError, match="Name another with --out"):
+    with pytest.raises(UsageError, match="Name another with --csv"):
         score_files(other, [tmp_path / "set/val"], tmp_path / "scores.csv", progress=False)
 
 

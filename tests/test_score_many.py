@@ -74,7 +74,7 @@ def killed_and_continued(tmp_path, tested, loose, broken):
     loose_files(tmp_path / "loose", loose)
     broken_files(tmp_path / "broken", broken)
     out = tmp_path / "scores.csv"
-    argv = ["score", run.folder, tmp_path / "set/test", tmp_path / "loose", tmp_path / "broken", "--out", out]
+    argv = ["score", run.folder, tmp_path / "set/test", tmp_path / "loose", tmp_path / "broken", "--csv", out]
     argv += ["--precision", "fp32"]
     first = start(*argv)
     while first.poll() is None and lines(out) < 2:

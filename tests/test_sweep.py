@@ -81,14 +81,6 @@ def test_changes_hold_in_every_cell_in_a_folder_of_their_own(read, tmp_path):
         changed(**{"dissolve.t_range": [3, 1200]})
 
 
-def test_zip_goes_side_by_side_and_labels_name_the_setting(read):
-    axis = "  - zip: {dissolve.kernel_size: [3, 7], dissolve.sigma: [0.8, 1.4]}\n"
-    cells = read("baseline: DIA\nx: views.shift\n", "", text=TEXT.replace("  - grid:", axis + "  - grid:")).cells
-    points = {(c.overrides["dissolve.kernel_size"], c.overrides["dissolve.sigma"]) for c in cells if "DIA" in c.parts}
-    assert points == {(3, 0.8), (7, 1.4)}
-    assert any(c.label == "kernel_size 3, sigma 0.8, shift rotation, DIA" for c in cells)
-
-
 def test_equal_work_is_one_cell_named_by_what_is_common(read):
     axis = "  - grid: {dissolve.noise_sd: [0.1, 0.2]}\n  - list:\n      - {label: CSI, method: csi}\n"
     cells = read("  - list:\n", axis, text=TEXT.replace("x: views.shift\n", "")).cells
@@ -132,7 +124,8 @@ def test_digests_do_not_depend_on_names_and_order(read):
         (("- grid:", "- gird:"), 6, "unknown key 'gird'. Did you mean 'grid'"),
         (("fixed:", "notebook: 99\nfixed:"), 2, "notebook: must be text, not 99"),
         (("- list:", "- grid: {method: []}\n  - list:"), 7, "no values"),
-        (("- grid:", "- zip: {method: [dia]}\n    grid:"), 6, "one of grid:, zip: and list:"),
+        (("- grid:", "- list: [{method: dia}]\n    grid:"), 6, "one of grid: and list:"),
+        (("- grid:", "- zip:"), 6, "unknown key 'zip'"),
         (("seeds: [0, 1]", "seeds: [1, 1]"), 10, "different whole numbers"),
         (("seeds: [0, 1]", "seeds: [0, -1]"), 10, "greater than or equal to 0"),
         (("  cpu: {}", "  cpu:"), 15, "must be 'key: value' lines"),
@@ -142,7 +135,6 @@ def test_digests_do_not_depend_on_names_and_order(read):
         (("x: views.shift", "published: [t1, 2]"), 12, "published.1: must be text"),
         (("sizes:", "notebook: 01\nsizes:"), 13, "notebook: must be text"),
         (("seeds: [0, 1]\n", "seeds: [0, 1]\nnotebook: figur\n"), 11, "Did you mean 'figure'"),
-        (("- list:", "- zip: {method: [dia], preset: [cpu, demo]}\n  - list:"), 7, "equally long"),
         (("- list:", "- grid: {method: [dia]}\n  - list:"), 8, "set by two axes"),
         (("cpu: {}", "cpu: {without: {views.shift: [flip]}}"), 15, "'flip' is on no axis"),
         (("cpu: {}", "cpu: {without: {views.shift: [rotation, cutperm]}}"), 15, "leaves no point of the axes"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from diawork.cli import options
-from diawork.cli.options import path_option, say
+from diawork.cli.options import Renamed, path_option, say
 
 
 @click.group()
@@ -48,16 +48,16 @@ data.add_command(get, "download")  # its name of old
 
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@path_option("--out", help="The manifest [default: beside the folder, by its name].")
+@path_option("--manifest", "--out", "written", cls=Renamed, help="Its path [default: beside the folder, by its name].")
 @click.option("--normal", default="", metavar="CLASS", help="The healthy class, where its name does not say so.")
-def scan(folder: Path, out: Path | None, normal: str) -> None:
+def scan(folder: Path, written: Path | None, normal: str) -> None:
     """Guess the manifest of a FOLDER of images, and say what was assumed; a contact sheet lies beside it."""
     from diawork import figures
     from diawork.base.files import write_bytes
     from diawork.data.scan import guess_manifest, write_guess
 
     guess = guess_manifest(folder.resolve(), normal=normal)
-    path = write_guess(guess, folder.resolve(), out)
+    path = write_guess(guess, folder.resolve(), written)
     shown = [(name, guess.opened[file]) for name, files in guess.examples.items()
              for file in [file for file in files if file in guess.opened][:8]]  # fmt: skip
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from diawork.base.stopping import StopNow, stop_at_once
 from diawork.cli import options
 from diawork.cli.data import data
 from diawork.cli.demo import demo
-from diawork.cli.options import STOPS, pairs, parse_overrides, path_option, say
+from diawork.cli.options import STOPS, Renamed, pairs, parse_overrides, path_option, say
 from diawork.cli.run import report, run
 from diawork.cli.score import score
 from diawork.cli.sweep import sweep
@@ -58,9 +58,9 @@ def doctor(data_root: Path | None, out: Path | None) -> None:
 @options.data_root
 @options.device
 @options.precision
-@path_option("--runs", "out", help="Folder for the trainings of --accuracy.")
+@path_option("--out", "--runs", cls=Renamed, help="Folder for the trainings of --accuracy.")
 @path_option("--beside", multiple=True, metavar="JSON", help="What a bench of another machine wrote: shown beside.")
-@path_option("--out", "page", default=Path("bench.html"), show_default=True)
+@path_option("--html", "page", default=Path("bench.html"), show_default=True)
 def bench(
     quick: bool, compiled: bool | None, accuracy: str | None, preset_name: str, overrides: tuple[str, ...],
     device: str, precision: str, beside: tuple[Path, ...], page: Path, **where: Any,
@@ -85,9 +85,14 @@ def bench(
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="All numbered notebooks, one after another.")
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="e.g. preset=smoke")
-@path_option("--out", help="The executed copy [default: ./NAME.executed.ipynb]; with --all, a folder [./executed].")
+@path_option(
+    "--copy",
+    "--out",
+    cls=Renamed,
+    help="The executed copy [default: ./NAME.executed.ipynb]; with --all, a folder [./executed].",
+)
 @path_option("--html", help="A folder for HTML pages of them, with an index; they work offline.")
-def notebook(name: str | None, every: bool, parameters: tuple[str, ...], out: Path | None, html: Path | None) -> None:
+def notebook(name: str | None, every: bool, parameters: tuple[str, ...], copy: Path | None, html: Path | None) -> None:
     """Run a numbered notebook headless, e.g. `diawork notebook 03 -p preset=smoke`."""
     from diawork.base.errors import UsageError
     from diawork.runs.notebooks import find_notebook, list_notebooks, run_notebook, shared_parameters
@@ -96,14 +101,14 @@ def notebook(name: str | None, every: bool, parameters: tuple[str, ...], out: Pa
         raise UsageError("name one notebook, or say --all.", hint="For instance `diawork notebook 03`.")
     if name:
         sources = [find_notebook(name)]
-        copies = [out or Path(f"{sources[0].stem}.executed.ipynb")]
+        copies = [copy or Path(f"{sources[0].stem}.executed.ipynb")]
         shares = [pairs(parameters)]
     else:
         sources = list_notebooks()
-        copies = [(out or Path("executed")) / source.name for source in sources]
+        copies = [(copy or Path("executed")) / source.name for source in sources]
         shares = shared_parameters(sources, pairs(parameters))
-    for source, copy, share in zip(sources, copies, shares, strict=True):
-        say(run_notebook(source, copy, parameters=share))
+    for source, executed, share in zip(sources, copies, shares, strict=True):
+        say(run_notebook(source, executed, parameters=share))
     if html:
         from diawork.report.site import write_site
 

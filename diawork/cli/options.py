@@ -18,6 +18,18 @@ STOPS = (
 )
 
 
+class Renamed(click.Option):
+    """An option with older spellings, which still work and which --help does not list."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the line of --help, with the first spelling alone."""
+        known, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = known
+
+
 def path_option(*names: str, **more: Any) -> Callable:
     """Return an option that takes a path."""
     return click.option(*names, type=click.Path(path_type=Path), **more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 from tqdm.auto import tqdm
 
 from diawork.cli import options
-from diawork.cli.options import STOPS, parse_overrides, path_option, say
+from diawork.cli.options import STOPS, Renamed, parse_overrides, path_option, say
 
 if TYPE_CHECKING:
     from diawork.base.config import ExperimentConfig
@@ -51,7 +50,7 @@ def run(
 
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False), nargs=-1, required=True)
-@path_option("--out", "page", default=Path("report.html"), show_default=True)
+@path_option("--html", "--out", "page", cls=Renamed, default=Path("report.html"), show_default=True)
 @click.option("--title", default="diawork report", show_default=True)
 def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
     """Turn run folders (or a folder of them) into one offline HTML page."""
@@ -62,9 +61,12 @@ def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
 
 def run_methods(
     cfg: ExperimentConfig, preset_name: str, methods: str, seeds: int, *, out: Path | None, page: Path | None = None,
-    device: str, precision: str, on_run: Callable[[Run], None] | None = None, **where: Any,
+    device: str, precision: str, **suite: Any,
 ) -> Path:  # fmt: skip
-    """Run methods (joined by commas) × seeds, tell each result as it comes, write the report and return its path."""
+    """Run methods (joined by commas) × seeds, print each result as it comes, write the report and return its path.
+
+    ``suite`` are keywords of ``run_suite``.
+    """
     from diawork.base.compute import Compute
     from diawork.data.manifests import load_manifest
     from diawork.report.page import write_html
@@ -75,7 +77,7 @@ def run_methods(
     named = planned(cfg, methods)
     root, dataset = runs_root(out), load_manifest(cfg.dataset).name
     compute = Compute.auto(device, precision)
-    runs = run_suite(cfg, named, range(seeds), out=root, compute=compute, on_run=on_run or tell, **where)
+    runs = run_suite(cfg, named, range(seeds), out=root, compute=compute, on_run=tell, **suite)
     page = write_html(
         [run.folder for run in runs], page or root / f"report-{dataset}-{preset_name}.html", title=f"DIA on {dataset}",
         asked=f"diawork run --dataset {cfg.dataset} --preset {preset_name} --seeds {seeds} --methods {methods}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diawork.cli import options
-from diawork.cli.options import path_option, say
+from diawork.cli.options import Renamed, path_option, say
 
 if TYPE_CHECKING:
     from diawork.runs.predict import Predictor, Scored
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
-@path_option("--out", default=Path("scores.csv"), show_default=True, help="Rows that it has already are kept.")
+@path_option(
+    "--csv", "--out", "table", cls=Renamed, default=Path("scores.csv"), show_default=True,
+    help="Rows that it has already are kept.",
+)  # fmt: skip
 @path_option("--maps", help="A folder for each image under its anomaly map (PNG).")
 @path_option("--html", help="One page with the worst first.")
 @options.data_root
 @options.device
 @options.precision
 def score(
-    run: Path, images: tuple[Path, ...], out: Path, maps: Path | None, html: Path | None, data_root: Path | None,
+    run: Path, images: tuple[Path, ...], table: Path, maps: Path | None, html: Path | None, data_root: Path | None,
     device: str, precision: str,
 ) -> None:  # fmt: skip
     """Score IMAGES (files, folders, tables with a column of paths) by the finished run in the folder RUN."""
@@ -37,17 +40,17 @@ def score(
     predictor = load_detector(run, compute=Compute.auto(device, precision), data_root=data_root)
     name, make = predictor.mapper() if maps else ("", None)
     write = functools.partial(_write_maps, make=make, folder=maps) if make and maps else None
-    left_out = score_files(predictor, images, out, on_batch=write)
-    scores = read_scores(out)
+    left_out = score_files(predictor, images, table, on_batch=write)
+    scores = read_scores(table)
     if html and len(scores):
         _write_page(predictor, scores, html, left_out=left_out, maps=(name, make))
-    say(f"{len(scores):,} images in {out}" + (f", page: {html}" if html and len(scores) else ""))
+    say(f"{len(scores):,} images in {table}" + (f", page: {html}" if html and len(scores) else ""))
     for file, reason in list(left_out.items())[:5]:
         say(f"left out: {file}: {reason}", err=True)
     if len(left_out) > 5:
-        say(f"… {len(left_out):,} in all, in {out.stem}-left-out.csv", err=True)
+        say(f"… {len(left_out):,} in all, in {table.stem}-left-out.csv", err=True)
     if not len(scores):
-        raise DataError("no image could be scored.", path=out, hint=f"{out.stem}-left-out.csv says why.")
+        raise DataError("no image could be scored.", path=table, hint=f"{table.stem}-left-out.csv says why.")
 
 
 def read_scores(path: Path) -> Any:

@@ -267,13 +267,11 @@ def run_suite(
 
     ``rest`` are keywords of ``run_experiment``.
 
-    ``overall`` shows one bar over all runs instead of a bar for every stage of each.
+    ``overall`` shows a bar over all runs, above those of their stages.
     """
     configs = [method_config(cfg, method) for method in methods]
     planned = [(one, seed) for one in configs for seed in (seeds if entry_of(one.detector).seeded else seeds[:1])]
     runs = []
-    if overall:
-        rest["progress"] = False
     with tqdm(total=len(planned), desc="runs", unit="run", disable=not overall) as bar:
         for one, seed in planned:
             bar.set_postfix_str(f"{label_of(one)}, seed {seed}")

@@ -23,6 +23,7 @@ from traitlets.config import Config
 
 from diawork.base.errors import DiaworkError, Interrupted, UsageError, did_you_mean
 from diawork.base.files import as_json, read_value, shipped
+from diawork.base.stopping import handling
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list,
@@ -224,24 +225,19 @@ def _stopping(kernels: _Kernels) -> Iterator[None]:
     """Pass a stop on to the kernel, again and again, then kill it; afterwards raise ``Interrupted``."""
     asked, ended = threading.Event(), threading.Event()
 
-    def press(number: int, _frame: Any) -> None:
+    def press(_signal: int, _frame: Any) -> None:
         if not asked.is_set():
             asked.set()
             threading.Thread(target=_interrupt, args=(kernels, ended), daemon=True).start()
 
-    main = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, s) for s in ("SIGTERM", "SIGUSR1", "SIGINT") if main and hasattr(signal, s)]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
-    before = {number: signal.signal(number, press) for number in heard}
     try:
-        yield
+        with handling(press):
+            yield
     except Exception:
         if not asked.is_set():
             raise
     finally:
         ended.set()
-        for number, old in before.items():
-            signal.signal(number, old)
     if asked.is_set():
         raise Interrupted("Stopped on request; what was saved is kept.", hint="The same command goes on.")
 

@@ -64,19 +64,15 @@ class Size(_WithSettings):
 
 
 class Axis(StrictModel):
-    """What is varied: every combination of some columns, the columns side by side, or a list of points."""
+    """What is varied: every combination of some columns, or a list of points."""
 
     grid: Columns = {}
-    zip: Columns = {}
     points: list[Point] = Field([], alias="list")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Axis:
         if len(self.model_fields_set) != 1:
-            raise wrong("an axis is one of grid:, zip: and list:")
-        lengths = {len(column) for column in self.zip.values()}
-        if len(lengths) > 1:
-            raise wrong(f"the lists of a zip must be equally long, not {sorted(lengths)}", "zip")
+            raise wrong("an axis is one of grid: and list:")
         if not self.labelled():
             raise wrong("this axis has no values")
         return self
@@ -85,9 +81,8 @@ class Axis(StrictModel):
         """Return label and settings of every point."""
         if self.points:
             return [(point.label or label(point.settings), point.settings) for point in self.points]
-        columns = self.grid or self.zip
-        rows = itertools.product(*self.grid.values()) if self.grid else zip(*self.zip.values(), strict=True)
-        settings = [dict(zip(columns, row, strict=True)) for row in itertools.islice(rows, MOST_POINTS + 1)]
+        rows = itertools.islice(itertools.product(*self.grid.values()), MOST_POINTS + 1)
+        settings = [dict(zip(self.grid, row, strict=True)) for row in rows]
         return [(label(values), values) for values in settings]
 
 
@@ -152,7 +147,7 @@ def placed_settings(source: Source) -> Iterator[tuple[str, Any, tuple]]:
         match at:
             case ("sizes", _, "seeds" | "without") | ("axes", _, "list", _, "label"):
                 continue
-            case ("fixed", key) | ("sizes", _, key) | ("axes", _, "list", _, key) | ("axes", _, "grid" | "zip", key, _):
+            case ("fixed", key) | ("sizes", _, key) | ("axes", _, "list", _, key) | ("axes", _, "grid", key, _):
                 yield key, source.value(at), at
 
 

@@ -66,14 +66,14 @@ def _resumed(out: Path, facts: dict[str, Any]) -> set[str]:
         return set()
     if not record.exists() or read_json(record) != facts:
         whose = f"is of {read_json(record).get('run')}" if record.exists() else "is not of `diawork score`"
-        raise UsageError(f"this file {whose}.", path=out, hint="Name another with --out, or remove it.")
+        raise UsageError(f"this file {whose}.", path=out, hint="Name another with --csv, or remove it.")
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(out, len(whole))
     head, *rows = csv.reader(io.StringIO(whole.decode("utf-8"), newline=""))
     if tuple(head) != COLUMNS:
-        raise UsageError("this file has other columns.", path=out, hint="Name another with --out, or remove it.")
+        raise UsageError("this file has other columns.", path=out, hint="Name another with --csv, or remove it.")
     return {row[0] for row in rows}
 
 
