@@ -46,6 +46,7 @@ ROOMS = {
     for p in sorted(PACKAGE.rglob("*.py"))
 }
 ROOMS[""] = ROOMS.pop("__init__")
+ROOMS["cli.__main__"] = ROOMS.pop("__main__")  # `python -m diawork` is the command line
 
 
 @functools.cache
