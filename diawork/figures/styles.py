@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from diawork.base.registry import DETECTORS
+from diawork.method.operators import OPERATORS
 
 Styles = Mapping[str, Mapping[str, Any]]  # label → color, linestyle, hatch
 
 # Okabe-Ito and Tol colours: told apart with any common colour blindness.
 METHOD_COLORS = {
-    "dia": "#0072B2", "csi": "#E69F00", "gaussian_blur": "#009E73", "median_blur": "#CC79A7",
-    "resize": "#56B4E9", "noise": "#882255", "identity": "#999933", "rd4ad": "#332288", "scrd4ad": "#AA4499",
+    "dia": "#0072B2", "csi": "#E69F00", "rd4ad": "#332288", "scrd4ad": "#AA4499",
     "simsid": "#117733", "kdad": "#44AA99", "patchcore": "#DDCC77", "padim": "#CC6677", "deep_knn": "#88CCEE",
     "mean_shift": "#661100", "simclr": "#6699CC",
-}  # fmt: skip
+} | {name: kind.color for name, kind in OPERATORS.items() if kind.color}  # fmt: skip
 CONTROL_LOOKS = {  # grey, line, hatch
     "oracle_statistic": ("#3d3d3d", ":", "xxx"), "pixel_knn": ("#a3a3a3", "--", "..."),
     "stats_mahalanobis": ("#7f7f7f", "-.", "\\\\\\"), "stats_knn": ("#5c5c5c", (0, (5, 1, 1, 1)), "///"),

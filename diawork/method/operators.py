@@ -30,7 +30,6 @@ class Operator(ABC):
     name: ClassVar[str]  # in configs and on the command line
     title: ClassVar[str]  # in pictures; names in braces are knobs of ``dissolve``
     color: ClassVar[str] = ""  # in figures; "": its detector's
-    published: ClassVar[str] = ""  # in the paper's tables; "": not there
     diffusion: ClassVar[bool] = False  # whether a pretrained model dissolves
     limits: ClassVar[dict[str, Callable[[int], int]]] = {}  # knob → its largest value for images of some px
     figure: ClassVar[tuple[str, tuple[Any, ...]] | None] = None  # knob and values of Fig. 5, weak to strong
@@ -158,7 +157,7 @@ class Heuristic(Operator):
 class GaussianBlur(Heuristic):
     """Blur with a Gaussian of ``kernel_size`` px, borders reflected; ``sigma`` px, by default 0.3((k−1)/2−1)+0.8."""
 
-    name, title, color, published = "gaussian_blur", "Gaussian blur, {kernel_size} px", "#009E73", "Gaussian blur"
+    name, title, color = "gaussian_blur", "Gaussian blur, {kernel_size} px", "#009E73"
     limits: ClassVar = {"kernel_size": lambda side: 2 * side - 1}
     figure = "kernel_size", (3, 5, 7, 9, 11, 15)
     dial = "sigma", 0.2, 8.0
@@ -183,7 +182,7 @@ class GaussianBlur(Heuristic):
 class MedianBlur(Heuristic):
     """Take the median of a window of ``kernel_size`` px, borders reflected."""
 
-    name, title, color, published = "median_blur", "median, {kernel_size} px", "#CC79A7", "Median blur"
+    name, title, color = "median_blur", "median, {kernel_size} px", "#CC79A7"
     limits: ClassVar = {"kernel_size": lambda side: 2 * side - 1}
     figure = "kernel_size", (3, 5, 7, 9, 11, 15)
     options = "kernel_size", lambda side: range(3, side - 1 + side % 2, 2)
