@@ -1,6 +1,7 @@
 """One contract for every registered detector: the same face, whatever is behind it."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from diawork.base.registry import CONTROLS, DETECTORS
 from diawork.data.images import ImageSet
 from diawork.runs.methods import method_config
 from diawork.runs.presets import preset
-from tests.toys import Eager, child, ended
+from tests.toys import Eager, as_format_1, child, ended
 
 SIZE = 16
 LONG_ENOUGH = {
@@ -147,9 +148,13 @@ def test_refuses_training_without_healthy_images(name):
         build(name).fit(made(4, anomalous=4), progress=False)
 
 
+@pytest.mark.parametrize("format_1", [False, True])
 @pytest.mark.parametrize("name", OURS)
-def test_a_finished_training_is_loaded(name, fitted, monkeypatch):
+def test_a_finished_training_is_loaded(name, format_1, fitted, monkeypatch, tmp_path):
     detector, folder = fitted(name)
+    folder = shutil.copytree(folder, tmp_path / "copy")
+    if format_1:
+        as_format_1(folder / "detector")
     fresh = learnt(name)
     monkeypatch.setattr(type(fresh), "_learn", None)
     fresh.fit(TRAIN, folder=folder, progress=False)

@@ -11,7 +11,7 @@ from diawork.method import ddpm as diffusion
 from diawork.method.ddpm import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
 from diawork.runs.presets import preset
 from tests.conftest import make_images
-from tests.toys import before_each_save
+from tests.toys import as_format_1, before_each_save
 
 TINY = DiffusionConfig(
     dim=8, dim_mults=(1, 2), image_size=16, steps=4, batch_size=4, lr=1e-3, ema_every=1, lr_schedule="cosine"
@@ -82,7 +82,7 @@ def test_a_stopped_training_goes_on_exactly(trained, tmp_path, stop_after):
     resumed = pretrain_ddpm(make_images(), TINY, folder=tmp_path)
     assert same_weights(resumed.raw, trained.raw) and same_weights(resumed.ema, trained.ema)
     assert resumed.losses == trained.losses
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["ddpm.json", "ddpm.safetensors"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["ddpm.safetensors"]
 
 
 def test_accumulated_micro_batches_visit_every_image_once_an_epoch(monkeypatch):
@@ -96,6 +96,14 @@ def test_a_finished_training_is_loaded(trained, tmp_path, monkeypatch):
     pretrain_ddpm(make_images(), TINY, folder=tmp_path)
     monkeypatch.setattr("diawork.method.ddpm._pretrained", None)
     assert same_weights(pretrain_ddpm(make_images(), TINY, folder=tmp_path).raw, trained.raw)
+
+
+def test_a_ddpm_of_format_1_is_loaded(trained, tmp_path, monkeypatch):
+    save_ddpm(tmp_path, trained)
+    as_format_1(tmp_path / "ddpm")
+    monkeypatch.setattr("diawork.method.ddpm._pretrained", None)
+    found = pretrain_ddpm(make_images(), TINY, folder=tmp_path)
+    assert same_weights(found.ema, trained.ema) and found.losses == trained.losses
 
 
 @pytest.mark.parametrize(
@@ -124,7 +132,7 @@ def test_divergence_stops_the_training_and_keeps_the_checkpoint(tmp_path):
     images = make_images()
     with pytest.raises(NumericError, match="DDPM stopped being finite at step"):
         pretrain_ddpm(images, change(lr=1e30, steps=30, lr_schedule="constant"), folder=tmp_path, save_every=0)
-    newest = sorted(tmp_path.glob("step-*.json"))[-1]
+    newest = sorted(tmp_path.glob("step-*.safetensors"))[-1]
     assert load_checkpoint(newest.with_suffix("")).state["step"] >= 1
 
 
@@ -137,7 +145,7 @@ def test_an_image_that_is_not_finite_stops_the_training_and_is_named(tmp_path, m
     monkeypatch.setattr("diawork.method.ddpm.to_model", lambda *_, **__: broken)
     with pytest.raises(NumericError, match=r"images hold NaN or infinite values; healthy images \[.*\b5\b"):
         pretrain_ddpm(images, TINY, folder=tmp_path, save_every=0)
-    for path in tmp_path.glob("step-*.json"):
+    for path in tmp_path.glob("step-*.safetensors"):
         assert load_checkpoint(path.with_suffix("")).state["step"] >= 1
 
 

@@ -47,7 +47,7 @@ def splits():
 def test_a_run_leaves_everything_a_report_reads(run):
     names = {p.name for p in run.folder.iterdir()}
     assert names == {
-        "config.json", "detector.json", "detector.safetensors", "evidence.npz", "metrics.jsonl", "result.json",
+        "config.json", "detector.safetensors", "evidence.npz", "metrics.jsonl", "result.json",
         "scores.csv", "status.json",
     }  # fmt: skip
     result = run.result()
@@ -161,7 +161,7 @@ def test_what_matching_needs_is_part_of_the_identity(splits):
 def test_a_model_of_another_data_set_has_its_own_identity(toy, root, splits):
     foreign = SMOKE.override({"diffusion.dataset": str(toy), "diffusion.steps": 2, "train.epochs": 1})
     made = run_experiment(foreign, out=root, progress=False)
-    assert next(p for p in root.iterdir() if p.name.startswith("ddpm-toy")).joinpath("ddpm.json").exists()
+    assert next(p for p in root.iterdir() if p.name.startswith("ddpm-toy")).joinpath("ddpm.safetensors").exists()
     assert made.config()["data"]["identity"] != splits.identity
     own = SMOKE.override({"diffusion.dataset": "phantom"})
     assert resolve(own, splits) == resolve(SMOKE, splits)
@@ -219,12 +219,12 @@ def test_validation_scores_between_epochs_change_nothing(splits):
 
 def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, monkeypatch):
     folder = shared_ddpm(SMOKE, splits, out=tmp_path, progress=False).folder
-    record, lock = (folder / "ddpm.json").read_bytes(), folder / "lock.json"
-    (folder / "ddpm.json").unlink()
+    record, lock = (folder / "ddpm.safetensors").read_bytes(), folder / "lock.json"
+    (folder / "ddpm.safetensors").unlink()
     lock.write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
 
     def the_other_finishes(_):
-        (folder / "ddpm.json").write_bytes(record)
+        (folder / "ddpm.safetensors").write_bytes(record)
         lock.unlink()
 
     monkeypatch.setattr("diawork.base.locks.time.sleep", the_other_finishes)

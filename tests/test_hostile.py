@@ -1,7 +1,6 @@
 """Hostile input: checkpoints, names and texts made by someone who wishes us ill do nothing but an error."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -17,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save as serialize
 
-from diawork.base.checkpoints import Checkpoint, _seal, load_checkpoint, named, optimizer_state
+from diawork.base.checkpoints import RECORD, Checkpoint, load_checkpoint, named, optimizer_state, save_checkpoint
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, DiaworkError, printable
 from diawork.base.loop import restore
@@ -31,6 +30,7 @@ from diawork.report.pictures import Pictures
 from diawork.runs.presets import preset
 from tests.builders import make_run
 from tests.conftest import make_images
+from tests.toys import as_format_1
 
 # --- checkpoints -------------------------------------------------------------------------------------
 
@@ -90,14 +90,12 @@ FILES = {
 }
 
 
-def reseal(path, data=None, **changes):
-    """Do what an attacker can: put ``data`` under the name and write a record that vouches for it."""
-    record = json.loads(path.with_suffix(".json").read_text()) | changes
-    if data is not None:
-        path.with_suffix(".safetensors").write_bytes(data)
-        record |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    record.pop("seal")
-    path.with_suffix(".json").write_text(json.dumps(record | {"seal": _seal(record)}))
+def reseal(path, tensors=None, **changes):
+    """Do what an attacker can: put ``tensors`` under the name, with a record that vouches for them."""
+    found = load_checkpoint(path)
+    parts = {"spec": found.spec, "state": found.state} | changes
+    tensors = found.tensors if tensors is None else tensors
+    save_checkpoint(path, {name: value.clone() for name, value in tensors.items()}, **parts)
 
 
 @pytest.fixture
@@ -124,16 +122,20 @@ def refused(path, words="."):
 @pytest.mark.parametrize("name", FILES)
 def test_hostile_files_are_refused_without_side_effect(ddpm, environment, name):
     path = ddpm[1]
-    path.with_suffix(".safetensors").write_bytes(FILES[name])
-    refused(path, "damaged")
-    reseal(path, FILES[name])
+    as_format_1(path, FILES[name])  # with a record beside it that vouches for it
     refused(path, "not a safetensors file|belongs to something else")
+    path.with_suffix(".json").unlink()
+    refused(path, "not a safetensors file|holds no record")
 
 
 @pytest.mark.parametrize("record", [PICKLE, b"[" * 100_000, b"9" * 10_000, b'{"format": 1}', b'{"format": 1e999}'])
 def test_hostile_records_are_refused(ddpm, record):
-    ddpm[1].with_suffix(".json").write_bytes(record)
-    refused(ddpm[1])
+    tensors, path = ddpm
+    path.with_suffix(".safetensors").write_bytes(serialize(tensors, {RECORD: record.decode("latin-1")}))
+    refused(path, "none of ours|of format|not a safetensors file")
+    path.with_suffix(".safetensors").write_bytes(serialize(tensors))
+    path.with_suffix(".json").write_bytes(record)
+    refused(path)
 
 
 TENSORS = {
@@ -150,14 +152,14 @@ TENSORS = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_resealed_tensors_of_another_kind_are_refused(ddpm, name):
     (tensors, path), (change, words) = ddpm, TENSORS[name]
-    reseal(path, serialize({k: v.clone() for k, v in change(tensors, "raw.model.init_conv.weight").items()}))
+    reseal(path, change(tensors, "raw.model.init_conv.weight"))
     refused(path, words)
 
 
 def altered(path, **changes):
     """Return the record's part ``spec`` or ``state`` with changes."""
-    record = json.loads(path.with_suffix(".json").read_text())
-    return {part: record[part] | new for part, new in changes.items()}
+    found = load_checkpoint(path)
+    return {part: getattr(found, part) | new for part, new in changes.items()}
 
 
 @pytest.mark.parametrize(
@@ -204,12 +206,13 @@ def test_a_hostile_detector_is_refused(tmp_path):
         "bank.weight_shift": torch.rand(5),
         "healthy": torch.rand(8),
         "bank.x": 1.0,
+        "history": torch.zeros(3, dtype=torch.uint8),
     }
     for name, lie in lies.items():
-        reseal(tmp_path / "detector", serialize(tensors | {name: torch.as_tensor(lie)}))
+        reseal(tmp_path / "detector", tensors | {name: torch.as_tensor(lie)})
         with pytest.raises(CheckpointError, match=name):
             CSI.load(tmp_path)
-    reseal(tmp_path / "detector", serialize(tensors))
+    reseal(tmp_path / "detector", tensors)
     assert np.array_equal(CSI.load(tmp_path).anomaly_scores(images), detector.anomaly_scores(images))
     reseal(tmp_path / "detector", spec=detector.spec | {"config": {"seed": "x"}})
     with pytest.raises(CheckpointError, match="its config is not one of ours"):

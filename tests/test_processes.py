@@ -132,7 +132,7 @@ def death(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     with pytest.raises(ProcessDied) as death:
         launch(killed, {"folder": str(folder)}, processes=2, cuda=False, logs=folder / "logs")
-    assert (folder / "killed" / "step-000000003.json").exists()
+    assert (folder / "killed" / "step-000000003.safetensors").exists()
     return folder, death.value
 
 
@@ -222,7 +222,7 @@ def test_a_stop_is_passed_on_and_saved_once(tmp_path):
         launch(stopped, {"folder": str(tmp_path)}, processes=2, cuda=False, logs=tmp_path)
     steps = {int((tmp_path / rank).read_text()) for rank in "01"}
     assert len(steps) == 1 and max(steps) < 5
-    assert max(tmp_path.glob("step-*.json")).stem == f"step-{max(steps) + 1:09d}"
+    assert max(tmp_path.glob("step-*.safetensors")).stem == f"step-{max(steps) + 1:09d}"
 
 
 class Ended:

@@ -23,6 +23,7 @@ from tests.toys import (
     IMAGES,
     SETTINGS,
     TEST,
+    as_format_1,
     before_each_save,
     child,
     disturbed,
@@ -227,6 +228,15 @@ def test_a_finished_training_is_loaded(tmp_path, monkeypatch):
     assert len(detector.history.steps) == 6 and 0 < detector.history.seconds < 60
 
 
+def test_a_finished_training_of_format_1_is_loaded(tmp_path, monkeypatch):
+    wanted = trained(tmp_path)
+    as_format_1(tmp_path / "detector")
+    monkeypatch.setattr(contrastive, "fit", None)
+    detector = DIA(None, CFG).fit(IMAGES, folder=tmp_path)
+    assert torch.equal(torch.from_numpy(DIA.load(tmp_path).anomaly_scores(TEST)), wanted["scores"])
+    assert len(detector.history.steps) == 6 and 0 < detector.history.seconds < 60
+
+
 KERNEL = """
 from diawork.base.config import DiffusionConfig
 from diawork.method.ddpm import pretrain_ddpm
@@ -256,7 +266,7 @@ def test_interrupting_a_kernel_leaves_it_usable(tmp_path, monkeypatch):
         manager.interrupt_kernel()
         reply = client.get_shell_msg(timeout=30)
         assert reply["parent_header"]["msg_id"] == asked and reply["content"]["ename"] == "Interrupted"
-        assert len(list((tmp_path / "kept").glob("step-*.json"))) == 1
+        assert len(list((tmp_path / "kept").glob("step-*.safetensors"))) == 1
         script = (
             "from diawork.base.checkpoints import Checkpointer as c\nc.after_step = lambda c, n, s: int(f'at {n}')\n"
         )

@@ -30,15 +30,11 @@ def kills(work, n, folder, seed=0):
     for i in range(n):
         place = folder / str(i)
         code, _ = disturbed(lambda place=place: work(place) and None, signal.SIGKILL, rng, longest)
-        within_a_save += len(list(place.glob(".*.tmp"))) + len(unpaired(place))
+        within_a_save += len(list(place.glob(".*.tmp")))
         survived += code == -signal.SIGKILL and equal(work(place), wanted)
-        assert not list(place.glob(".*.tmp")) and not unpaired(place)
+        assert not list(place.glob(".*.tmp"))
     print(f"{survived} of {n} kills of {work.__name__} resumed to the same end, {within_a_save} had hit a save")
     return survived
-
-
-def unpaired(folder):
-    return [p for p in folder.glob("*.safetensors") if not p.with_suffix(".json").exists()]
 
 
 @pytest.mark.parametrize("work", [pretrained, trained])
@@ -79,7 +75,7 @@ def save_loop(n, folder, seed=0):
         assert step >= int.from_bytes(told[-4:], "big") and found.state["same"] == step
         assert torch.equal(found.tensors["w"], torch.full((50_000,), float(step)))
         orphans += len(left - {p.name for p in folder.iterdir()})
-        assert len(list(folder.iterdir())) <= 6 and not unpaired(folder)  # the older one may not be pruned yet
+        assert len(list(folder.iterdir())) <= 3  # the oldest one may not be pruned yet
     print(f"{n} kills in a save loop: {n} loadable, 0 torn; {orphans} orphans in all, none after the restart")
 
 

@@ -1,16 +1,19 @@
 """Toys for the tests that kill: a tiny model, detector and data set, and processes to end early."""
 
 import contextlib
+import hashlib
+import json
 import os
 import signal
 import time
 
 import pytest
 import torch
+from safetensors.torch import save as serialize
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from diawork.base.checkpoints import Checkpointer
+from diawork.base.checkpoints import Checkpointer, load_checkpoint
 from diawork.base.config import DiffusionConfig
 from diawork.base.seeding import isolated_rng
 from diawork.detectors.dia import DIA
@@ -63,6 +66,20 @@ class Small(nn.Module):
 def small_encoder(cfg, *, seed=0, shifts=4):
     with isolated_rng(seed, "encoder", "init"):
         return Small(cfg, shifts)
+
+
+def as_format_1(path, data=None, **changes):
+    """Write the checkpoint at ``path`` as versions up to 0.1 did, or ``data`` in its place: tensors, and a record."""
+    found = load_checkpoint(path)
+    tensors, state = dict(found.tensors), dict(found.state)
+    if tensors.pop("history", None) is not None:
+        state |= json.loads(found.tensors["history"].numpy().tobytes())
+    data = serialize(tensors) if data is None else data
+    path.with_suffix(".safetensors").write_bytes(data)
+    record = {"format": 1, "bytes": len(data), "spec": found.spec, "state": state, "versions": found.versions}
+    record |= {"sha256": hashlib.sha256(data).hexdigest()} | changes
+    seal = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(record | {"seal": seal}))
 
 
 class Eager(Checkpointer):

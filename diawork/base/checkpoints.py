@@ -1,8 +1,8 @@
-"""Checkpoints: tensors as safetensors, the rest as JSON, committed together and verified before use.
+"""Checkpoints: one safetensors file with its record in the metadata, verified before use; nothing is ever unpickled.
 
-A checkpoint is a pair ``NAME.safetensors`` and ``NAME.json``; the JSON record is written last and
-holds the tensors' hash and size, the spec and the data they belong to, the versions that made them,
-and a seal over itself. Loading goes seal → hash → finite → spec → shape and dtype; nothing is ever unpickled.
+The record holds the spec and the data that the tensors belong to, the versions that made them, and a SHA-256 of itself
+and the tensors. Loading goes parse → hash → finite → spec → shape and dtype. Files of format 1 are read, too: pairs of
+``NAME.safetensors`` and ``NAME.json``.
 """
 
 import copy
@@ -24,14 +24,15 @@ from safetensors.torch import save as serialize_safetensors
 from torch import nn
 
 from diawork.base.errors import CheckpointError, ResourceError, UsageError
-from diawork.base.files import read_json, remove_orphans, write_bytes, write_json
+from diawork.base.files import read_json, remove_orphans, write_bytes
 from diawork.base.knobs import Model, validated
 from diawork.base.processes.group import ALONE, Group
 from diawork.base.stopping import stop, stop_requested
 
 Tensors = dict[str, torch.Tensor]
-FORMAT = 1
-RECORD = {"format": int, "sha256": str, "bytes": int, "spec": dict, "state": dict, "versions": dict}
+FORMAT = 2
+RECORD = "diawork"  # key of the record in a file's metadata; a second key would have no fixed place
+REMOVE = "Remove it, and it is made anew."
 MOST_DIFFERENCES = 15  # rows of the table
 _T = TypeVar("_T")
 
@@ -73,67 +74,87 @@ def named(**parts: Tensors) -> Tensors:
 
 
 def save_checkpoint(path: Path, tensors: Tensors, *, spec: dict, state: dict) -> None:
-    """Write the pair; ``spec`` says what the tensors belong to and is compared on loading, ``state`` is the rest."""
-    data = serialize_safetensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    record = {"format": FORMAT, "bytes": len(data), "spec": spec, "state": state, "versions": _versions()}
-    record["sha256"] = write_bytes(path.with_suffix(".safetensors"), data)
-    write_json(path.with_suffix(".json"), record | {"seal": _seal(record)})
+    """Write ``path``.safetensors, whole or not at all.
+
+    ``spec`` says what the tensors belong to and is compared on loading, ``state`` is the rest.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    record = {"format": FORMAT, "spec": spec, "state": state, "versions": _versions()}
+    record = json.loads(json.dumps(record, allow_nan=False))
+    text = json.dumps(record | {"sha256": _sha256(record, tensors)}, sort_keys=True)
+    write_bytes(path.with_suffix(".safetensors"), serialize_safetensors(tensors, {RECORD: text}))
+    path.with_suffix(".json").unlink(missing_ok=True)  # of a pair of format 1 that this replaces
 
 
 def has_checkpoint(path: Path) -> bool:
     """Say whether something was saved at ``path`` by ``save_checkpoint``."""
-    return path.with_suffix(".json").exists()
+    return path.with_suffix(".safetensors").exists()
 
 
 def _versions() -> dict[str, str]:
     return {"torch": str(torch.__version__), "python": platform.python_version(), "machine": platform.machine()}
 
 
-def _seal(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _sha256(record: dict[str, Any], tensors: Tensors) -> str:
+    """Return the hash of a record and of its tensors' names, types, shapes and bytes."""
+    known = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        known.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        known.update(value.flatten().view(torch.uint8).numpy().data)
+    return known.hexdigest()
 
 
 def load_checkpoint(path: Path, *, spec: dict | None = None) -> Checkpoint:
-    """Return the verified content of the pair at ``path``, which must belong to ``spec`` where that is known."""
-    record = _read_record(path.with_suffix(".json"))
-    tensors = _read_tensors(path.with_suffix(".safetensors"), record)
+    """Return the verified content of the file at ``path``, which must belong to ``spec`` where that is known."""
+    file = path.with_suffix(".safetensors")
+    try:
+        data = file.read_bytes()
+        tensors = parse_safetensors(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"cannot be read ({getattr(error, 'strerror', None) or error}).", path=file) from None
+    except Exception as error:  # a hostile header, an exotic dtype: the parser and torch raise many types
+        raise CheckpointError(f"not a safetensors file ({error}).", path=file) from None
+    record = _record(file, metadata[RECORD], tensors) if RECORD in metadata else _record_of_format_1(path, data)
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if bad:
+        raise CheckpointError(f"tensor {bad[0]!r} holds values that are not finite.", path=file)
     if spec is not None:
         refuse_differences(path, record["spec"], spec)
     return Checkpoint(tensors, record["spec"], record["state"], record["versions"], path)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CheckpointError(f"not a checkpoint record of format {FORMAT}.", path=path)
-    if record.pop("seal", None) != _seal(record):
-        raise _damaged(path, "its seal does not fit its content")
-    wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
-    if wrong or set(record) != set(RECORD):
-        raise CheckpointError(f"the record's keys are not the known ones ({wrong or sorted(record)}).", path=path)
+def _record(file: Path, text: str, tensors: Tensors) -> dict[str, Any]:
+    """Return the record in a file's metadata, whose hash must be that of record and tensors."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        record = None
+    parts = ("spec", "state", "versions")
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in parts):
+        raise CheckpointError("the record in its metadata is none of ours.", path=file)
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"its record is of format {record.get('format')!r:.20}, wanted {FORMAT}.", path=file)
+    if record.pop("sha256", None) != _sha256(record, tensors):
+        raise CheckpointError("the file is damaged: its SHA-256 is not the recorded one.", path=file, hint=REMOVE)
     return record
 
 
-def _read_tensors(path: Path, record: dict[str, Any]) -> Tensors:
-    try:
-        data = path.read_bytes() if path.stat().st_size == record["bytes"] else b""
-    except (OSError, MemoryError) as error:
-        raise CheckpointError(f"cannot be read ({getattr(error, 'strerror', None) or error}).", path=path) from None
+def _record_of_format_1(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the record beside the tensors, which holds their SHA-256 and a seal over itself."""
+    file = path.with_suffix(".json")
+    if not file.exists():
+        raise CheckpointError("it holds no record of ours.", path=path.with_suffix(".safetensors"), hint=REMOVE)
+    record = read_json(file)
+    if not isinstance(record, dict) or record.get("format") != 1:
+        raise CheckpointError("not a checkpoint record of format 1.", path=file)
+    seal = record.pop("seal", None)
+    if seal != hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest():
+        raise CheckpointError("the file is damaged: its seal does not fit its content.", path=file, hint=REMOVE)
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise _damaged(path, "its size or SHA-256 is not the recorded one")
-    try:
-        tensors = parse_safetensors(data)
-        bad = [name for name, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    except Exception as error:  # a hostile header, an exotic dtype: the parser and torch raise many types
-        raise CheckpointError(f"not a safetensors file ({error}).", path=path) from None
-    if bad:
-        raise CheckpointError(f"tensor {bad[0]!r} holds values that are not finite.", path=path)
-    return tensors
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    hint = "Remove both files of this name, and it is made anew."
-    return CheckpointError(f"the file is damaged: {what}.", path=path, hint=hint)
+        what = "the file is damaged: its SHA-256 is not the recorded one."
+        raise CheckpointError(what, path=path.with_suffix(".safetensors"), hint=REMOVE)
+    return record
 
 
 def refuse_differences(path: Path, in_file: dict, wanted: dict) -> None:
@@ -227,9 +248,6 @@ class Checkpointer:
         self._last, self._cost = time.monotonic(), 0.0
         if folder and group.leads:
             remove_orphans(folder)
-            for weights in folder.glob("step-*.safetensors"):  # of a save that was killed before its record
-                if not weights.with_suffix(".json").exists():
-                    weights.unlink(missing_ok=True)
 
     def require_space(self, tensors: Tensors, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Raise ``ResourceError`` where the folder cannot be written or hold three checkpoints: two and a new one."""
@@ -278,7 +296,7 @@ class Checkpointer:
             stop()
 
     def save(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
-        """Save now; older checkpoints are pruned only after the new pair is committed."""
+        """Save now; older checkpoints are pruned only after the new one is committed."""
         if not self.folder or not self.group.leads:
             return
         start, path = time.monotonic(), self.folder / f"step-{step:09d}"
@@ -294,8 +312,8 @@ class Checkpointer:
             _remove(path)
 
     def _newest_first(self) -> list[Path]:
-        records = self.folder.glob("step-*.json") if self.folder else ()
-        return [record.with_suffix("") for record in sorted(records, reverse=True)]
+        files = self.folder.glob("step-*.safetensors") if self.folder else ()
+        return [file.with_suffix("") for file in sorted(files, reverse=True)]
 
 
 def _warn_of_versions(before: dict[str, str]) -> None:

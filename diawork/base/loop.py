@@ -6,11 +6,12 @@ A step draws from generators that are keyed by its number, so a stopped or kille
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -28,7 +29,7 @@ from diawork.base.checkpoints import (
     named,
     optimizer_state,
 )
-from diawork.base.errors import Interrupted, NumericError
+from diawork.base.errors import CheckpointError, Interrupted, NumericError
 from diawork.base.processes.group import ALONE, Group
 from diawork.base.stopping import graceful_stop
 
@@ -105,7 +106,8 @@ def fit_steps(
     def snapshot() -> tuple[Tensors, dict[str, Any]]:
         history.seconds = time.perf_counter() - started
         states = {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()}
-        return weights() | named(**states), {**vars(history), "epochs_done": epochs_done}
+        tensors = weights() | named(**states) | {"history": history_tensor(history)}
+        return tensors, {"epochs_done": epochs_done}
 
     # Go on from a checkpoint, where there is one
     if checkpoint := checkpointer.restore():
@@ -193,7 +195,7 @@ def restore(
 ) -> None:
     """Put modules and optimisers back to where a checkpoint has them."""
     tensors, path = checkpoint.tensors, checkpoint.path
-    checkpoint.refuse_others(*(f"{name}." for name in (*modules, *optimizers)))
+    checkpoint.refuse_others(*(f"{name}." for name in (*modules, *optimizers)), "history")
     for name, module in modules.items():
         load_weights(module, tensors, prefix=f"{name}.", path=path)
     for name, optimizer in optimizers.items():
@@ -201,11 +203,21 @@ def restore(
             load_optimizer(optimizer, tensors, prefix=f"{name}.", path=path)
 
 
+def history_tensor(history: History) -> Tensor:
+    """Return a history as the bytes of its JSON (n,): that of a long training has no room in a file's metadata."""
+    return torch.frombuffer(bytearray(json.dumps(asdict(history)).encode()), dtype=torch.uint8)
+
+
 def read_history(checkpoint: Checkpoint) -> History:
-    """Return what a checkpoint says of its training; an older version's may say less."""
-    steps = checkpoint.value("steps", list)
-    epochs, selected = checkpoint.state.get("epochs", []), checkpoint.state.get("selected", 0)
-    return History(steps, epochs, selected, checkpoint.value("seconds", float))
+    """Return the history in a checkpoint, whose state holds it in one of format 1, of a DDPM the losses alone."""
+    state = checkpoint.state
+    if "history" in checkpoint.tensors:
+        try:
+            return History(**json.loads(checkpoint.tensors["history"].numpy().tobytes()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"its history cannot be read ({error}).", path=checkpoint.path) from None
+    steps = state["steps"] if "steps" in state else [{"loss": loss} for loss in state.get("losses", [])]
+    return History(steps, state.get("epochs", []), state.get("selected", 0), state.get("seconds", 0.0))
 
 
 def fit_or_load(

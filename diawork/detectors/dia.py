@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from diawork.base.checkpoints import (
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig, K
 from diawork.base.errors import CheckpointError, UsageError
-from diawork.base.loop import EpochHook, History, Progress, fit_or_load, read_history
+from diawork.base.loop import EpochHook, History, Progress, fit_or_load, history_tensor, read_history
 from diawork.data.images import Images, ImageSet
 from diawork.detectors.face import Detector, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.maps import AnomalyMaps, measured_maps
@@ -198,10 +197,10 @@ class DIA(Detector):
         return sum(p.numel() for p in self.encoder.parameters())
 
     def save(self, folder: Path | str) -> None:
-        """Save encoder, bank and config (safetensors + JSON)."""
+        """Save encoder, bank and config (safetensors)."""
         tensors = named(encoder=self.encoder.state_dict(), bank=self._fitted().tensors())
-        tensors |= {"healthy": torch.from_numpy(self.healthy)}
-        state = asdict(self.history) | {"draws": DRAWS, "shape": self.image_shape}
+        tensors |= {"healthy": torch.from_numpy(self.healthy), "history": history_tensor(self.history)}
+        state = {"draws": DRAWS, "shape": self.image_shape}
         save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=state)
 
     @classmethod
@@ -225,7 +224,7 @@ class DIA(Detector):
 
     def _restore(self, checkpoint: Checkpoint) -> Self:
         tensors, path = checkpoint.tensors, checkpoint.path
-        checkpoint.refuse_others("encoder.", "bank.", "healthy")
+        checkpoint.refuse_others("encoder.", "bank.", "healthy", "history")
         load_weights(self.encoder, tensors, path=path, prefix="encoder.")
         n = tensors["healthy"].numel() if "healthy" in tensors else 0
         self.healthy = matching(tensors, "healthy", {"": torch.empty(n, dtype=torch.int64)}, path=path)[""].numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,7 +25,17 @@ from diawork.base.checkpoints import (
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, DataError, NumericError, UsageError
-from diawork.base.loop import EpochHook, History, Progress, TakeStep, fit_or_load, fit_steps, progress_bar, read_history
+from diawork.base.loop import (
+    EpochHook,
+    History,
+    Progress,
+    TakeStep,
+    fit_or_load,
+    fit_steps,
+    history_tensor,
+    progress_bar,
+    read_history,
+)
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images, ImageSet, at_once, batches
@@ -202,9 +211,10 @@ class Learned(Detector):
         return count(self.net) if self.net is not None else None
 
     def save(self, folder: Path | str) -> None:
-        """Save the tensors (safetensors + JSON)."""
+        """Save the tensors (safetensors)."""
         tensors = named(net={} if self.net is None else self.net.state_dict(), kept=self.kept)
-        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state=asdict(self.history))
+        tensors |= {"history": history_tensor(self.history)}
+        save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=self.spec, state={})
 
     @classmethod
     def load(cls, folder: Path | str, *, compute: Compute | None = None) -> Self:
@@ -220,7 +230,8 @@ class Learned(Detector):
         return detector._restore(checkpoint)
 
     def _restore(self, checkpoint: Checkpoint) -> Self:
-        checkpoint.refuse_others(*(["net."] if self.net is not None else []), *(f"kept.{name}" for name in self.keeps))
+        parts = ("net.",) if self.net is not None else ()
+        checkpoint.refuse_others("history", *parts, *(f"kept.{name}" for name in self.keeps))
         self.kept = {k.removeprefix("kept."): v for k, v in checkpoint.tensors.items() if k.startswith("kept.")}
         if set(self.kept) != set(self.keeps):
             raise CheckpointError(f"it holds {sorted(self.kept)}, wanted {sorted(self.keeps)}.", path=checkpoint.path)

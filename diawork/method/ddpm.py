@@ -194,7 +194,7 @@ def _noised(
 
 
 def save_ddpm(folder: Path | str, ddpm: DDPM) -> None:
-    """Save both sets of weights with the config and the data's identity (safetensors + JSON)."""
+    """Save both sets of weights with the config and the data's identity (safetensors)."""
     tensors = named(raw=ddpm.raw.state_dict(), ema=ddpm.ema.state_dict())
     state = {"config": ddpm.config.model_dump(mode="json"), "data": ddpm.data, "losses": ddpm.losses}
     save_checkpoint(Path(folder) / WEIGHTS, tensors, spec=_spec(ddpm.config), state=state)
