@@ -131,7 +131,10 @@ def compare_detectors(
     ``paired_seeds``: row s of a and row s of b share their draws. ``fixed`` names the sides ("a", "b") that draw
     nothing, as a trivial control does: their one row is what every seed would give.
     """
-    _check(margin, level, fixed)
+    if not 0 < margin < 1 or not 0 < level < 1:
+        raise UsageError(f"margin={margin} and level={level} must lie in (0, 1).")
+    if not set(fixed) <= set(SIDES):
+        raise UsageError(f"fixed={tuple(fixed)} may name the sides 'a' and 'b' only.")
     sides = [_rows(a, "a"), _rows(b, "b")]
     seeds = [len(rows) for rows in sides]
     one_seed = any(n == 1 and side not in fixed for n, side in zip(seeds, SIDES, strict=True))
@@ -164,23 +167,14 @@ def adjust(family: Sequence[Comparison]) -> list[Comparison]:
     p is Holm's: the chance of any false "ahead" stays below 1 − level. The intervals are Bonferroni's, each at
     1 − (1 − level) / M: all M hold their differences together with probability ``level`` or more.
     """
-    adjusted = holm([c.p for c in family])
-    return [_jointly(c, float(p), len(family)) for c, p in zip(family, adjusted, strict=True)]
-
-
-def _jointly(one: Comparison, p: float, family: int) -> Comparison:
-    joint = _tested(one.difference, one.se, one.df, 1 - (1 - one.level) / family)
-    return dataclasses.replace(one, **(joint._asdict() | {"p": p, "family": family}))
+    adjusted = []
+    for one, p in zip(family, holm([c.p for c in family]), strict=True):
+        joint = _tested(one.difference, one.se, one.df, 1 - (1 - one.level) / len(family))
+        adjusted.append(dataclasses.replace(one, **(joint._asdict() | {"p": float(p), "family": len(family)})))
+    return adjusted
 
 
 # --- input --------------------------------------------------------------------------------------------
-
-
-def _check(margin: float, level: float, fixed: Collection[str]) -> None:
-    if not 0 < margin < 1 or not 0 < level < 1:
-        raise UsageError(f"margin={margin} and level={level} must lie in (0, 1).")
-    if not set(fixed) <= set(SIDES):
-        raise UsageError(f"fixed={tuple(fixed)} may name the sides 'a' and 'b' only.")
 
 
 def _rows(scores: np.ndarray, side: str) -> np.ndarray:

@@ -108,7 +108,11 @@ def alarm(calibration: Calibration, alpha: float, *, confidence: float | None = 
             "calibrations is bounded.", hint="Leave confidence out, or calibrate with one image a patient.",
         )  # fmt: skip
     n, by_patient = calibration.units, calibration.unit == "patient"
-    k = alpha * (n + 1) if confidence is None else _confident_rank(n, alpha, confidence)
+    if confidence is None:
+        k = alpha * (n + 1)
+    else:  # the largest k with P(Beta(k, n + 1 − k) ≤ alpha) ≥ confidence; 0 where there is none
+        ranks = np.arange(1, n + 1)
+        k = int((beta.cdf(alpha, ranks, n + 1 - ranks) >= confidence).sum())
     if k < 1 - ROUNDING:
         raise UsageError(_too_few(calibration, alpha, confidence))
     rank = math.floor(k + ROUNDING)
@@ -130,12 +134,6 @@ def images_needed(alpha: float, confidence: float | None = None) -> int:
     if confidence is None:
         return max(1, math.ceil(1 / alpha - 1 - ROUNDING))
     return math.ceil(math.log(1 - confidence) / math.log(1 - alpha) - ROUNDING)
-
-
-def _confident_rank(n: int, alpha: float, confidence: float) -> int:
-    """Return the largest k with P(Beta(k, n + 1 − k) ≤ alpha) ≥ confidence; 0 where there is none."""
-    ranks = np.arange(1, n + 1)
-    return int((beta.cdf(alpha, ranks, n + 1 - ranks) >= confidence).sum())
 
 
 def _too_few(calibration: Calibration, alpha: float, confidence: float | None) -> str:

@@ -145,16 +145,11 @@ def pixel_summary(
     maps, masks = _checked(maps, masks)
     values = _curves(maps, masks, _draws(masks, n, seed), limit)
     row: dict[str, float | int] = {}
+    anomalous = masks.any((1, 2))
     for name, drawn in zip(("pixel_auroc", "aupro"), values, strict=True):
         same = np.ptp(drawn[1:]) < 1e-9 and np.ptp(maps) > 0  # but for rounding
-        low, high = (np.nan, np.nan) if same else _interval(drawn[1:], masks, level)
-        row |= {name: float(drawn[0]), f"{name}_low": low, f"{name}_high": high}
-    anomalous = masks.any((1, 2))
+        ends = [np.nan, np.nan]
+        if not same and anomalous.sum() >= 2:
+            ends = np.quantile(drawn[1:], [(1 - level) / 2, (1 + level) / 2]).tolist()
+        row |= {name: float(drawn[0]), f"{name}_low": ends[0], f"{name}_high": ends[1]}
     return row | {"n_images": len(maps), "n_anomalous": int(anomalous.sum()), "n_regions": int(regions(masks).max())}
-
-
-def _interval(resampled: np.ndarray, masks: np.ndarray, level: float) -> tuple[float, float]:
-    if masks.any((1, 2)).sum() < 2:
-        return np.nan, np.nan
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
