@@ -1,11 +1,14 @@
 """Toys for the tests that kill: a tiny model, detector and data set, and processes to end early."""
 
 import contextlib
+import faulthandler
 import hashlib
 import json
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +93,11 @@ class Eager(Checkpointer):
         super().after_step(step, snapshot)
 
 
+def _stack(pid):
+    """Where a child writes where it stands, once it is aborted."""
+    return Path(tempfile.gettempdir()) / f"diawork-child-{pid}.txt"
+
+
 def child(work):
     """Do ``work`` in a forked process of a group of its own, on one thread; return its id.
 
@@ -101,8 +109,10 @@ def child(work):
     code = 1
     try:
         os.setsid()
-        threadpool_limits(1)
-        code = work() or 0
+        with open(_stack(os.getpid()), "w") as stack:
+            faulthandler.enable(stack)  # not to pytest's stderr, where it looks like a crash
+            threadpool_limits(1)
+            code = work() or 0
     finally:
         os._exit(code)
 
@@ -115,14 +125,17 @@ def ended(pid, within=LONGEST):
     late = time.monotonic() + within
     while (state := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         if time.monotonic() > late:
-            os.kill(pid, signal.SIGABRT)  # pytest's fault handler writes where it stands
+            os.kill(pid, signal.SIGABRT)  # its fault handler writes where it stands
             time.sleep(1)
             for kill in (os.killpg, os.kill):
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            pytest.fail(f"a child did not end within {within} s and was killed; stderr says where it stood.")
+            stood = _stack(pid).read_text()
+            _stack(pid).unlink()
+            pytest.fail(f"a child did not end within {within} s and was killed; it stood here:\n{stood}")
         time.sleep(0.005)
+    _stack(pid).unlink(missing_ok=True)
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
     return os.waitstatus_to_exitcode(state[1])

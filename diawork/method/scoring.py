@@ -112,7 +112,7 @@ class FeatureBank:
 
     @classmethod
     def fit(cls, features: Features) -> FeatureBank:
-        """Build the bank from the healthy training images' features; ``NumericError`` where they are not finite."""
+        """Take axes, λ and μ (Eq. 10) from the healthy training images' features; they must be finite."""
         _require_finite(features)
         right = torch.stack([features.shift_logits[k, :, k].mean() for k in range(len(features.z))])
         weight_shift = torch.where(right > UNDEFINED, 1 / right, torch.nan)
