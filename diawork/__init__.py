@@ -19,33 +19,39 @@ from diawork.runs.cores import keep_memory, share_cores
 share_cores()  # these two are all that an import does: OpenMP and torch would not hear of it later
 keep_memory()
 
-_ROOMS = {  # what a notebook types; the rest is imported from its room
+_ROOMS = {  # what the notebooks type; the rest is imported from its room
     "base.compute": ("Compute",),
-    "base.config": ("ExperimentConfig",),
     "bench.page": ("write_costs",),
     "bench.stages": ("measure_cost",),
     "cli.doctor": ("doctor",),
-    "data.checks": ("check_splits",),
+    "data.checks": ("check_splits", "contact_sheet", "pair_images"),
     "data.datasets": ("load",),
     "data.images": ("describe",),
-    "detectors.dia": ("CSI", "DIA"),
+    "data.readers.picture": ("write_pngs",),
+    "data.scan": ("guess_manifest", "write_guess"),
+    "detectors.dia": ("DIA",),
     "evaluation.metrics": ("summary",),
-    "method.ddpm": ("load_ddpm", "pretrain_ddpm", "save_ddpm"),
-    "method.dissolve": ("Dissolver",),
+    "evaluation.diagnostics": ("dissolving_strength",),
+    "method.ddpm": ("load_ddpm", "pretrain_ddpm", "sample_ddpm"),
+    "method.dissolve": ("Dissolver", "dissolve"),
     "method.encoder": ("build_encoder",),
     "method.loss": ("dia_loss", "pair_roles"),
+    "method.matching": ("matched_operator", "preview"),
     "method.scoring": ("FeatureBank", "extract_features", "score"),
     "method.views": ("BranchBuilder",),
     "report.page": ("write_html",),
     "report.rows": ("collect", "readable"),
+    "report.published": ("paper_comparison",),
+    "report.sweep": ("collect_sweep", "write_sweep_html"),
+    "runs.artifacts": ("ddpm_folder", "run_dissolver", "shared_ddpm"),
     "runs.experiment": ("run_experiment", "run_suite"),
-    "runs.methods": ("METHODS",),
-    "runs.artifacts": ("run_dissolver", "shared_ddpm"),
     "runs.predict": ("load_detector",),
     "runs.presets": ("preset",),
+    "runs.resolve": ("resolve",),
     "runs.run": ("runs_root",),
-    "sweeps.launch": ("run_sweep",),
+    "sweeps.launch": ("run_sweep", "sweep_folder"),
     "sweeps.sweep": ("Sweep",),
+    "sweeps.vary": ("KNOBS", "write_vary"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_HOME)

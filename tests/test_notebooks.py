@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 
+import diawork
 from diawork.base.errors import UsageError
 from diawork.base.files import shipped
 from diawork.data.documents import parse_yaml, yaml_text
@@ -44,8 +45,10 @@ def test_committed_without_outputs(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_committed_in_the_house_order(path):
     cells = nbformat.read(path, as_version=4).cells
-    assert [c.cell_type for c in cells[:5]] == ["markdown", "code", "code", "code", "markdown"]
-    assert cells[1].metadata.tags == ["parameters"] and "doctor" in cells[3].source
+    kinds = [c.cell_type for c in cells[:5]]
+    assert kinds[:3] == ["markdown", "code", "code"] and "markdown" in kinds[3:]
+    assert cells[1].metadata.tags == ["parameters"] and "import diawork" in cells[2].source
+    assert ("doctor" in path.read_text("utf-8")) == (path.stem[:2] in ("00", "01"))
     assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
     for line in cells[1].source.splitlines():
         assert isinstance(ast.parse(line).body[0], ast.AnnAssign) and "  # " in line
@@ -59,6 +62,42 @@ def test_committed_notebooks_tell_and_modules_do(path):
     lengths = [len(s.splitlines()) for s in sources]
     assert statistics.median(lengths) <= 6 and max(lengths) <= 20 and sum(lengths) <= 120
     assert len(notebook_parameters(path)) <= 8
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_of_the_package_a_notebook_imports_three_names(path):
+    nodes = [node for c in code_cells(path) for node in ast.walk(ast.parse(c.source))]
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    inner = {node.module for node in nodes if isinstance(node, ast.ImportFrom)} | named
+    assert {name for name in inner if name.startswith("diawork")} == {"diawork"}
+    taken = [n for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "diawork" for n in node.names]
+    assert {alias.name for alias in taken} <= {"figures", "widgets"}
+
+
+def typed(path):
+    """The names that a notebook's code takes from the package itself."""
+    nodes = [node for c in code_cells(path) for node in ast.walk(ast.parse(c.source))]
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "diawork"
+    }
+
+
+def test_every_public_name_is_typed_in_a_notebook_and_every_typed_one_is_public():
+    assert set().union(*map(typed, NOTEBOOKS)) == set(diawork.__all__)
+
+
+@pytest.mark.parametrize(
+    ("number", "called"),
+    [
+        ("01", {"pretrain_ddpm"}),
+        ("02", {"dissolve"}),
+        ("03", {"BranchBuilder", "dia_loss", "FeatureBank", "score", "summary", "DIA"}),
+    ],
+)
+def test_the_reader_calls_the_method(number, called):
+    assert called <= typed(find_notebook(number))
 
 
 @pytest.fixture(scope="module")

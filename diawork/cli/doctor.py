@@ -100,7 +100,7 @@ def _prefix_of(interpreter: str) -> str:
 
 
 def _data(root: Path | str | None) -> Check:
-    folders = data_roots(root)
+    folders = data_roots(root or None)
     files = [path.name for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.npz"))]
     where = next((folder for folder in folders if folder.is_dir()), folders[0])
     return Check("data", f"{where}: {', '.join(files) or 'no downloaded data; the phantom needs none'}")

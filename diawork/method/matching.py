@@ -36,6 +36,13 @@ def mean_squared_change(operator: Operator, x: Tensor) -> float:
     return float(torch.cat(errors).mean())
 
 
+def matched_operator(name: str, dissolver: Operator, healthy: Images) -> tuple[Operator, dict[str, Any]]:
+    """Return an alternative as strong as ``dissolver`` on healthy images, e.g. "gaussian_blur", and what was found."""
+    cfg = DissolveConfig.model_validate({"operator": name})
+    found = matched(cfg, dissolver, healthy)
+    return build_operator(cfg.model_copy(update=found["settings"])), found
+
+
 def matched(cfg: DissolveConfig, dissolver: Operator, healthy: Images) -> dict[str, Any]:
     """Return the settings of ``cfg.operator`` that match ``dissolver`` on healthy images, and what both change.
 

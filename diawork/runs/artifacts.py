@@ -52,7 +52,7 @@ def ddpm_in(context: Context, cfg: Resolved, splits: Splits) -> DDPM:
     """Return the DDPM of a config that was checked; the same as ``shared_ddpm``."""
     progress = context.progress
     settings, train, bridge = _pretraining(cfg, splits, context.data_root)
-    folder = _ddpm_folder(context.out, settings, train, bridge)
+    folder = ddpm_folder(train, settings, bridge=bridge, out=context.out)
     with contextlib.nullcontext() if has_checkpoint(folder / "ddpm") else locked(folder, wait=True):
         whole, start = not any(folder.glob("*.safetensors")), time.perf_counter()
         if context.processes > 1 and not has_checkpoint(folder / "ddpm"):
@@ -73,8 +73,9 @@ def _pretraining(cfg: Resolved, splits: Splits, data_root: Path | str | None) ->
     return settings, source.train, bridge
 
 
-def _ddpm_folder(root: Path, settings: DiffusionConfig, train: ImageSet, bridge: str) -> Path:
-    return root / f"ddpm-{slug(train.name)}-{digest([settings.identity(), bridge, train.identity])}"
+def ddpm_folder(train: ImageSet, cfg: DiffusionConfig, *, bridge: str, out: Path | str | None = None) -> Path:
+    """Return the folder below ``out`` in which runs look for the DDPM that ``pretrain_ddpm`` makes of the same."""
+    return runs_root(out) / f"ddpm-{slug(train.name)}-{digest([cfg.identity(), bridge, train.identity])}"
 
 
 def identity_with_models(cfg: Resolved, splits: Splits, data_root: Path | str | None = None) -> str:

@@ -6,17 +6,34 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
 import numpy as np
 
 from diawork import figures
+from diawork.base.compute import Compute
+from diawork.base.config import DissolveConfig
 from diawork.base.errors import DiaworkError, UsageError, pick
+from diawork.data.datasets import load
+from diawork.data.images import Splits
+from diawork.data.manifests import list_manifests
 from diawork.data.readers.picture import read_image
+from diawork.method.ddpm import DDPM
 from diawork.method.operators import Operator
 from diawork.widgets.controls import DPI, WIDE, WRAP, Explorer, OwnControls, StripControls, menu, number, offer
-from diawork.widgets.slots import ALL, NOTHING, STEPS, Images, Stacks
+from diawork.widgets.slots import (
+    ALL,
+    NOTHING,
+    STEPS,
+    Images,
+    Stacks,
+    checkpoint_slot,
+    dissolving_slots,
+    fit_to,
+)
 
 VIEWS = ("one image", "strip of images", "your own image or model")
 OWN = "your own"
@@ -51,10 +68,23 @@ class DissolveExplorer(Explorer):
         self._fit, self._open_model = fit, open_model
 
     @classmethod
-    def of(cls, data: Any, slots: Mapping[str, Operator], *, others: Any = None, **choice: Any) -> DissolveExplorer:
-        """Return the explorer of an opened data set; ``others`` are further ones, name → opened, or what opens it."""
-        return cls({data.manifest.name: data} | {k: v for k, v in (others or {}).items() if k != data.manifest.name},
-                   slots, **choice)  # fmt: skip
+    def of(
+        cls, data: Splits, ddpm: DDPM, cfg: DissolveConfig | None = None, *, data_root: Path | str | None = None,
+        compute: Compute | None = None, beside: str = "", **choice: Any,
+    ) -> DissolveExplorer:  # fmt: skip
+        """Return the explorer of an opened data set and a model, with the alternatives beside it.
+
+        Other data sets are opened when they are chosen, images and models of one's own when they are named.
+        """
+        cfg = cfg or DissolveConfig()
+        sets: dict[str, Any] = {data.manifest.name: data}
+        sets |= {name: partial(load, name, data_root) for name in list_manifests() if name != data.manifest.name}
+        slots = dissolving_slots(ddpm, cfg, compute=compute)
+        blur = next(name for name in slots if "blur" in name)
+        return cls(
+            sets, slots, beside=beside or blur, fit=fit_to(ddpm.config.image_size),
+            open_model=partial(checkpoint_slot, like=ddpm, cfg=cfg, compute=compute), **choice,
+        )  # fmt: skip
 
     # --- what is shown ---------------------------------------------------------------------------------
 
