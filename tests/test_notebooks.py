@@ -6,12 +6,14 @@ import statistics
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 
 import diawork
 from diawork.base.errors import UsageError
 from diawork.base.files import shipped
 from diawork.data.documents import parse_yaml, yaml_text
+from diawork.data.readers.picture import write_pngs
 from diawork.report.site import to_html
 from diawork.runs.notebooks import (
     find_notebook,
@@ -130,6 +132,49 @@ def test_runs_headless(path, runs, few, tmp_path, monkeypatch):
     assert out.stat().st_size < 5 * 2**20
     assert "widgets" not in nbformat.read(out, as_version=4).metadata
     assert not list(unreadable(executed))
+
+
+@pytest.fixture(scope="module")
+def without_masks(tmp_path_factory):
+    """The manifest of a grey npz file of 28 px as MedMNIST publishes them, without masks."""
+    folder, rng = tmp_path_factory.mktemp("grey"), np.random.default_rng(0)
+    labels = {"train": [0] * 24, "val": [0] * 8 + [1] * 8, "test": [0] * 12 + [1] * 12}
+    arrays = {f"{split}_labels": np.array(values)[:, None] for split, values in labels.items()}
+    arrays |= {f"{split}_images": rng.integers(0, 256, (len(v), 28, 28), np.uint8) for split, v in labels.items()}
+    np.savez(folder / "grey.npz", **arrays)
+    counts = {split: {"normal": v.count(0), "pneumonia": v.count(1)} for split, v in labels.items()}
+    facts = parse_yaml((shipped("data_manifests") / "pneumoniamnist.yaml").read_text("utf-8"), "pneumoniamnist")[0]
+    facts = {name: value for name, value in facts.items() if name not in ("url", "md5")}
+    (folder / "grey.yaml").write_text(
+        yaml_text(facts | {"name": "grey", "file": "grey.npz", "counts": counts}), "utf-8"
+    )
+    return folder / "grey.yaml"
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """A folder of small colour images by split and class."""
+    folder, rng = tmp_path_factory.mktemp("colour") / "images", np.random.default_rng(0)
+    for split, role, n in [("train", "healthy", 24), ("val", "healthy", 8), ("val", "lesion", 8),
+                           ("test", "healthy", 12), ("test", "lesion", 12)]:  # fmt: skip
+        write_pngs(rng.random((n, 3, 24, 24), np.float32), folder / split / role)
+    return folder
+
+
+def test_03_runs_on_data_without_masks(runs, without_masks):
+    parameters = {"preset": "smoke", "dataset": str(without_masks), "out": str(runs)}
+    out = run_notebook(find_notebook("03"), runs / "03-grey.ipynb", parameters=parameters, progress=False)
+    assert not list(unreadable(code_cells(out))) and "has no masks" in out.read_text("utf-8")
+
+
+def test_00_02_and_03_run_on_a_folder_in_colour(runs, coloured, monkeypatch):
+    monkeypatch.setenv("DIAWORK_HOME", str(runs / "coloured"))
+    first = {"preset": "smoke", "folder": str(coloured)}
+    run_notebook(find_notebook("00"), runs / "00-colour.ipynb", parameters=first, progress=False)
+    rest = {"preset": "smoke", "dataset": str(runs / "coloured" / "bring-your-data" / "mine.yaml")}
+    for number in ("02", "03"):
+        out = run_notebook(find_notebook(number), runs / f"{number}-colour.ipynb", parameters=rest, progress=False)
+        assert not list(unreadable(code_cells(out)))
 
 
 def unreadable(cells):

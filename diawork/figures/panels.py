@@ -245,6 +245,16 @@ def maps_grid(
     return figure
 
 
+def compare_maps(evidence: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Return the same images as several detectors see them, from the evidence of a run of each, by name."""
+    mapped = {name: arrays for name, arrays in evidence.items() if "maps" in arrays}
+    if not mapped:
+        raise UsageError("none of these runs measured a map.", hint="Only runs on data with masks do.")
+    same = next(iter(mapped.values()))
+    maps = {name: arrays["maps"][0] for name, arrays in mapped.items()}
+    return maps_grid(same["maps_images"], same["maps_masks"], maps, same["maps_label"])
+
+
 @im.styled
 def table_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Return values (R, C) in [−1, 1] as numbers on colours that diverge around 0; a rule before the last column."""

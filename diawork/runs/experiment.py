@@ -32,7 +32,7 @@ from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at
 from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import evidence
-from diawork.runs.methods import label_of, method_config
+from diawork.runs.methods import label_of, method_config, spelled_out
 from diawork.runs.resolve import Resolved, resolve
 from diawork.runs.run import Run, known_patients
 from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, recorded
@@ -265,11 +265,10 @@ def run_suite(
 ) -> list[Run]:
     """Run every method for every seed (controls, which have none, once) and return the runs.
 
-    ``rest`` are keywords of ``run_experiment``.
-
-    ``overall`` shows a bar over all runs, above those of their stages.
+    ``methods`` are names; "controls" stands for all controls, "all" for every detector. ``rest`` are keywords of
+    ``run_experiment``. ``overall`` shows a bar over all runs, above those of their stages.
     """
-    configs = [method_config(cfg, method) for method in methods]
+    configs = [method_config(cfg, method) for method in spelled_out(methods)]
     planned = [(one, seed) for one in configs for seed in (seeds if entry_of(one.detector).seeded else seeds[:1])]
     runs = []
     with tqdm(total=len(planned), desc="runs", unit="run", disable=not overall) as bar:

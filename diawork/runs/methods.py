@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from diawork.base.config import ExperimentConfig
@@ -32,10 +33,15 @@ def runnable(cfg: ExperimentConfig, method: str) -> ExperimentConfig:
     return cfg
 
 
+def spelled_out(words: Iterable[str]) -> list[str]:
+    """Return names of methods, with "controls" for all controls and "all" for every detector."""
+    groups = {"controls": list(CONTROLS), "all": list(DETECTORS)}
+    return list(dict.fromkeys(name for word in words for name in groups.get(word, [word])))
+
+
 def planned(cfg: ExperimentConfig, methods: str) -> list[str]:
     """Return the methods of a list such as "dia, csi, controls", each refused here where it cannot run."""
-    words = [word.strip() for word in methods.split(",")]
-    names = [name for word in words for name in (CONTROLS if word == "controls" else [word])]
+    names = spelled_out(word.strip() for word in methods.split(","))
     for name in names:
         runnable(cfg, name)
     return names
