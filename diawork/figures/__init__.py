@@ -44,6 +44,6 @@ __all__ = [
     "BRANCHES", "EXCLUDED", "FIGURE_STEPS", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Named",
     "Pairs", "Reasons", "Styles", "ablation_bars", "auroc_curves", "colours", "compare_maps", "cost_bars",
     "dissolve_frame", "dissolve_frames", "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid",
-    "nearest_neighbours", "overlay", "pair_figure", "pixels_png", "player_html", "png_bytes", "roc", "score_figure", "score_histogram",
-    "similarity_matrix", "styles_of", "table_map", "views_grid",
+    "nearest_neighbours", "overlay", "pair_figure", "pixels_png", "player_html", "png_bytes", "roc", "score_figure",
+    "score_histogram", "similarity_matrix", "styles_of", "table_map", "views_grid",
 ]  # fmt: skip

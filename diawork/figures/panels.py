@@ -252,7 +252,7 @@ def compare_maps(evidence: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         raise UsageError("none of these runs measured a map.", hint="Only runs on data with masks do.")
     same = next(iter(mapped.values()))
     maps = {name: arrays["maps"][0] for name, arrays in mapped.items()}
-    return maps_grid(same["maps_images"], same["maps_masks"], maps, same["maps_label"])
+    return maps_grid(same["maps_images"], same["maps_masks"], maps, same["maps_label"].tolist())
 
 
 @im.styled
