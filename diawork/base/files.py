@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from diawork.base.errors import CheckpointError, ResourceError
 
@@ -163,9 +164,8 @@ def remove_orphans(folder: Path) -> list[Path]:
 def process_alive(pid: int) -> bool:
     """Say whether a process with this id runs on this machine; one that only waits to be noticed does not."""
     try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # Linux
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
-    except (OSError, IndexError):  # another user's, or no /proc
+    except psutil.Error:  # another user's
         return True

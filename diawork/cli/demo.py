@@ -12,7 +12,6 @@ import click
 from diawork.cli import options
 from diawork.cli.options import STOPS, say
 from diawork.cli.run import run_methods
-from diawork.runs.presets import preset
 
 if TYPE_CHECKING:
     from diawork.base.compute import Compute
@@ -33,6 +32,7 @@ SLOW = 0.5  # s a step of the DDPM, beyond which ``demo``, which costs 600 of th
 def demo(size: str, show: bool, out: Path | None, device: str, precision: str) -> None:
     """Train DIA on the embedded phantom and write an HTML report: minutes, offline, no account."""
     from diawork.base.compute import Compute
+    from diawork.runs.presets import preset
 
     compute, why = Compute.auto(device, precision), "as asked"
     if size == "auto":
@@ -58,6 +58,7 @@ def begun(out: Path | None) -> str:
     """Return the size of a demo that was begun in this folder of runs, "" where there is none."""
     from diawork.data.manifests import load_manifest
     from diawork.runs.methods import method_config
+    from diawork.runs.presets import preset
     from diawork.runs.resolve import resolve
     from diawork.runs.run import find_runs, runs_root
 
@@ -77,6 +78,7 @@ def step_seconds(compute: Compute) -> float:
     from diawork.base.seeding import generator
     from diawork.data.images import ImageSet
     from diawork.method.ddpm import pretrain_ddpm
+    from diawork.runs.presets import preset
 
     settings = preset(SIZES[0]).diffusion
     n, size = settings.batch_size, settings.image_size

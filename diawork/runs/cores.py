@@ -12,10 +12,8 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diawork.base.errors import UsageError
 
@@ -28,17 +26,15 @@ _USERS = (*WAITING, "KMP_LIBRARY")  # whoever sets one of these has chosen
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch's, for tensors of 2 MB and more, where the kernel allows them on demand
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names in glibc's malloc.h
 PROCESSES = "DIAWORK_PROCESSES"  # environment variable: how many share a training, where nothing else says it
-_MOUNTS = ("sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of a container: cgroup v2, v1
 
 
-@dataclass(frozen=True)
-class Cores:
-    """What was found: the host's cores, those of the affinity mask, and the CPUs of the container's quota."""
+class Cores(NamedTuple):
+    """The host's cores, those of the affinity mask, and the CPUs of the container's quota."""
 
     host: int
     affinity: int
     quota: float | None = None  # CPUs
-    source: str = ""  # the file that says so
 
     @property
     def usable(self) -> int:
@@ -46,42 +42,24 @@ class Cores:
         return min(self.affinity, math.ceil(self.quota)) if self.quota else self.affinity
 
     def __str__(self) -> str:
-        limit = f"a quota of {self.quota:g} CPUs ({self.source})" if self.quota else "no CPU quota"
+        limit = f"a quota of {self.quota:g} CPUs" if self.quota else "no CPU quota"
         return f"{self.affinity} of {self.host} cores by the affinity mask, {limit}"
 
 
 def find_cores(root: Path | str = "/") -> Cores:
-    """Return the cores of this process; ``root`` is where /proc and /sys are looked for."""
-    host = os.cpu_count() or 1
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else host
-    quota, source = min(_quotas(Path(root)), default=(None, ""))
-    return Cores(host, affinity, quota, source)
+    """Return the cores of this process; ``root`` is where /sys is looked for.
 
-
-def _quotas(root: Path) -> Iterator[tuple[float, str]]:
-    """Yield the CPUs that each control group above this process grants, where it limits them (cgroup v1 and v2)."""
-    for folder in _groups(root):
-        for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-            with contextlib.suppress(OSError, ValueError):
-                text = " ".join((folder / name).read_text("ascii") for name in files)
-                quota, period = map(int, text.split())  # "max" of v2 is no number
-                if quota > 0 and period > 0:  # v1 says -1 where there is no limit
-                    yield quota / period, f"/{(folder / files[0]).relative_to(root)}"
-
-
-def _groups(root: Path) -> list[Path]:
-    """Return the folders of this process's control groups and of all above them.
-
-    A container may see the host's path of its group, and its own group as the top: both are looked at.
+    joblib.cpu_count reads the same, but `import diawork` would wait for joblib.
     """
-    paths = {"/"}
-    with contextlib.suppress(OSError):
-        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
-        parts = [line.split(":", 2) for line in lines]
-        paths |= {part[2] for part in parts if len(part) == 3 and ("cpu" in part[1].split(",") or not part[1])}
-    inside = {Path(path.strip("/")) for path in paths if ".." not in path}
-    above = {folder for path in inside for folder in (path, *path.parents)}
-    return sorted(root / mount / folder for mount in _MOUNTS for folder in above)
+    host, quota = os.cpu_count() or 1, None
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else host
+    for files in QUOTAS:
+        with contextlib.suppress(OSError, ValueError):
+            text = " ".join(Path(root, "sys/fs/cgroup", name).read_text("ascii") for name in files)
+            granted, period = map(int, text.split())  # "max" of v2 is no number
+            if granted > 0 and period > 0:  # v1 says -1 where there is no limit
+                quota = granted / period
+    return Cores(host, affinity, quota)
 
 
 def share_cores(root: Path | str = "/") -> None:
