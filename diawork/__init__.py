@@ -51,7 +51,7 @@ _ROOMS = {  # what the notebooks type; the rest is imported from its room
     "runs.run": ("runs_root",),
     "sweeps.launch": ("run_sweep", "sweep_folder"),
     "sweeps.sweep": ("Sweep",),
-    "sweeps.vary": ("KNOBS", "write_vary"),
+    "sweeps.file": ("KNOBS", "write_vary"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -3,8 +3,8 @@
 import pytest
 
 from diawork.base.errors import UsageError
+from diawork.sweeps.file import write_vary
 from diawork.sweeps.sweep import Sweep
-from diawork.sweeps.vary import write_vary
 
 
 @pytest.mark.parametrize(
