@@ -190,7 +190,7 @@ def test_killed_and_resumed_it_scores_the_same(name, tmp_path, monkeypatch):
         build(name, **short).fit(TRAIN, folder=tmp_path, progress=False)
 
     assert ended(child(die_after_the_second_step)) == 9
-    assert len(list(tmp_path.glob("step-*.json"))) == 2
+    assert len(list(tmp_path.glob("step-*.safetensors"))) == 2
     resumed = build(name, **short).fit(TRAIN, folder=tmp_path, progress=False)
     assert np.array_equal(resumed.anomaly_scores(TEST), whole.anomaly_scores(TEST))
     assert resumed.steps == whole.steps and not list(tmp_path.glob("step-*"))
