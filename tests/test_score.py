@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,17 @@ from PIL import Image
 
 import diawork
 from diawork.base.errors import CheckpointError, UsageError
+from diawork.base.files import write_json
 from diawork.cli.main import main
 from diawork.cli.score import map_name, read_scores
 from diawork.data.readers.listing import image_files
 from diawork.data.readers.picture import Preprocessing, write_pngs
 from diawork.detectors.face import Detector, Scores
+from diawork.runs import predict as predicting
 from diawork.runs.experiment import run_experiment
 from diawork.runs.predict import Predictor, load_detector, score_files
-from diawork.runs.predict import predictor as predicting
 from diawork.runs.presets import preset
+from diawork.runs.run import Run
 from tests.test_folders import make_set, picture, save, written
 
 COUNTS = {(s, c): n for s, n in (("train", 12), ("val", 6), ("test", 6)) for c in ("well", "ill")}
@@ -133,12 +136,12 @@ def test_an_image_without_a_file_is_named_by_its_place(toy, tmp_path, small):
     np.testing.assert_array_equal(predictor.neighbours([name])[name], train.images[row])
 
 
-def test_a_run_of_an_earlier_version_opens_as_its_manifest_says(run):
-    record = run.config()
-    opening = record["data"].pop("opening")
-    assert Preprocessing.from_record(opening) == predicting._opening(record, load_detector(run).cfg) == (
-        16, 1, "crop", None, None, 255
-    )  # fmt: skip
+def test_a_run_of_an_earlier_version_opens_as_its_manifest_says(run, tmp_path):
+    earlier = Run(shutil.copytree(run.folder, tmp_path / "earlier"))
+    record = earlier.config()
+    del record["data"]["opening"]
+    write_json(earlier.folder / "config.json", record)
+    assert load_detector(earlier).opening == load_detector(run).opening == (16, 1, "crop", None, None, 255)
 
 
 def test_resize_window_and_rounding_are_the_runs(tmp_path):

@@ -86,5 +86,5 @@ def _write_page(predictor: Predictor, scores: Any, html: Path, *, left_out: dict
         pictures.append(figures.colours(image) if values is None else figures.overlay(image, values))
     nearest = predictor.neighbours(worst(scores)["nearest"].dropna())
     healthy = {name: figures.colours(image) for name, image in nearest.items()}
-    facts = predictor.facts
+    facts = predictor.record
     write_scored(scores, pictures, html, facts=facts, left_out=left_out, map_name=map_name, healthy=healthy)

@@ -1,7 +1,11 @@
-"""A finished run applied to new images: scores, what they mean beside healthy ones, and maps."""
+"""A finished run applied to new images: scores, what they mean beside healthy ones, maps, and a table that goes on."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +21,10 @@ from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
 from diawork.base.config import DRAWS, ExperimentConfig
-from diawork.base.errors import CheckpointError, DiaworkError, UsageError, printable
+from diawork.base.errors import CheckpointError, DiaworkError, ResourceError, UsageError, printable
+from diawork.base.files import as_json, read_json, write_json, write_text
 from diawork.base.knobs import validated
+from diawork.base.locks import locked
 from diawork.base.registry import entry_of
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, at_once
@@ -134,7 +140,10 @@ class Predictor:
     @cached_property
     def _training_files(self) -> dict[int, str]:
         """Return place → file of the training images; empty where they have none, or cannot be opened."""
-        train = self.training_images if _of_files(self.cfg.dataset) else None
+        with contextlib.suppress(DiaworkError):  # a set whose manifest is gone may be one of files
+            if load_manifest(self.cfg.dataset).kind not in FILE_KINDS:
+                return {}
+        train = self.training_images
         if train is None or train.files is None:
             return {}
         return {int(place): printable(str(file)) for place, file in zip(train.index, train.files, strict=True)}
@@ -149,22 +158,13 @@ class Predictor:
         return {name: train.images[named[name]].numpy() for name in names if name in named}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return what scores belong to: the run, its draws, and how images are opened."""
-        kept = {name: self.run.result().get(name) for name in ("dataset", "detector", "seed", "digest", "draws")}
-        known = self.calibration
-        healthy = {"healthy": 0} if known is None else {"healthy": len(known.scores), "finest_p": known.finest}
-        facts = {"run": self.run.folder.name, "threshold": self.threshold, **healthy}
-        return kept | facts | {"opening": {k: list(v) if isinstance(v, tuple) else v for k, v in
-                                           self.opening._asdict().items()}}  # fmt: skip
-
-
-def _of_files(dataset: str) -> bool:
-    """Say whether the images of a set are files of their own."""
-    try:
-        return load_manifest(dataset).kind in FILE_KINDS
-    except DiaworkError:  # which says nothing of a set whose manifest is gone
-        return True
+        facts = {name: self.run.result().get(name) for name in ("dataset", "detector", "seed", "digest", "draws")}
+        facts |= {"run": self.run.folder.name, "threshold": self.threshold, "healthy": 0}
+        if self.calibration is not None:
+            facts |= {"healthy": len(self.calibration.scores), "finest_p": self.calibration.finest}
+        return facts | {"opening": as_json(self.opening._asdict())}
 
 
 def load_detector(
@@ -183,25 +183,83 @@ def load_detector(
         what = f"the run was scored under draws {run.draws}, new images are scored under {DRAWS}."
         raise CheckpointError(what, path=run.folder, hint="Run its command again: the weights stay.")
     detector = entry.load().load(run.folder, compute=compute or Compute.auto())
-    calibration, threshold = _calibration(run, result)
-    return Predictor(run, detector, cfg, _opening(record, cfg), calibration, threshold, data_root)
-
-
-def _opening(record: dict[str, Any], cfg: ExperimentConfig) -> Preprocessing:
-    """Return how the run opened its images: as it recorded, or (of an earlier version) as its manifest says."""
     if "opening" in record["data"]:
-        return Preprocessing.from_record(record["data"]["opening"])
-    opening = Preprocessing.of(load_manifest(cfg.dataset))
-    return opening._replace(size=cfg.data.size or opening.size)
-
-
-def _calibration(run: Run, result: dict[str, Any]) -> tuple[Calibration | None, float | None]:
-    if "val" not in result["metrics"]:
-        return None, None
-    return run.calibration(), result["metrics"]["val"].get("threshold")
+        opening = Preprocessing.from_record(record["data"]["opening"])
+    else:  # of an earlier version: as its manifest says
+        opening = Preprocessing.of(load_manifest(cfg.dataset))
+        opening = opening._replace(size=cfg.data.size or opening.size)
+    val = result["metrics"].get("val")
+    calibration, threshold = (None, None) if val is None else (run.calibration(), val.get("threshold"))
+    return Predictor(run, detector, cfg, opening, calibration, threshold, data_root)
 
 
 def _loose(x: Tensor) -> ImageSet:
     """Return images of which nothing is known as a set."""
     n = len(x)
     return ImageSet(x, np.full(n, ""), np.zeros(n, bool), np.arange(n), "new", "new images")
+
+
+def score_files(
+    predictor: Predictor,
+    sources: Sequence[Path | str],
+    out: Path,
+    *,
+    on_batch: Callable[[Scored], Any] | None = None,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Write a row an image to ``out`` (CSV), keeping those that it already has; return the files left out.
+
+    Beside it stand a JSON file of what the scores belong to and, where there are any, the files left out with
+    their reasons. ``on_batch`` sees each batch before its rows are written.
+    """
+    files = image_files(sources)
+    if not files:
+        raise UsageError(f"no image among {', '.join(map(str, sources))}.")
+    left_out: dict[str, str] = {}
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock):
+        done = _resumed(out, predictor.record)
+        waiting = [file for file in files if printable(file) not in done]
+        for batch in predictor.batches(waiting, progress=progress):
+            if on_batch is not None and batch.rows:
+                on_batch(batch)
+            left_out |= batch.left_out
+            rows = pd.DataFrame(batch.rows, columns=list(COLUMNS))
+            _append(out, rows.to_csv(index=False, header=False, float_format="%.6g", lineterminator="\n"))
+        reasons = out.with_name(f"{out.stem}-left-out.csv")
+        reasons.unlink(missing_ok=True)
+        if left_out:
+            write_text(reasons, pd.DataFrame(left_out.items(), columns=["image", "reason"]).to_csv(index=False))
+    lock.rmdir()
+    return left_out
+
+
+def _resumed(out: Path, record: dict[str, Any]) -> set[str]:
+    """Return the images that ``out`` has a row of, its torn last line removed; a new file gets its head."""
+    beside = out.with_suffix(".json")
+    if not out.exists():
+        write_json(beside, record)
+        write_text(out, ",".join(COLUMNS) + "\n")
+        return set()
+    if not beside.exists() or read_json(beside) != record:
+        whose = f"is of {read_json(beside).get('run')}" if beside.exists() else "is not of `diawork score`"
+        raise UsageError(f"this file {whose}.", path=out, hint="Name another with --csv, or remove it.")
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(out, len(whole))
+    head, *rows = csv.reader(io.StringIO(whole.decode("utf-8"), newline=""))
+    if tuple(head) != COLUMNS:
+        raise UsageError("this file has other columns.", path=out, hint="Name another with --csv, or remove it.")
+    return {row[0] for row in rows}
+
+
+def _append(out: Path, text: str) -> None:
+    try:
+        with open(out, "a", encoding="utf-8", newline="") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as error:
+        hint = "Free some space; the rows already written are kept."
+        raise ResourceError(f"cannot be written ({error.strerror or error}).", path=out, hint=hint) from None
