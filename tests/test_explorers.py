@@ -78,30 +78,28 @@ def test_views_are_redrawn_by_the_seed_and_without_a_dissolver_there_are_two_bra
 
 def test_the_views_widget_follows_its_controls(views):
     assert views.widget is views.widget
-    seen = {views._picture.value}
-    for control, value in [(views._seeds, 3), (views._columns, 5), (views._masks, "shifted_removed"),
-                           (views._batches, 4), (views._counts, 2), (views._firsts, 8)]:  # fmt: skip
-        control.value = value
-        assert views._message.value == ""
-        seen.add(views._picture.value)
+    seen = {views.picture}
+    for control, value in [("seed", 3), ("column", 5), ("mask", "shifted_removed"),
+                           ("batch", 4), ("shifts", 2), ("first", 8)]:  # fmt: skip
+        views.choose(**{control: value})
+        assert views.message == ""
+        seen.add(views.picture)
     assert len(seen) >= 6 and (views.batch, views.shifts, views.first, views.mask) == (4, 2, 8, "shifted_removed")
-    assert len(views._rows.options) == 24 and views.pair == (0, 8)
-    assert all(
-        control.description for control in (views._seeds, views._masks, views._counts, views._rows, views._columns)
-    )
+    assert len(views.controls["row"].options) == 24 and views.pair == (0, 8)
+    assert all(control.description for control in views.controls.values())
 
 
 def test_a_failing_dissolver_is_a_sentence_and_the_views_widget_lives_on(views):
     views.widget  # noqa: B018
-    good = views._build_views.dissolve
-    views._build_views.dissolve = lambda x, **_: (_ for _ in ()).throw(RuntimeError("<b>out of memory</b>"))
-    views._seeds.value = 9
-    said = views._message.value
-    assert "could not be shown (RuntimeError: &lt;b&gt;out of memory" in said and "role='alert'" in said
-    assert views._picture.layout.display == "none"
-    views._build_views.dissolve = good
-    views._seeds.value = 10
-    assert views._message.value == "" and views._picture.layout.display is None
+    good = views.builder.dissolve
+    views.builder.dissolve = lambda x, **_: (_ for _ in ()).throw(RuntimeError("<b>out of memory</b>"))
+    views.choose(seed=9)
+    said = views.message
+    assert "could not be shown (RuntimeError: <b>out of memory" in said
+    assert views.picture == b""
+    views.builder.dissolve = good
+    views.choose(seed=10)
+    assert views.message == "" and views.picture
 
 
 def test_bad_choices_of_views_are_refused(views):
@@ -141,20 +139,20 @@ def test_images_are_ranked_and_filtered(scored):
     for scored.show in ("healthy", "anomalous", "errors"):
         counts[scored.show] = len(scored.listed())
     assert counts["healthy"] == counts["anomalous"] == 12
-    wrong = (everything["score"] > scored._open().threshold) != everything["anomalous"]
+    wrong = (everything["score"] > scored.opened().threshold) != everything["anomalous"]
     assert counts["errors"] == wrong.sum()
 
 
 def test_the_parts_add_up_to_the_score(scored):
-    opened, row = scored._open(), scored.listed().iloc[4]
-    parts = scored._reasons(row).parts
+    opened, row = scored.opened(), scored.listed().iloc[4]
+    parts = scored.reasons(row).parts
     total = sum((parts[name] + opened.typical[name]).mean() for name in parts)
     assert total == pytest.approx(row["score"], abs=1e-4)
 
 
 def test_reasons_hold_neighbour_residual_map_and_mask(scored, finished):
     splits, row = finished[1], scored.listed().iloc[0]
-    reasons = scored._reasons(row)
+    reasons = scored.reasons(row)
     best = int(np.argmin([row[f"similarity_{k}"] for k in range(4)]))
     nearest = splits.train.normal().images[int(row[f"nearest_{best}"])].numpy()
     assert np.array_equal(reasons.nearest, nearest) and reasons.nearest_shift == f"{90 * best}°"
@@ -165,39 +163,39 @@ def test_reasons_hold_neighbour_residual_map_and_mask(scored, finished):
 
 def test_the_score_widget_follows_its_controls(scored):
     scored.widget  # noqa: B018
-    first = scored._picture.value
-    scored._places.value = 9
-    assert scored._picture.value != first and scored.place == 9
-    scored._filters.value = "healthy"
-    assert scored.place == scored._places.value == 1 and scored._places.max == 12
-    scored._methods.value = "residual"
-    assert scored.method == "residual" and scored._message.value == ""
-    scored._filters.value = "anomalous"
-    assert scored._methods.value == "residual"
+    first = scored.picture
+    scored.choose(place=9)
+    assert scored.picture != first and scored.place == 9
+    scored.choose(show="healthy")
+    assert scored.place == scored.state["place"] == 1 and scored.controls["place"].max == 12
+    scored.choose(method="residual")
+    assert scored.method == "residual" and scored.message == ""
+    scored.choose(show="anomalous")
+    assert scored.state["method"] == "residual"
 
 
 def test_without_weights_the_rest_is_shown_with_a_sentence(scored, finished, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(finished[0].folder, bare, ignore=shutil.ignore_patterns("detector*"))
     scored.widget  # noqa: B018
-    scored._runs.value = str(bare)
-    assert "No map asks the score" in scored._message.value and scored._picture.layout.display is None
+    scored.choose(run=str(bare))
+    assert "No map asks the score" in scored.message and scored.picture
     assert scored.methods() == ["residual"]
-    scored._runs.value = str(finished[0].folder)
-    assert scored._message.value == "" and "neighbours" in scored.methods()
+    scored.choose(run=str(finished[0].folder))
+    assert scored.message == "" and "neighbours" in scored.methods()
 
 
 def test_a_bad_run_is_a_sentence_and_the_score_widget_lives_on(scored, finished, tmp_path):
     scored.widget  # noqa: B018
-    scored._runs.value = str(tmp_path / "nowhere")
-    assert "this file is missing" in scored._message.value and scored._picture.layout.display == "none"
+    scored.choose(run=str(tmp_path / "nowhere"))
+    assert "this file is missing" in scored.message and scored.picture == b""
     torn = tmp_path / "torn"
     shutil.copytree(finished[0].folder, torn)
     (torn / "scores.csv").write_text("split,index\n")
-    scored._runs.value = str(torn)
-    assert "scores.csv: the scores cannot be read" in scored._message.value
-    scored._runs.value = str(finished[0].folder)
-    assert scored._message.value == "" and scored._picture.layout.display is None
+    scored.choose(run=str(torn))
+    assert "scores.csv: the scores cannot be read" in scored.message
+    scored.choose(run=str(finished[0].folder))
+    assert scored.message == "" and scored.picture
 
 
 def test_a_dissolver_of_another_resolution_is_a_sentence(finished):
@@ -239,7 +237,7 @@ def test_a_search_is_shown_on_validation(finished, tmp_path):
     explorer = ScoreExplorer(search, splits)
     rows = explorer.listed()
     assert len(rows) == len(splits.val) and set(rows["index"]) == set(range(len(splits.val)))
-    assert explorer._reasons(rows.iloc[0]).image.shape == (1, 16, 16)
+    assert explorer.reasons(rows.iloc[0]).image.shape == (1, 16, 16)
 
 
 def test_maps_grid_needs_as_many_of_each():

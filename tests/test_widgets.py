@@ -11,8 +11,11 @@ import torch
 from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.figures import DissolveFrames
 from diawork.figures.slider import energy_removed, radial_power
+from diawork.method.ddpm import DDPM, build_ddpm
 from diawork.widgets import DissolveExplorer
 from diawork.widgets.slots import ALL, KEPT, NOTHING, STEPS, Stacks
+from tests.conftest import make_images
+from tests.toys import TINY
 
 TS = [0, 50, 100, 200, 400]
 NAMES = np.array(["healthy", "lesion", "lesion"])
@@ -65,10 +68,6 @@ def live(explorer):
     return explorer
 
 
-def said(live):
-    return live._message.value.removeprefix("<p role='alert'>").removesuffix("</p>")
-
-
 def test_forty_steps_fine_where_the_paper_works():
     assert len(STEPS) == 40 and set(range(20, 200, 10)) | {50, 100, 200, 400, 0, 999} <= set(STEPS)
     assert list(STEPS) == sorted(set(STEPS))
@@ -82,117 +81,115 @@ def test_opens_on_test_at_the_step_nearest_100(explorer):
 def test_moving_the_slider_shows_other_pictures_without_the_model(live, model):
     seen = set()
     for t in TS:
-        live._steps.value = t
-        seen.add(live._picture.value)
-        assert live._picture.value == live.frame()
+        live.choose(t=t)
+        seen.add(live.picture)
+        assert live.picture == live.frame()
     assert len(seen) == len(TS) and model.calls == 1
 
 
 def test_play_button_and_slider_are_linked_in_the_browser(live):
-    assert live._link.source == (live._play, "value") and live._link.target == (live._steps, "index")
-    assert (live._play.value, live._play.max) == (TS.index(100), len(TS) - 1)
+    play, slider = live.controls["play"], live.controls["t"]
+    assert live.link.source == (play, "value") and live.link.target == (slider, "index")
+    assert (play.value, play.max) == (TS.index(100), len(TS) - 1)
 
 
 def test_every_control_has_a_label(live):
-    controls = [live._datasets, live._splits, live._classes, live._images, live._slots, live._besides, live._steps]
-    controls += [live._strip.classes, live._strip.n, live._strip.change, live._own.path, live._own.low, live._own.open]
-    assert all(control.description for control in controls) and live._play.tooltip
+    assert all(control.description or control.tooltip for control in live.controls.values())
 
 
 def test_an_image_is_dissolved_once_an_occupant_and_kept(live, model):
     for index in (1, 0, 1, 2):
-        live._images.value = index
+        live.choose(index=index)
     assert model.calls == 3
-    live._besides.value = "blur"
+    live.choose(beside="blur")
     assert (model.calls, live.stacks.slots["blur"].calls) == (3, 1)
 
 
 def test_another_occupant_stands_beside(live):
-    alone = live._picture.value
-    live._besides.value = "blur"
-    assert live._picture.value != alone
+    alone = live.picture
+    live.choose(beside="blur")
+    assert live.picture != alone
     words = [t.get_text() for t in live.still().findobj(lambda a: hasattr(a, "get_text"))]
     assert {"DDPM", "blur", "dissolving step t = 100"} <= set(words)
 
 
 def test_pickers_follow_one_another(live):
-    live._images.value = 2
-    live._classes.value = "lesion"
-    assert (live.index, live._images.max) == (0, 1)
-    live._splits.value = "val"
-    assert (live.split, live.class_name, live._images.max) == ("val", "lesion", 1)
+    live.choose(index=2)
+    live.choose(class_name="lesion")
+    assert (live.index, live.controls["index"].max) == (0, 1)
+    live.choose(split="val")
+    assert (live.split, live.class_name, live.controls["index"].max) == ("val", "lesion", 1)
 
 
 def test_a_class_that_the_new_split_lacks_gives_way_to_all(model):
     images = {"train": (IMAGES["val"][0][:1], NAMES[:1]), **IMAGES}
     explorer = DissolveExplorer({"toy": images}, {"DDPM": model}, ts=TS, class_name="lesion")
     explorer.widget  # noqa: B018
-    explorer._splits.value = "train"
-    assert (explorer.class_name, said(explorer)) == (ALL, "")
+    explorer.choose(split="train")
+    assert (explorer.class_name, explorer.message) == (ALL, "")
 
 
 def test_a_data_set_that_cannot_be_opened_is_said_and_not_chosen(live):
-    live._datasets.value = "gone"
-    assert said(live) == "nowhere.npz was not found." and live._datasets.value == live.dataset == "toy"
-    live._images.value = 1
-    assert said(live) == ""
+    live.choose(dataset="gone")
+    assert live.message == "nowhere.npz was not found." and live.state["dataset"] == live.dataset == "toy"
+    live.choose(index=1)
+    assert live.message == ""
 
 
 def test_the_strip_shows_the_chosen_classes(live):
-    live._show.value = "strip of images"
-    both = live._picture.value
-    live._strip.classes.value = ["lesion"]
-    assert live._picture.value != both
+    live.choose(show="strip of images")
+    both = live.picture
+    live.choose(classes=["lesion"])
+    assert live.picture != both
     assert len(live.strip(["lesion"]).axes) == 2 * 5
-    live._strip.classes.value = []
-    assert said(live) == ""  # none chosen means all
+    live.choose(classes=[])
+    assert live.message == ""  # none chosen means all
     with pytest.raises(UsageError, match="Did you mean 'lesion'"):
         live.strip(["leson"])
 
 
 def test_an_own_image_is_fitted_and_shown(live, tmp_path):
     np.save(tmp_path / "a.npy", np.arange(64, dtype=np.uint16).reshape(8, 8) * 100)
-    live._fit = lambda image: image[:, ::2, ::2]
-    live._own.path.value = str(tmp_path / "a.npy")
-    live._own.open.click()
-    assert "it needs an intensity window" in said(live) and live.dataset == "toy"
-    live._own.low.value = "0"
-    live._own.open.click()
-    assert "needs two numbers" in said(live)
-    live._own.high.value = "3000"
-    live._own.open.click()
-    assert "33 of 64 values of a.npy lie outside" in said(live)
+    live.fit = lambda image: image[:, ::2, ::2]
+    live.choose(path=str(tmp_path / "a.npy"))
+    live.press("open")
+    assert "it needs an intensity window" in live.message and live.dataset == "toy"
+    live.choose(low="0")
+    live.press("open")
+    assert "needs two numbers" in live.message
+    live.choose(high="3000")
+    live.press("open")
+    assert "33 of 64 values of a.npy lie outside" in live.message
     assert (live.dataset, live.stacks.images("your own")["file"][0].shape) == ("your own", (1, 1, 4, 4))
 
 
 def test_a_text_file_named_png_is_one_sentence(live):
     file = {"name": "x.png", "type": "image/png", "size": 5, "content": b"hello"}
-    live._own.upload.value = ({**file, "last_modified": datetime.now(UTC)},)
-    shown = live._picture.value
-    live._own.open.click()
+    live.choose(upload=({**file, "last_modified": datetime.now(UTC)},))
+    shown = live.picture
+    live.press("open")
     assert (
-        said(live).startswith("x.png: this is no PNG, JPEG, TIFF, npy, DICOM or NIfTI file")
-        and live._picture.value == shown
+        live.message.startswith("x.png: this is no PNG, JPEG, TIFF, npy, DICOM or NIfTI file") and live.picture == shown
     )
 
 
 def test_another_model_is_put_beside_or_refused(live):
-    live._own.model.value = "some/folder"
-    live._own.load.click()
-    assert "no model can be loaded here" in said(live)
-    live._open_model = lambda folder: Fading(0.2)
-    live._own.load.click()
-    assert (said(live), live.beside, live._besides.value) == ("", "some/folder", "some/folder")
+    live.choose(model="some/folder")
+    live.press("load")
+    assert "no model can be loaded here" in live.message
+    live.open_model = lambda folder: Fading(0.2)
+    live.press("load")
+    assert (live.message, live.beside, live.state["beside"]) == ("", "some/folder", "some/folder")
 
 
 def test_a_failing_model_becomes_a_sentence_and_the_widget_lives_on(live):
     whole = live.stacks.slots["DDPM"]
     live.stacks.slots["DDPM"] = Answering(lambda x, ts: 1 / 0)
-    live._images.value = 1
-    assert "could not be shown (ZeroDivisionError" in said(live) and live._picture.layout.display == "none"
+    live.choose(index=1)
+    assert "could not be shown (ZeroDivisionError" in live.message and live.picture == b""
     live.stacks.slots["DDPM"] = whole
-    live._images.value = 2
-    assert (said(live), live._picture.layout.display) == ("", None)
+    live.choose(index=2)
+    assert live.message == "" and live.picture
 
 
 def test_messages_are_escaped(live):
@@ -200,8 +197,8 @@ def test_messages_are_escaped(live):
         raise DataError("<script>alert(1)</script>")
 
     live.stacks.slots["DDPM"] = Answering(hostile)
-    live._images.value = 1
-    assert "<script>" not in live._message.value
+    live.choose(index=1)
+    assert "&lt;script&gt;" in live.widget.children[-2].value
 
 
 @pytest.mark.parametrize(
@@ -228,7 +225,7 @@ def test_refuses_a_wrong_choice(model, choice, says):
 def test_an_empty_class_or_an_index_beyond_is_said(model):
     explorer = DissolveExplorer({"toy": IMAGES}, {"DDPM": model}, ts=TS, index=7)
     explorer.widget  # noqa: B018
-    assert "there are 3" in said(explorer)
+    assert "there are 3" in explorer.message
     with pytest.raises(UsageError, match="nearest is 50"):
         explorer.still(51)
     with pytest.raises(DataError, match="no image 0 of 'cyst'"):
@@ -252,15 +249,18 @@ def test_the_other_steps_are_drawn_while_the_kernel_waits(explorer):
         await asyncio.sleep(2)
 
     asyncio.run(waiting())
-    assert all(explorer._frames().has(i) for i in range(len(TS)))
+    assert all(explorer.frames().has(i) for i in range(len(TS)))
 
 
-def test_of_opens_other_sets_when_they_are_chosen(model):
-    images = SimpleNamespace(images=torch.from_numpy(IMAGES["test"][0]), class_names=NAMES, __len__=lambda: 3)
-    images = type("Set", (), {**vars(images), "__len__": lambda self: 3})()
+def test_of_takes_a_model_and_opens_other_sets_when_they_are_chosen(monkeypatch):
+    monkeypatch.setattr("diawork.widgets.dissolving.load", lambda name, root: absent())
+    ddpm = DDPM(build_ddpm(TINY).eval(), build_ddpm(TINY).eval(), TINY)
+    images = make_images(size=8)
     data = SimpleNamespace(train=images, val=images, test=images, manifest=SimpleNamespace(name="toy"))
-    explorer = DissolveExplorer.of(data, {"DDPM": model}, others={"toy": absent, "gone": absent}, ts=TS)
-    assert list(explorer.stacks.sets) == ["toy", "gone"] and explorer.frame().startswith(b"\x89PNG")
+    explorer = DissolveExplorer.of(data, ddpm, ts=[0, 2, 4], t=2)
+    assert next(iter(explorer.stacks.sets)) == "toy" and "blur" in explorer.beside
+    assert explorer.frame().startswith(b"\x89PNG")
+    assert explorer.choose(dataset="phantom").message == "nowhere.npz was not found."
 
 
 def test_a_picture_has_one_or_two_occupants_and_all_their_steps():

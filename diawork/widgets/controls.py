@@ -6,14 +6,15 @@ import base64
 import contextlib
 import html
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import ipywidgets as w
 
 from diawork import figures
-from diawork.base.errors import DiaworkError, UsageError
+from diawork.base.errors import DiaworkError, UsageError, pick
 
 DPI = 100
+_ALERT = "<p role='alert'>"
 WIDE = {"description_width": "initial"}
 WRAP = {"flex_flow": "row wrap"}
 BROAD = {"width": "100%", "max_width": "640px"}
@@ -25,8 +26,44 @@ class Explorer:
     still: Callable[..., figures.Figure]  # what is drawn
     _build: Callable[[], w.Widget]  # the controls, beside picture and message
     _follow: Callable[[w.Widget], None]  # what a change of one of them means
+    controls: dict[str, Any]  # name of a choice → the control that makes it; there once ``widget`` was asked for
     _widget: w.Widget | None = None
     _settling = False
+
+    # --- driving it without a browser ------------------------------------------------------------------
+
+    def choose(self, **choice: Any) -> Self:
+        """Set controls by name, in the order given, as a user would: ``explorer.choose(split="val", t=100)``."""
+        self.widget  # noqa: B018 - builds the controls
+        for name, value in choice.items():
+            pick(self.controls, name, "control").value = value
+        return self
+
+    def press(self, name: str) -> Self:
+        """Press a button by name."""
+        self.widget  # noqa: B018
+        pick(self.controls, name, "control").click()
+        return self
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Return what every control is set to."""
+        self.widget  # noqa: B018
+        return {name: control.value for name, control in self.controls.items() if hasattr(control, "value")}
+
+    @property
+    def picture(self) -> bytes:
+        """Return the picture on show as PNG; empty where none is."""
+        self.widget  # noqa: B018
+        return b"" if self._picture.layout.display == "none" else bytes(self._picture.value)
+
+    @property
+    def message(self) -> str:
+        """Return the sentence on show; empty where there is none."""
+        self.widget  # noqa: B018
+        return html.unescape(self._message.value.removeprefix(_ALERT).removesuffix("</p>"))
+
+    # --- the widget --------------------------------------------------------------------------------------
 
     @property
     def widget(self) -> w.Widget:
@@ -91,7 +128,7 @@ class Explorer:
         return False
 
     def _say(self, text: str) -> None:
-        self._message.value = f"<p role='alert'>{html.escape(text)}</p>" if text else ""
+        self._message.value = f"{_ALERT}{html.escape(text)}</p>" if text else ""
 
 
 def menu(label: str, options: Sequence, value: Any) -> w.Dropdown:

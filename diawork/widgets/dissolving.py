@@ -65,7 +65,7 @@ class DissolveExplorer(Explorer):
         for name in (self.slot, self.beside):
             pick({NOTHING: None, **slots}, name, "operator")
         self.t = self._nearest(t)
-        self._fit, self._open_model = fit, open_model
+        self.fit, self.open_model = fit, open_model
 
     @classmethod
     def of(
@@ -93,19 +93,19 @@ class DissolveExplorer(Explorer):
         t = self.t if t is None else t
         if t not in self.ts:
             raise UsageError(f"t={t} is not one of this explorer's steps.", hint=f"The nearest is {self._nearest(t)}.")
-        return self._frames().figure(self.ts.index(t))
+        return self.frames().figure(self.ts.index(t))
 
     def _nearest(self, t: int) -> int:
         return min(self.ts, key=lambda step: abs(step - t))
 
     def frame(self) -> bytes:
         """Return the same picture as PNG bytes."""
-        return self._frames().png(self.ts.index(self.t))
+        return self.frames().png(self.ts.index(self.t))
 
     def fallback(self) -> dict[str, Any]:
         """Return the same picture on a slider that needs no kernel, and as it stands."""
         ats = [self.ts.index(t) for t in dict.fromkeys(map(self._nearest, PLAYED))]
-        frames, labels = [self._frames().png(at) for at in ats], [self.ts[at] for at in ats]
+        frames, labels = [self.frames().png(at) for at in ats], [self.ts[at] for at in ats]
         start = min(range(len(ats)), key=lambda i: abs(labels[i] - self.t))
         player = figures.player_html(frames, labels, figures.STEP_LABEL, start=start)
         return {"text/html": str(player)} | super().fallback()
@@ -132,11 +132,12 @@ class DissolveExplorer(Explorer):
     def add_image(self, source: Any, *, name: str = "", window: tuple[float, float] | None = None) -> list[str]:
         """Add an image of one's own (PNG, TIFF, npy; a path or bytes), fitted to the model's size; return notes."""
         read = read_image(source, name=name, window=window)
-        image = self._fit(read.image) if self._fit else read.image
+        image = self.fit(read.image) if self.fit else read.image
         self.stacks.add(OWN, {"file": (image[None], np.array([read.name]))})
         return read.notes
 
-    def _frames(self) -> figures.DissolveFrames:
+    def frames(self) -> figures.DissolveFrames:
+        """Return the pictures of the chosen image at all steps, each drawn when first asked for."""
         row = self.stacks.row(self.dataset, self.split, self.class_name, self.index)
         slots = (self.slot,) if self.beside in (NOTHING, self.slot) else (self.slot, self.beside)
         return self.stacks.frames(self.dataset, self.split, row, slots)
@@ -161,6 +162,13 @@ class DissolveExplorer(Explorer):
         images, slots = (self._datasets, self._splits, self._classes, self._images), (self._slots, self._besides)
         self._watch(self._show, *images, *slots, self._strip.classes, self._strip.n, self._strip.change)
         self._panes = [self._step_row(), self._strip.box, self._own.box]
+        strip, own = self._strip, self._own
+        self.controls = {
+            "show": self._show, "dataset": self._datasets, "split": self._splits, "class_name": self._classes,
+            "index": self._images, "slot": self._slots, "beside": self._besides, "t": self._steps, "play": self._play,
+            "classes": strip.classes, "n": strip.n, "change": strip.change, "upload": own.upload, "path": own.path,
+            "low": own.low, "high": own.high, "open": own.open, "model": own.model, "load": own.load,
+        }  # fmt: skip
         rows = [w.HBox(row, layout=WRAP) for row in (images, slots)]
         return w.VBox([self._show, *rows, *self._panes, self._bar, self._message, self._picture])
 
@@ -171,7 +179,7 @@ class DissolveExplorer(Explorer):
             layout={"flex": "1 1 320px", "max_width": "760px"},
         )  # fmt: skip
         self._play = w.Play(value=self.ts.index(self.t), max=len(self.ts) - 1, interval=250, tooltip="play the steps")
-        self._link = w.jslink((self._play, "value"), (self._steps, "index"))
+        self.link = w.jslink((self._play, "value"), (self._steps, "index"))
         self._watch(self._steps)
         return w.HBox([self._play, self._steps], layout={"align_items": "center"})
 
@@ -208,9 +216,9 @@ class DissolveExplorer(Explorer):
 
     def _take_model(self) -> None:
         folder = self._own.model.value.strip()
-        if self._open_model is None or not folder:
+        if self.open_model is None or not folder:
             raise UsageError("no model can be loaded here." if folder else "write the folder of a saved model.")
-        self.stacks.slots[folder] = self._open_model(folder)
+        self.stacks.slots[folder] = self.open_model(folder)
         with self._settle():
             offer(self._slots, list(self.stacks.slots), self.slot)
             offer(self._besides, [NOTHING, *self.stacks.slots], folder)
@@ -237,7 +245,7 @@ class DissolveExplorer(Explorer):
     def _draw_ahead(self) -> None:
         """Draw the other steps while the kernel has nothing to do, the nearest first; a new choice ends it."""
         with contextlib.suppress(RuntimeError, DiaworkError):  # without a running loop they are drawn when asked for
-            frames, loop = self._frames(), asyncio.get_running_loop()
+            frames, loop = self.frames(), asyncio.get_running_loop()
             now = self.ts.index(self.t)
             missing = sorted((i for i in range(len(self.ts)) if not frames.has(i)), key=lambda i: abs(i - now))
             ticket = self._ticket = object()

@@ -62,7 +62,8 @@ class ScoreExplorer(Explorer):
 
     # --- the run ---------------------------------------------------------------------------------------
 
-    def _open(self) -> _Opened:
+    def opened(self) -> _Opened:
+        """Return what the chosen run says, read once."""
         return self._read_once(self.folder)
 
     def _read(self, folder: Path) -> _Opened:
@@ -89,7 +90,7 @@ class ScoreExplorer(Explorer):
 
     def maps(self) -> AnomalyMaps:
         """Return the maps that the run's detector, the operator and the healthy images allow."""
-        opened = self._open()
+        opened = self.opened()
         if opened.maps is None:
             try:
                 detector = self._detector or entry_of(opened.config["detector"]).load().load(self.folder)
@@ -106,7 +107,7 @@ class ScoreExplorer(Explorer):
 
     def listed(self) -> pd.DataFrame:
         """Return the rows that the filter leaves, most anomalous first; errors are those beyond the threshold."""
-        opened = self._open()
+        opened = self.opened()
         scores, threshold = opened.scores, opened.threshold
         if self.show == "errors" and threshold is None:
             raise DataError("this run has no threshold, so no image is called wrong.", path=self.folder)
@@ -125,12 +126,13 @@ class ScoreExplorer(Explorer):
             raise DataError(f"place {self.place} in the list of {self.show!r}: it holds {len(rows)} images.")
         first = max(0, min(self.place - 1 - AROUND, len(rows) - 2 * AROUND - 1))
         near = rows.iloc[first : first + 2 * AROUND + 1]
-        images = self._open().images.images[near["index"].tolist()].numpy()
+        images = self.opened().images.images[near["index"].tolist()].numpy()
         ranks = list(zip(near["rank"], near["anomalous"], strict=True))
-        return figures.score_figure(self._reasons(rows.iloc[self.place - 1]), images, ranks, self.place - 1 - first)
+        return figures.score_figure(self.reasons(rows.iloc[self.place - 1]), images, ranks, self.place - 1 - first)
 
-    def _reasons(self, row: pd.Series) -> figures.Reasons:
-        opened, i, healthy = self._open(), int(row["index"]), self.splits.train.normal()
+    def reasons(self, row: pd.Series) -> figures.Reasons:
+        """Return the reasons for one of the ``listed`` scores."""
+        opened, i, healthy = self.opened(), int(row["index"]), self.splits.train.normal()
         parts = {name: row.filter(regex=f"^{name}_").to_numpy(float) for name in PARTS}
         best, names = int(parts["similarity"].argmin()), SHIFT_NAMES[opened.config["views"]["shift"]]
         nearest = int(row[f"nearest_{best}"])
@@ -145,7 +147,7 @@ class ScoreExplorer(Explorer):
         )  # fmt: skip
 
     def _title(self, row: pd.Series) -> str:
-        opened, role = self._open(), "anomalous" if row["anomalous"] else "healthy"
+        opened, role = self.opened(), "anomalous" if row["anomalous"] else "healthy"
         kind = role if row["class_name"] == role else f"{row['class_name']} ({role})"
         text = f"rank {row['rank']} of {len(opened.scores)}: {kind}, score {row['score']:.3f} (higher = more anomalous)"
         if not np.isnan(row["p_value"]):
@@ -159,13 +161,13 @@ class ScoreExplorer(Explorer):
     def _residual(self, i: int) -> np.ndarray | None:
         if self.operator is None:
             return None
-        x = self._open().images.images[i : i + 1]
+        x = self.opened().images.images[i : i + 1]
         return self._unless_refused("residual", lambda: residuals(self.operator, x)[0].numpy())
 
     def _map(self, i: int) -> dict[str, Any]:
         """Return map, its name and its colour limits; without one, nothing and a remark."""
         method = self.method or next(iter(self.methods()), "")
-        self.remark = self.remark or self._open().problem
+        self.remark = self.remark or self.opened().problem
         if not method:
             return {}
         return self._unless_refused("anomaly map", lambda: self._drawn(self.folder, method, i)) or {}
@@ -180,12 +182,12 @@ class ScoreExplorer(Explorer):
 
     def _make_limits(self, folder: Path, method: str) -> tuple[float, float]:
         """Return the colour scale for all images, from a few spread over the ranking."""
-        order = self._open().scores["index"].to_numpy()
+        order = self.opened().scores["index"].to_numpy()
         rows = order[np.linspace(0, len(order) - 1, min(SCALE_IMAGES, len(order))).round().astype(int)]
-        return figures.map_limits(self.maps()(self._open().images.images[rows], method))
+        return figures.map_limits(self.maps()(self.opened().images.images[rows], method))
 
     def _draw_map(self, folder: Path, method: str, i: int) -> dict[str, Any]:
-        values = self.maps()(self._open().images.images[i : i + 1], method)[0]
+        values = self.maps()(self.opened().images.images[i : i + 1], method)[0]
         return {"map": values, "map_name": MAP_WORDS[method], "map_limits": self._limits(folder, method)}
 
     # --- the live face ---------------------------------------------------------------------------------
@@ -197,6 +199,7 @@ class ScoreExplorer(Explorer):
         self._places = number("place in the list", self.place, low=1, high=self.place, live=True, layout=BROAD)
         self._methods = menu("map", [("best available", "")], "")
         self._watch(self._runs, self._filters, self._places, self._methods)
+        self.controls = {"run": self._runs, "show": self._filters, "place": self._places, "method": self._methods}
         pickers = w.HBox([self._filters, self._methods], layout=WRAP)
         return w.VBox([self._runs, pickers, self._places, self._picture, self._message])
 

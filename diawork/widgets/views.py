@@ -37,7 +37,7 @@ class ViewsExplorer(Explorer):
         if not len(images):
             raise UsageError("a views explorer needs at least one image.")
         self.images, self.shift = images, cfg.views.shift
-        self._build_views = BranchBuilder(cfg.views, dissolve)
+        self.builder = BranchBuilder(cfg.views, dissolve)
         self.batch, self.first, self.seed, self.shifts = batch, first, seed, shifts
         self.mask = LossConfig.model_validate({"mask": mask or cfg.loss.mask}).mask
         self._drawn = lru_cache(1)(self._draw_views)
@@ -59,7 +59,7 @@ class ViewsExplorer(Explorer):
 
     def _draw_views(self, rows: tuple[int, ...], seed: int) -> Views:
         index = torch.tensor(rows)
-        return self._build_views(self.images.images[index], index=index, seed=seed, step=0)
+        return self.builder(self.images.images[index], index=index, seed=seed, step=0)
 
     def roles(self) -> np.ndarray:
         """Return the target similarity matrix (R, R): ``figures.EXCLUDED``, ``POSITIVE`` or ``NEGATIVE``."""
@@ -74,7 +74,7 @@ class ViewsExplorer(Explorer):
 
     def cell(self) -> tuple[int, int]:
         """Return the picked cell (row, column); unless picked, the first anchor and its positive."""
-        rows = (self.batch * self.shifts) * (3 if self._build_views.dissolve else 2)
+        rows = (self.batch * self.shifts) * (3 if self.builder.dissolve else 2)
         row, column = self.pair or (0, self.batch * self.shifts)
         if not (0 <= row < rows and 0 <= column < rows):
             raise UsageError(f"the pair ({row}, {column}) is outside the {rows} × {rows} matrix.")
@@ -124,6 +124,8 @@ class ViewsExplorer(Explorer):
         self._columns = w.SelectionSlider(value=column, description="compared with (column)", **look)
         own = [self._seeds, self._firsts, self._batches, self._counts, self._masks]
         self._watch(*own, self._rows, self._columns)
+        names = ("seed", "first", "batch", "shifts", "mask", "row", "column")
+        self.controls = dict(zip(names, (*own, self._rows, self._columns), strict=True))
         return w.VBox([w.HBox(own, layout=WRAP), self._rows, self._columns, self._picture, self._message])
 
     def _options(self) -> list[tuple[str, int]]:
