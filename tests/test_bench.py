@@ -12,7 +12,7 @@ from diawork.base.registry import entry_of
 from diawork.bench import ceilings
 from diawork.bench.ceilings import Load, load_words, machine_name, peak_memory, time_in_turn
 from diawork.bench.page import read_costs, write_costs
-from diawork.bench.rivals import PAPER
+from diawork.bench.rivals import compared
 from diawork.bench.stages import loss_memory, plain_encoder, released_dissolve, released_step
 from diawork.cli.main import main
 from diawork.detectors.backbones import Backbone
@@ -98,7 +98,7 @@ def test_a_bank_grows_with_its_steps(quick):
 def test_other_detectors_take_a_step_and_a_pass(quick):
     text, costs = quick
     rows = {row["detector"]: row for row in costs["rivals"]}
-    assert set(rows) == {entry_of(name).label for name in PAPER} and "32 px, test_resnet" in text
+    assert set(rows) == {entry_of(name).label for name in compared()} and "32 px, test_resnet" in text
     assert all(min(row["score_s"], row["score_gmacs"], row["peak_mib"]) > 0 for row in rows.values())
     assert {name for name, row in rows.items() if not row["step_s"]} == {"PatchCore", "PaDiM", "deep kNN"}
     assert [name for name, row in rows.items() if not row["frozen"]] == ["SimSID"]
@@ -118,9 +118,9 @@ def test_peak_memory_is_that_of_what_is_held_at_once():
 
 
 def test_at_full_size_they_are_the_papers():
-    simsid = ExperimentConfig().simsid
+    simsid = ExperimentConfig(detector="simsid").simsid
     assert (simsid.image_size, simsid.patches, simsid.items, simsid.active) == (128, 4, 100, 5)
-    assert PAPER["scrd4ad"] == {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256}
+    assert entry_of("scrd4ad").paper == {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256}
 
 
 # --- what it was made on ---------------------------------------------------------------------------------

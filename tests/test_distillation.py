@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from diawork.base.errors import UsageError
-from diawork.base.rivals import Scrd4adConfig
 from diawork.base.seeding import generator
-from diawork.detectors.noise import corrupted, fractal, simplex
 from diawork.detectors.rd4ad import Bottleneck, Student, distance_maps, distances
-from diawork.detectors.scrd4ad import ScaledStudent, near_over_far
+from diawork.detectors.scrd4ad import SCRD4AD, ScaledStudent, corrupted, fractal, near_over_far, simplex
 from tests.test_detectors import TEST, TRAIN, build
 
 WIDE = (256, 512, 1024)  # WideResNet-50-2's stages
@@ -140,7 +138,7 @@ def test_every_image_has_its_own_field_and_the_same_generator_the_same():
 @pytest.mark.parametrize("noise", ["simplex", "gaussian", "cutpaste"])
 def test_one_rectangle_of_an_image_changes_by_its_generator_alone(noise):
     x = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    cfg = Scrd4adConfig(noise=noise, patch=(0.2, 0.4))
+    cfg = SCRD4AD.Section(noise=noise, patch=(0.2, 0.4))
     out = corrupted(x, cfg, [generator(0, "patch", i) for i in range(3)])
     alone = corrupted(x[1:2], cfg, [generator(0, "patch", 1)])
     assert torch.equal(out[1:2], alone)
@@ -152,5 +150,5 @@ def test_one_rectangle_of_an_image_changes_by_its_generator_alone(noise):
 
 def test_strength_scales_the_change():
     x = torch.full((1, 1, 64, 64), 0.5)
-    weak, strong = (corrupted(x, Scrd4adConfig(strength=s), [generator(0, "s")]) - x for s in (0.1, 0.4))
+    weak, strong = (corrupted(x, SCRD4AD.Section(strength=s), [generator(0, "s")]) - x for s in (0.1, 0.4))
     assert torch.allclose(4 * weak, strong, atol=1e-5)

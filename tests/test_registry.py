@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diawork.base.registry import BUILT_IN, DETECTORS
 from diawork.report.rows import collect
 from tests.toys import TOY
 
@@ -15,21 +16,32 @@ DETECTOR = '''
 import numpy as np
 
 from diawork.base.files import read_json, write_json
-from diawork.detectors.face import Detector, Scores
-from diawork.base.registry import Entry
-
-ENTRY = Entry("toy", "Toy NN-flow", "toy:Toy", seeded=False)
+from diawork.base.knobs import Frozen, Positive
+from diawork.detectors.base import Detector, Scores
 
 
 class Toy(Detector):
     name = "toy"
+    label = "Toy NN-flow"
+    uses = ("data", "toy")
+    seeded = False
+
+    class Section(Frozen):
+        power: Positive = 1.0  # of the distance
+
+    def __init__(self, power=1.0):
+        self.power = power
+
+    @classmethod
+    def build(cls, cfg, **_):
+        return cls(cfg.toy.power)
 
     def fit(self, train, **_):
         self.mean = float(train.normal().images.mean())
         return self
 
     def score(self, images, **_):
-        return Scores(np.abs(images.images.mean((1, 2, 3)).numpy() - self.mean))
+        return Scores(np.abs(images.images.mean((1, 2, 3)).numpy() - self.mean) ** self.power)
 
     def save(self, folder):
         write_json(f"{folder}/toy.json", self.mean)
@@ -44,7 +56,7 @@ SWEEP = """
 name: toys
 fixed: {dataset: DATASET, preset: smoke}
 axes:
-  - list: [{label: ours, method: toy}, {label: statistics, method: stats_knn}]
+  - list: [{label: ours, method: toy, toy.power: 2.0}, {label: statistics, method: stats_knn}]
 baseline: statistics
 seeds: [0]
 """
@@ -57,7 +69,9 @@ def outside(tmp_path_factory):
     (root / "toy.py").write_text(DETECTOR)
     (root / "toy-1.0.dist-info").mkdir()
     (root / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (root / "toy-1.0.dist-info" / "entry_points.txt").write_text("[diawork.detectors]\ntoy = toy:ENTRY\n")
+    (root / "toy-1.0.dist-info" / "entry_points.txt").write_text(
+        "[diawork.detectors]\ntoy = toy:Toy\ndia = toy:Toy\nbroken = nowhere:Broken\n"
+    )
     (root / "small.yaml").write_text(TOY)
     (root / "toys.yaml").write_text(SWEEP.replace("DATASET", str(root / "small.yaml")))
     path = os.pathsep.join([str(root), str(Path(__file__).parent.parent)])
@@ -77,8 +91,49 @@ def diawork(outside):
     return call
 
 
-def test_it_is_short():
-    assert len(DETECTOR.strip().splitlines()) < 40
+def fails(outside, *argv):
+    root, environment = outside
+    command = [sys.executable, "-m", "diawork.cli.main", *argv]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_a_knob_of_its_own_is_validated_at_once(outside):
+    dry = ("run", "--dataset", "small.yaml", "--methods", "toy", "--print-config", "--set")
+    assert "Did you mean 'toy.power'" in fails(outside, *dry, "toy.powr=2")
+    assert "toy.power: Input should be greater than 0" in fails(outside, *dry, "toy.power=-1")
+
+
+def test_a_broken_one_says_so_only_when_it_is_asked_for(outside):
+    said = fails(outside, "run", "--dataset", "small.yaml", "--methods", "broken", "--print-config")
+    assert "the detector 'broken' of another package cannot be loaded (" in said and "Traceback" not in said
+
+
+def test_none_takes_the_name_of_ours_in_silence(outside):
+    _, environment = outside
+    code = "from diawork.base.registry import DETECTORS; print(DETECTORS['dia'].kind.__module__, *DETECTORS)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("diawork.detectors.dia ") and done.stdout.split()[-2:] == ["toy", "broken"]
+    assert "the detector 'dia' of another package (toy:Toy) is passed over" in done.stderr
+
+
+def test_a_plugin_is_not_imported_before_it_is_asked_for(outside):
+    _, environment = outside
+    code = (
+        "import sys; from diawork.base.config import ExperimentConfig as C;"
+        "from diawork.base.registry import DETECTORS;"
+        "assert 'toy' in list(DETECTORS) and 'torch' not in sys.modules and 'toy' not in sys.modules;"
+        "cfg = C().override({'toy.power': 2}); sys.exit(cfg.toy.power != 2 or cfg.digest() == C().digest())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_detector_declares_its_name_and_a_label(name):
+    entry = DETECTORS[name]
+    assert (entry.kind.name == name and entry.label not in ("", name)) or name == "anomalib"
+    assert entry.Section is None or name in entry.uses
 
 
 def test_it_runs_and_stands_in_tables_and_on_the_page(outside, diawork):

@@ -18,7 +18,7 @@ from diawork.cli.main import main
 from diawork.cli.score import map_name, read_scores
 from diawork.data.readers.listing import image_files
 from diawork.data.readers.picture import Preprocessing, write_pngs
-from diawork.detectors.face import Detector, Scores
+from diawork.detectors.base import Detector, Scores
 from diawork.runs import predict as predicting
 from diawork.runs.experiment import run_experiment
 from diawork.runs.predict import Predictor, load_detector, score_files

@@ -6,9 +6,19 @@ import torch
 
 from diawork.base.compute import Compute
 from diawork.base.errors import UsageError
-from diawork.base.rivals import SimsidConfig
-from diawork.detectors.memories import InPainting, Memory, cut, joined, neighbours, shrunk
-from diawork.detectors.simsid import Networks, SimSID, critic, distilled, jittered
+from diawork.detectors.simsid import (
+    InPainting,
+    Memory,
+    Networks,
+    SimSID,
+    critic,
+    cut,
+    distilled,
+    jittered,
+    joined,
+    neighbours,
+    shrunk,
+)
 from diawork.runs.methods import method_config
 from tests.test_detectors import SMOKE, TEST, TRAIN, build, made
 
@@ -22,7 +32,7 @@ def random(*shape, seed=0):
 def networks(**changes):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Networks(SimsidConfig(**SMALL | changes), 1)
+        return Networks(SimSID.Section(**SMALL | changes), 1)
 
 
 def test_an_image_is_cut_and_joined_again():
@@ -54,7 +64,7 @@ def test_the_gradient_of_a_shrunk_weight_is_that_of_a_softmax():
 
 @pytest.mark.parametrize("space_aware", [True, False])
 def test_a_queue_holds_the_latest_tokens_of_training_and_takes_no_gradient(space_aware):
-    memory = Memory(3, SimsidConfig(**SMALL | {"memory": "queue", "space_aware": space_aware}))
+    memory = Memory(3, SimSID.Section(**SMALL | {"memory": "queue", "space_aware": space_aware}))
     before, x = memory.items.clone(), random(2 * 16, 3, 1, 1).requires_grad_()
     recalled = memory.train()(x)
     recalled.sum().backward()  # what it was recalled from is still there
@@ -72,7 +82,7 @@ def test_a_queue_holds_the_latest_tokens_of_training_and_takes_no_gradient(space
 
 
 def test_a_memory_recalls_its_own_places_items_alone():
-    memory, x = Memory(3, SimsidConfig(**SMALL)), random(2 * 16, 3, 1, 1)
+    memory, x = Memory(3, SimSID.Section(**SMALL)), random(2 * 16, 3, 1, 1)
     recalled = memory(x)
     weights = shrunk(x[21, :, 0, 0] @ memory.items[5].T, 5)
     assert torch.allclose(recalled[21, :, 0, 0], weights @ memory.items[5], atol=1e-6)
@@ -83,7 +93,7 @@ def test_a_memory_recalls_its_own_places_items_alone():
 
 
 def test_without_space_awareness_all_places_share_one_memory():
-    shared = Memory(3, SimsidConfig(**SMALL, space_aware=False))
+    shared = Memory(3, SimSID.Section(**SMALL, space_aware=False))
     assert shared.items.shape == (1, 6, 3)
     x = random(1, 3, 1, 1).expand(16, -1, -1, -1)
     assert torch.allclose(shared(x), shared(x)[:1].expand_as(x))
@@ -95,7 +105,7 @@ def test_neighbours_are_the_up_to_eight_around():
 
 
 def test_a_patch_is_told_from_its_neighbours_and_from_no_patch_further_off():
-    inpainting = InPainting(16, 2, SimsidConfig(**SMALL)).eval()
+    inpainting = InPainting(16, 2, SimSID.Section(**SMALL)).eval()
     x = random(16, 16, 2, 2)
     changed = x.clone()
     changed[0] += 1  # the corner

@@ -27,6 +27,7 @@ from diawork.base.errors import CheckpointError, ResourceError, UsageError
 from diawork.base.files import read_json, remove_orphans, write_bytes
 from diawork.base.knobs import Model, validated
 from diawork.base.processes.group import ALONE, Group
+from diawork.base.registry import name_of
 from diawork.base.stopping import stop, stop_requested
 
 Tensors = dict[str, torch.Tensor]
@@ -119,6 +120,7 @@ def load_checkpoint(path: Path, *, spec: dict | None = None) -> Checkpoint:
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
         raise CheckpointError(f"tensor {bad[0]!r} holds values that are not finite.", path=file)
+    record["spec"] |= {"kind": name_of(str(record["spec"]["kind"]))} if "kind" in record["spec"] else {}
     if spec is not None:
         refuse_differences(path, record["spec"], spec)
     return Checkpoint(tensors, record["spec"], record["state"], record["versions"], path)

@@ -5,9 +5,11 @@ Configs are frozen and validated; results are never written into one. A run's id
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from diawork.base.errors import UsageError, did_you_mean
 from diawork.base.files import digest
@@ -28,19 +30,7 @@ from diawork.base.knobs import (
     later,
     validated,
 )
-from diawork.base.registry import entry_of
-from diawork.base.rivals import (
-    AnomalibConfig,
-    BackboneConfig,
-    DeepKnnConfig,
-    KdadConfig,
-    MeanShiftConfig,
-    PadimConfig,
-    PatchcoreConfig,
-    Rd4adConfig,
-    Scrd4adConfig,
-    SimsidConfig,
-)
+from diawork.base.registry import DETECTORS, entry_of
 
 K = 4  # shifts, fixed by the method
 DRAWS = 2  # the scheme by which scoring draws: 1 by an image's position in its split, 2 by its pixels
@@ -215,12 +205,34 @@ class ScoreConfig(Frozen):
     evaluate: Literal["test", "val"] = "test"  # last split scored; val: a search's run, which never scores test
 
 
-class ExperimentConfig(Frozen):
-    """One run: a data set, a detector, a seed and all their knobs."""
+class BackboneConfig(Frozen):
+    """The pretrained network that several detectors look through."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,60}$")] = "tf_efficientnet_lite0"  # timm's
+    weights: Annotated[str, Field(min_length=1)] = "pretrained"  # or "random", or the path of a file
+    image_size: Count = 224  # px that it sees
+
+
+@cache
+def _holder(name: str, section: type[Frozen]) -> type[BaseModel]:
+    """Return a model of one field, the section of this name: what is wrong in it is told with the name before it."""
+    fields: dict[str, Any] = {name: (section, section())}
+    return create_model(name, __config__=ConfigDict(strict=True), **fields)
+
+
+class ExperimentConfig(Frozen, extra="allow"):
+    """One run: a data set, a detector, a seed and all their knobs.
+
+    A detector's own section is declared by the detector; it is here where the config's detector uses it or where it
+    was set.
+    """
+
+    keeps_others: ClassVar[bool] = True  # sections that the detector does not use
 
     dataset: Annotated[str, Field(min_length=1, max_length=200)] = "phantom"
     detector: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")] = "dia"  # its name in the registry
     seed: Seed = 0
+    preset: str | None = None  # by whose settings it began, for tables; no part of its identity
     data: DataConfig = DataConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     dissolve: DissolveConfig = DissolveConfig()
@@ -230,15 +242,28 @@ class ExperimentConfig(Frozen):
     train: TrainConfig = TrainConfig()
     score: ScoreConfig = ScoreConfig()
     backbone: BackboneConfig = later(BackboneConfig())
-    deep_knn: DeepKnnConfig = later(DeepKnnConfig())
-    patchcore: PatchcoreConfig = later(PatchcoreConfig())
-    padim: PadimConfig = later(PadimConfig())
-    rd4ad: Rd4adConfig = later(Rd4adConfig())
-    scrd4ad: Scrd4adConfig = later(Scrd4adConfig())
-    simsid: SimsidConfig = later(SimsidConfig())
-    kdad: KdadConfig = later(KdadConfig())
-    mean_shift: MeanShiftConfig = later(MeanShiftConfig())
-    anomalib: AnomalibConfig = later(AnomalibConfig())
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @model_validator(mode="before")
+    @classmethod
+    def _detectors_sections(cls, values: Any) -> Any:
+        """Fill and validate the sections that detectors declare."""
+        if not isinstance(values, dict):
+            return values
+        name = values.get("detector", cls.model_fields["detector"].default)
+        used = [one for one in (DETECTORS[name].uses if name in DETECTORS else ()) if one not in cls.model_fields]
+        given = [one for one in values if one not in cls.model_fields]
+        checked = {one: values[one] for one in values if one in cls.model_fields}
+        for one in dict.fromkeys([*used, *(given if cls.keeps_others else ())]):
+            entry = entry_of(one) if one in DETECTORS else None
+            if entry is None or entry.Section is None:
+                raise ValueError(f"{one!r} is no section of a config")
+            own = values.get(one, entry.sizes.get(str(values.get("preset")), {}))
+            checked[one] = getattr(_holder(one, entry.Section).model_validate({one: own}), one)
+        return checked
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
@@ -249,7 +274,7 @@ class ExperimentConfig(Frozen):
             raise ValueError("train.track_test scores test after every epoch; score.evaluate='val' never does")
         return self
 
-    def override(self, changes: dict[str, Any]) -> ExperimentConfig:
+    def override(self, changes: Mapping[str, Any]) -> ExperimentConfig:
         """Return a copy with dotted keys changed, e.g. ``{"loss.temperature": 0.2}``.
 
         Raises ``UsageError`` for an unknown key (with the nearest name) or an illegal value.
@@ -257,8 +282,11 @@ class ExperimentConfig(Frozen):
         values = self.model_dump()
         for dotted, value in changes.items():
             section, _, name = str(dotted).rpartition(".")
+            declared = entry_of(section) if section not in values and section in DETECTORS else None
+            if declared and declared.Section:
+                values[section] = declared.Section(**declared.sizes.get(str(self.preset), {})).model_dump()
             place = values.get(section) if section else values
-            if not isinstance(place, dict) or name not in place or isinstance(place[name], dict):
+            if not isinstance(place, dict) or name not in place or isinstance(place[name], dict) or dotted == "preset":
                 raise UsageError(f"{dotted!r} is not a parameter.", hint=did_you_mean(dotted, self.keys()))
             place[name] = value
         return validated(ExperimentConfig, values)
@@ -284,15 +312,28 @@ class ExperimentConfig(Frozen):
         return 2 * K if self.loss.classifier == "shift_dissolved" else K
 
     def keys(self) -> list[str]:
-        """Return all dotted parameter names."""
-        return list(self.flat())
+        """Return all dotted parameter names, those of every detector's section included."""
+        sections = {name: entry.Section for name, entry in DETECTORS.items() if entry.Section}
+        return list(
+            dict.fromkeys([*self.flat(), *(f"{n}.{knob}" for n, s in sections.items() for knob in s.model_fields)])
+        )
 
     def flat(self) -> dict[str, Any]:
-        """Return dotted name → plain value."""
+        """Return dotted name → plain value, of what is part of this run."""
         flat: dict[str, Any] = {}
-        for name, value in self.model_dump(mode="json").items():
+        for name, value in self.model_dump(mode="json", exclude={"preset"}).items():
             flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
         return flat
+
+    def identity(self) -> dict[str, Any]:
+        """Return the plain values that tell one piece of work from another; a section at its defaults is none."""
+        plain = super().identity()
+        del plain["preset"]
+        for name, section in (self.model_extra or {}).items():
+            del plain[name]
+            if section != type(section)():
+                plain[name] = section.identity()
+        return plain
 
     def digest(self, *data_identity: str) -> str:
         """Return the identity of this config together with the data's."""

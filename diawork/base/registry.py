@@ -1,32 +1,68 @@
-"""Every detector by name: what the house knows of it before its code is imported.
+"""Detectors by name. What a detector declares stands in its class, which is imported when it is first asked for.
 
-Another package adds its own by an entry point of the group ``diawork.detectors`` that names an ``Entry``.
+Another package adds its own by an entry point of the group ``diawork.detectors``: ``name = "module:class"``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
 from diawork.base.errors import UsageError, pick
+from diawork.base.knobs import Frozen
 
-_CONTRASTIVE = ("data", "views", "encoder", "loss", "train", "score")
+GROUP = "diawork.detectors"
+BUILT_IN = {
+    "dia": "diawork.detectors.dia:DIA",
+    "csi": "diawork.detectors.dia:CSI",
+    "scrd4ad": "diawork.detectors.scrd4ad:SCRD4AD",
+    "rd4ad": "diawork.detectors.rd4ad:RD4AD",
+    "simsid": "diawork.detectors.simsid:SimSID",
+    "kdad": "diawork.detectors.kdad:KDAD",
+    "mean_shift": "diawork.detectors.mean_shift:MeanShift",
+    "simclr": "diawork.detectors.simclr:SimCLR",
+    "deep_knn": "diawork.detectors.deep_knn:DeepKnn",
+    "patchcore": "diawork.detectors.patchcore:PatchCore",
+    "padim": "diawork.detectors.padim:PaDiM",
+    "anomalib": "diawork.detectors.anomalib:Anomalib",
+    "stats_knn": "diawork.detectors.controls:StatsKNN",
+    "stats_mahalanobis": "diawork.detectors.controls:StatsMahalanobis",
+    "pixel_knn": "diawork.detectors.controls:PixelKNN",
+    "oracle_statistic": "diawork.detectors.controls:OracleStatistic",
+}
+CONTROLS = ("stats_knn", "stats_mahalanobis", "pixel_knn", "oracle_statistic")  # the word "controls" on a command line
+NOT_BUILT = {  # detectors that people look for here → what is missing
+    "uniad": "it needs ImageNet weights of EfficientNet-B4 (timm's efficientnet_b4), which no package ships, "
+    "and anomalib has no UniAD",
+    "transformaly": "it needs ImageNet weights of a ViT-B/16 (timm's vit_base_patch16_224), which no package ships, "
+    "and anomalib has no Transformaly",
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One detector's line."""
+    """What a detector declares: the attributes of these names in its class."""
 
     name: str  # in configs and on the command line
-    label: str  # in tables and figures
-    home: str  # "module:class"
+    kind: Any  # its class
+    label: str = ""  # in tables and figures
     uses: tuple[str, ...] = ("data",)  # sections of the config; the others are no part of its runs' identity
     control: bool = False
-    oracle: bool = False
+    oracle: bool = False  # looks at the labels that it is evaluated on
     seeded: bool = True  # whether its training draws anything
     extra: str = ""  # package that it is a model of, where diawork does not install it
+    color: str = ""  # in every figure; "": one that is free
+    paper_rule: str = ""  # metric that its paper's threshold maximises on the test images
+    paper: dict[str, Any] = field(default_factory=dict)  # its paper's network and size, by dotted key
+    length: str = ""  # knob of its section that says how long it trains
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)  # preset → knobs of its section
+    Section: type[Frozen] | None = None  # its section of the config, which has the detector's name
+    problem: str = ""  # why nothing is known of it
 
     @property
     def installed(self) -> bool:
@@ -40,60 +76,82 @@ class Entry:
             raise UsageError(what, hint=f"pip install 'diawork[{self.extra}]'.")
 
     def load(self) -> Any:
-        """Import and return the detector's class."""
+        """Return the detector's class; where what it needs is missing, say what to install."""
         self.require()
-        module, _, kind = self.home.partition(":")
-        return getattr(import_module(module), kind)
+        return self.kind
 
 
-_OURS = (
-    Entry("dia", "DIA", "diawork.detectors.dia:DIA", (*_CONTRASTIVE, "diffusion", "dissolve")),
-    Entry("csi", "CSI", "diawork.detectors.dia:CSI", _CONTRASTIVE),
-    Entry("scrd4ad", "SCRD4AD", "diawork.detectors.scrd4ad:SCRD4AD", ("data", "backbone", "scrd4ad")),
-    Entry("rd4ad", "RD4AD", "diawork.detectors.rd4ad:RD4AD", ("data", "backbone", "rd4ad")),
-    Entry("simsid", "SimSID", "diawork.detectors.simsid:SimSID", ("data", "simsid")),
-    Entry("kdad", "KDAD", "diawork.detectors.kdad:KDAD", ("data", "backbone", "kdad")),
-    Entry(
-        "mean_shift", "mean-shifted contrastive", "diawork.detectors.mean_shift:MeanShift",
-        ("data", "backbone", "mean_shift"),
-    ),
-    Entry("simclr", "SimCLR", "diawork.detectors.simclr:SimCLR", _CONTRASTIVE),
-    Entry("deep_knn", "deep kNN", "diawork.detectors.deep_knn:DeepKnn", ("data", "backbone", "deep_knn")),
-    Entry("patchcore", "PatchCore", "diawork.detectors.patchcore:PatchCore", ("data", "backbone", "patchcore")),
-    Entry("padim", "PaDiM", "diawork.detectors.padim:PaDiM", ("data", "backbone", "padim")),
-    Entry(
-        "anomalib", "anomalib", "diawork.detectors.anomalib:Anomalib", ("data", "backbone", "anomalib"),
-        extra="anomalib",
-    ),
-    Entry("stats_knn", "5-NN on statistics", "diawork.detectors.controls:StatsKNN", control=True, seeded=False),
-    Entry(
-        "stats_mahalanobis", "Mahalanobis on statistics", "diawork.detectors.controls:StatsMahalanobis", control=True,
-        seeded=False,
-    ),
-    Entry("pixel_knn", "5-NN on pixels", "diawork.detectors.controls:PixelKNN", control=True, seeded=False),
-    Entry(
-        "oracle_statistic", "best single statistic (oracle)", "diawork.detectors.controls:OracleStatistic",
-        control=True, oracle=True, seeded=False,
-    ),
-)  # fmt: skip
-_OTHERS = (point.load() for point in metadata.entry_points(group="diawork.detectors"))
-DETECTORS: dict[str, Entry] = {entry.name: entry for entry in (*_OURS, *_OTHERS)}
-NOT_BUILT = {  # detectors that people look for here → what is missing
-    "uniad": "it needs ImageNet weights of EfficientNet-B4 (timm's efficientnet_b4), which no package ships, "
-    "and anomalib has no UniAD",
-    "transformaly": "it needs ImageNet weights of a ViT-B/16 (timm's vit_base_patch16_224), which no package ships, "
-    "and anomalib has no Transformaly",
-}
-CONTROLS = tuple(name for name, entry in DETECTORS.items() if entry.control)
+@cache
+def _homes() -> dict[str, str]:
+    """Return name → "module:class" of all detectors; another package's never takes the place of one of ours."""
+    homes = dict(BUILT_IN)
+    for point in metadata.entry_points(group=GROUP):
+        if point.name in homes:
+            what = f"the detector {point.name!r} of another package ({point.value}) is passed over: the name is taken."
+            warnings.warn(what, stacklevel=2)
+        else:
+            homes[point.name] = point.value
+    return homes
+
+
+@cache
+def _entry(name: str) -> Entry:
+    module, _, kind = _homes()[name].partition(":")
+    try:
+        detector = getattr(import_module(module), kind)
+    except Exception as error:  # of another package: whatever its module raises
+        if name in BUILT_IN:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        what = f"the detector {name!r} of another package cannot be loaded ({type(error).__name__}: {reason})."
+        return Entry(name, None, label=name, problem=what)
+    declared = {one.name: getattr(detector, one.name) for one in fields(Entry) if hasattr(detector, one.name)}
+    return Entry(**({"label": name} | declared | {"name": name, "kind": detector}))
+
+
+class _Detectors(Mapping[str, Entry]):
+    """Name → entry, read when it is asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_homes())
+
+    def __len__(self) -> int:
+        return len(_homes())
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in _homes():
+            raise KeyError(name)
+        return _entry(name)
+
+
+DETECTORS = _Detectors()
 
 
 def entry_of(name: str) -> Entry:
     """Return a detector's entry; an unknown name is refused with the nearest one, one not built with the reason."""
     if name in NOT_BUILT and name not in DETECTORS:
         raise UsageError(f"{name!r} is not built: {NOT_BUILT[name]}.", hint=f"There are {', '.join(DETECTORS)}.")
-    return pick(DETECTORS, name, "detector")
+    entry = pick(DETECTORS, name, "detector")
+    if entry.problem:
+        raise UsageError(entry.problem)
+    return entry
+
+
+# the word by which files of older versions name a detector → its name
+OLD_NAMES = {
+    "DIA": "dia", "CSI": "csi", "SCRD4AD": "scrd4ad", "RD4AD": "rd4ad", "SimSID": "simsid", "KDAD": "kdad",
+    "mean-shifted contrastive": "mean_shift", "SimCLR": "simclr", "deep kNN": "deep_knn", "PatchCore": "patchcore",
+    "PaDiM": "padim", "5-NN on statistics": "stats_knn", "Mahalanobis on statistics": "stats_mahalanobis",
+    "5-NN on pixels": "pixel_knn", "best single statistic (oracle)": "oracle_statistic",
+}  # fmt: skip
+
+
+def name_of(kind: str) -> str:
+    """Return the name that stands in today's files for what a file says that it holds, such as "DIA training"."""
+    word, space, rest = (kind, "", "") if kind in OLD_NAMES else kind.rpartition(" ")
+    return OLD_NAMES.get(word, word) + space + rest if word else kind
 
 
 def is_control(label: str) -> bool:
-    """Say whether a detector's label is that of a registered control."""
-    return any(entry.label == label and entry.control for entry in DETECTORS.values())
+    """Say whether the detector of this label, in a record of an older version, is a control."""
+    return OLD_NAMES.get(label, label) in CONTROLS

@@ -11,25 +11,13 @@ from torch.utils.flop_counter import flop_registry
 
 from diawork.base.compute import Compute
 from diawork.base.config import ExperimentConfig
-from diawork.base.registry import entry_of
+from diawork.base.registry import BUILT_IN, DETECTORS, entry_of
 from diawork.base.seeding import generator
 from diawork.bench.ceilings import peak_memory, seconds
 from diawork.data.images import ImageSet
 from diawork.runs.presets import preset
 
 IMAGES = 4  # a batch
-PAPER: dict[str, dict[str, Any]] = {  # the papers' networks and sizes; SimSID's defaults are its paper's
-    "scrd4ad": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256},
-    "rd4ad": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256},
-    "simsid": {},
-    "kdad": {"backbone.name": "vgg16", "backbone.image_size": 128},
-    "mean_shift": {"backbone.name": "resnet152", "backbone.image_size": 224},
-    "patchcore": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224},
-    "padim": {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224},
-    "deep_knn": {"backbone.name": "resnet101", "backbone.image_size": 224},
-}
-# How long they train; the others do not.
-LENGTHS = dict.fromkeys(("rd4ad", "simsid", "kdad", "mean_shift"), "epochs") | {"scrd4ad": "steps"}
 
 
 class _Counted(TorchDispatchMode):
@@ -44,17 +32,22 @@ class _Counted(TorchDispatchMode):
         return out
 
 
+def compared() -> list[str]:
+    """Return the detectors of other papers, by name."""
+    return [name for name, entry in DETECTORS.items() if entry.Section and name in BUILT_IN and not entry.extra]
+
+
 def rivals(*, quick: bool = False, compute: Compute | None = None) -> list[dict[str, Any]]:
     """Return, for each detector, seconds an image of training and scoring, arithmetic, memory, weights."""
-    return [one_rival(name, quick=quick, compute=compute or Compute.auto()) for name in PAPER]
+    return [one_rival(name, quick=quick, compute=compute or Compute.auto()) for name in compared()]
 
 
 def one_rival(name: str, *, quick: bool, compute: Compute) -> dict[str, Any]:
     """Return what one detector costs: it learns from one batch of ``IMAGES`` images, twice, then scores them."""
     entry = entry_of(name)
-    cfg = preset("smoke") if quick else ExperimentConfig().override(PAPER[name])
+    cfg = preset("smoke") if quick else ExperimentConfig().override(entry.paper)
     cfg = cfg.override({"detector": name, "backbone.weights": "random"})
-    if length := LENGTHS.get(name):
+    if length := entry.length:
         cfg = cfg.override({f"{name}.{length}": 2, f"{name}.batch_size": IMAGES})
     detector: Any = entry.load().build(cfg, compute=compute)
     backbone = cfg.backbone if "backbone" in entry.uses else None
@@ -66,7 +59,7 @@ def one_rival(name: str, *, quick: bool, compute: Compute) -> dict[str, Any]:
     spent = seconds(lambda: detector.score(images), compute.device)
     trained, whole = _weights(detector)
     return {
-        "detector": detector.name, "setting": f"{size} px" + (f", {backbone.name}" if backbone else ""),
+        "detector": detector.label, "setting": f"{size} px" + (f", {backbone.name}" if backbone else ""),
         "images": IMAGES, "trained": trained, "frozen": whole - trained, "score_s": spent / IMAGES,
         "score_gmacs": counted.flops / 2e9 / IMAGES, "peak_mib": peak_mib,
         "step_s": detector.seconds / len(detector.steps) / IMAGES if length else None,

@@ -15,13 +15,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpoint, Checkpointer
 from diawork.base.errors import UsageError, did_you_mean
+from diawork.base.knobs import Count, Frozen, Listed
 from diawork.base.loop import History, Progress, read_history
 from diawork.base.seeding import key
 from diawork.base.stopping import raise_if_stopping
@@ -68,8 +70,20 @@ class Anomalib(Learned):
     """
 
     name = "anomalib"
-    section = "anomalib"
+    label = "anomalib"
+    uses = ("data", "backbone", "anomalib")
+    extra = "anomalib"
+    length = "epochs"
+    sizes: ClassVar = {"smoke": {"epochs": 1}}
     requires_weights = True
+
+    class Section(Frozen):
+        """A model of anomalib; None is the library's own setting."""
+
+        model: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")] = "padim"  # the library's name of it
+        options: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z0-9_]+=.+$")], ...], Listed] = ()  # to make it
+        epochs: Count | None = None
+        batch_size: Count | None = None
 
     def _prepare(self) -> None:
         known, model = models(), self.own.model

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.base.files import read_arrays, write_arrays
+from diawork.base.registry import name_of
 from diawork.data.images import ImageSet
-from diawork.detectors.face import Detector, Scores, refuse_other_shapes
+from diawork.detectors.base import Detector, Scores, refuse_other_shapes
 
 BANDS = ((1, 2), (2, 4), (4, 7), (7, 10), (10, 14))  # cycles an image, lower end included
 STATISTICS = ("mean", "sd", "gradient x", "gradient y", *(f"energy {lo}-{hi}" for lo, hi in BANDS))
@@ -52,6 +53,7 @@ class _Control(Detector):
     """What all controls share; a subclass says what it looks at, learns, and how it scores."""
 
     control = True
+    seeded = False
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
@@ -71,7 +73,7 @@ class _Control(Detector):
         """Return one score an image (N,); higher = more anomalous."""
         if not self.arrays:
             raise UsageError(
-                f"this {self.name} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
+                f"this {self.label} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
             )
         refuse_other_shapes(images, self.image_shape)
         features = self._features(images)
@@ -101,7 +103,7 @@ class _Control(Detector):
         """Load what ``save`` wrote, ready to score."""
         path = Path(folder) / FILE
         arrays = read_arrays(path)
-        kind = str(arrays.pop("kind", "something else"))
+        kind = name_of(str(arrays.pop("kind", "something else")))
         if kind != cls.name:
             raise CheckpointError(f"this is {kind!r}, not {cls.name!r}.", path=path)
         detector = cls()
@@ -125,7 +127,8 @@ def _spread(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class StatsKNN(_Control):
     """Distance to the five nearest healthy images in the nine standardised statistics."""
 
-    name = "5-NN on statistics"
+    name = "stats_knn"
+    label = "5-NN on statistics"
 
     def _learn(self, features: np.ndarray) -> dict[str, np.ndarray]:
         mean, sd = _spread(features)
@@ -138,7 +141,8 @@ class StatsKNN(_Control):
 class StatsMahalanobis(_Control):
     """Mahalanobis distance to the healthy images in the nine standardised statistics."""
 
-    name = "Mahalanobis on statistics"
+    name = "stats_mahalanobis"
+    label = "Mahalanobis on statistics"
 
     def _learn(self, features: np.ndarray) -> dict[str, np.ndarray]:
         mean, sd = _spread(features)
@@ -153,7 +157,8 @@ class StatsMahalanobis(_Control):
 class PixelKNN(_Control):
     """Distance to the five nearest healthy images in the pixels themselves, of at most 32 × 32."""
 
-    name = "5-NN on pixels"
+    name = "pixel_knn"
+    label = "5-NN on pixels"
 
     def _features(self, images: ImageSet) -> np.ndarray:
         return np.concatenate([_shrunk(rows) for rows in images.batches()])
@@ -177,7 +182,8 @@ class OracleStatistic(_Control):
     Not a detector: a mark of what one number could do. ``chosen`` names the last choice.
     """
 
-    name = "best single statistic (oracle)"
+    name = "oracle_statistic"
+    label = "best single statistic (oracle)"
     oracle = True
 
     def __init__(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
+from diawork.base.knobs import Count, Frozen, Strides
 from diawork.base.loop import Progress
 from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, nearest_distances
@@ -14,10 +17,19 @@ from diawork.detectors.learned import SeesThrough, nearest_distances
 class DeepKnn(SeesThrough):
     """Mean distance to the nearest healthy images in the pooled features of a frozen backbone."""
 
-    name = "deep kNN"
-    section = "deep_knn"
+    name = "deep_knn"
+    label = "deep kNN"
+    uses = ("data", "backbone", "deep_knn")
+    color = "#88CCEE"
+    paper: ClassVar = {"backbone.name": "resnet101", "backbone.image_size": 224}
     keeps = ("healthy",)
     has_map = False
+
+    class Section(Frozen):
+        """Its knobs; what the paper says is the default."""
+
+        strides: Strides = (32,)  # stages pooled and put side by side
+        neighbours: Count = 2
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         self.kept = {"healthy": torch.cat([pooled(maps).cpu() for maps in self._all(x, progress=progress)])}

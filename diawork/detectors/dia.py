@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from diawork.base.config import DRAWS, ExperimentConfig, K
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.loop import EpochHook, History, Progress, fit_or_load, history_tensor, read_history
 from diawork.data.images import Images, ImageSet
-from diawork.detectors.face import Detector, MapMethods, Scores, refuse_other_shapes
+from diawork.detectors.base import Detector, MapMethods, Scores, refuse_other_shapes
 from diawork.detectors.maps import AnomalyMaps, measured_maps
 from diawork.evaluation.diagnostics import Diagnostics, feature_spread
 from diawork.method.bank import DissolvedBank
@@ -47,7 +47,12 @@ class DIA(Detector):
     ``DIA(ddpm, cfg).fit(train).anomaly_scores(test)``: higher = more anomalous.
     """
 
-    name = "DIA"
+    name = "dia"
+    label = "DIA"
+    uses: ClassVar[tuple[str, ...]] = (
+        "data", "views", "encoder", "loss", "train", "score", "diffusion", "dissolve",
+    )  # fmt: skip
+    color = "#0072B2"
     shareable = True
 
     def __init__(
@@ -239,7 +244,10 @@ class DIA(Detector):
 class CSI(DIA):
     """Contrasting Shifted Instances: the same encoder, loss and score with the two ordinary branches alone."""
 
-    name = "CSI"
+    name = "csi"
+    label = "CSI"
+    uses = ("data", "views", "encoder", "loss", "train", "score")
+    color = "#E69F00"
 
     def _operator(self, ddpm: DDPM | None) -> None:
         return None

@@ -6,12 +6,15 @@ Multiresolution knowledge distillation (Salehi et al.): where the two disagree, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diawork.base.checkpoints import Checkpointer
+from diawork.base.knobs import Count, Frozen, Positive, Strides, Weight, Whole
 from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import isolated_rng
 from diawork.data.images import Images
@@ -52,8 +55,23 @@ def _convolution(channels: int, out: int) -> list[nn.Module]:
 class KDAD(SeesThrough):
     """The score is the loss that the cloner leaves: λ Σ mean (E − S)² + Σ (1 − cos(E, S)) over critical layers."""
 
-    name = "KDAD"
-    section = "kdad"
+    name = "kdad"
+    label = "KDAD"
+    uses = ("data", "backbone", "kdad")
+    color = "#44AA99"
+    paper: ClassVar = {"backbone.name": "vgg16", "backbone.image_size": 128}
+    length = "epochs"
+    sizes: ClassVar = {"smoke": {"epochs": 1, "strides": (4, 8)}, "cpu": {"epochs": 6, "batch_size": 32}}
+
+    class Section(Frozen):
+        """Its knobs; what the paper says is the default."""
+
+        strides: Strides = (8, 16, 32)  # critical layers
+        width: Count = 16  # channels of the cloner between them
+        epochs: Count = 200
+        batch_size: Annotated[Whole, Field(ge=2)] = 128
+        lr: Positive = 1e-3
+        value_weight: Weight = 0.01  # λ, of the squared difference
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -40,7 +40,7 @@ from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import Images, ImageSet, at_once, batches
 from diawork.detectors.backbones import Backbone
-from diawork.detectors.face import Detector, MapMethods, Scores, refuse_other_shapes
+from diawork.detectors.base import Detector, MapMethods, Scores, refuse_other_shapes
 from diawork.method.operators import GaussianBlur
 
 WEIGHTS = "detector"
@@ -58,13 +58,13 @@ class Learned(Detector):
     and scores a batch in ``_scored``. What it keeps is the last step's; no label and no test image is asked.
     """
 
-    section: ClassVar[str]  # of the config
+    section: ClassVar[str] = ""  # of the config, where it is not the detector's own
     keeps: ClassVar[tuple[str, ...]] = ()  # names of ``kept`` after fitting
     has_map: ClassVar[bool] = True
 
     def __init__(self, cfg: ExperimentConfig | None = None, *, compute: Compute | None = None) -> None:
-        self.cfg, self.compute = cfg or ExperimentConfig(detector=self.section), compute or Compute.auto()
-        self.own = getattr(self.cfg, self.section)
+        self.cfg, self.compute = cfg or ExperimentConfig(detector=self.name), compute or Compute.auto()
+        self.own = getattr(self.cfg, self.section or self.name)
         self.net: Any = None  # an nn.Module, where there is something to train
         self.kept: dict[str, Tensor] = {}
         self.shape: list[int] = []  # (C, H, W) of the images fitted on
@@ -100,7 +100,7 @@ class Learned(Detector):
         """Learn from the healthy images of ``train``; the last step is kept, an ``on_epoch`` refused."""
         if on_epoch is not None:
             hint = "Use train.select='last' and train.track_test=false."
-            raise UsageError(f"{self.name} keeps its last step and asks nothing after an epoch.", hint=hint)
+            raise UsageError(f"{self.label} keeps its last step and asks nothing after an epoch.", hint=hint)
         healthy, folder = train.normal(), Path(folder) if folder else None
         if not len(healthy):
             raise DataError(f"no normal images in the split {train.split!r} of {train.name!r} to learn from.")
@@ -160,13 +160,13 @@ class Learned(Detector):
         """Return the scores of ``images`` and, where the detector has them, their maps (N, H, W)."""
         if not self.fitted:
             raise UsageError(
-                f"this {self.name} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
+                f"this {self.label} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
             )
         refuse_other_shapes(images, self.shape)
         parts = [self._one_batch(rows) for rows in tqdm(images.batches(BATCH), "scoring", disable=not progress)]
         total = torch.cat([score for score, _ in parts]).numpy()
         if not np.isfinite(total).all():
-            raise NumericError(f"{self.name} scores some images as not finite.", hint="Its training has diverged.")
+            raise NumericError(f"{self.label} scores some images as not finite.", hint="Its training has diverged.")
         maps = [values for _, values in parts if values is not None]
         return Scores(total, maps=torch.cat(maps).numpy() if maps else None)
 
@@ -187,7 +187,7 @@ class Learned(Detector):
         """Return the anomaly maps (N, H, W) of ``images``; higher = more anomalous."""
         maps = self.score(images).maps
         if maps is None:
-            raise UsageError(f"{self.name} makes no maps.")
+            raise UsageError(f"{self.label} makes no maps.")
         return maps
 
     @property

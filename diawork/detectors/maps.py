@@ -19,7 +19,7 @@ from diawork.base.config import K
 from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import ImageSet, at_once
-from diawork.detectors.face import Detector, MapMethods
+from diawork.detectors.base import Detector, MapMethods
 from diawork.detectors.learned import SMOOTH, smoothed
 from diawork.detectors.patches import PatchBank
 from diawork.method.encoder import evaluating, in_channels

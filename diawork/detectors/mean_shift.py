@@ -6,12 +6,16 @@ around c; an angular term may hold the features near c.
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
 from diawork.base.config import LossConfig, ViewsConfig
+from diawork.base.knobs import Count, Frozen, Positive, Strides, Weight, Whole
 from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator
 from diawork.data.images import Images, ImageSet
@@ -27,10 +31,28 @@ VIEWS = ViewsConfig(crop_scale=(0.2, 1.0))  # MoCo's
 class MeanShift(SeesThrough):
     """Sum of the squared distances to the nearest healthy images in the adapted, normalised features."""
 
-    name = "mean-shifted contrastive"
-    section = "mean_shift"
+    name = "mean_shift"
+    label = "mean-shifted contrastive"
+    uses = ("data", "backbone", "mean_shift")
+    color = "#661100"
+    paper: ClassVar = {"backbone.name": "resnet152", "backbone.image_size": 224}
+    length = "epochs"
+    sizes: ClassVar = {"smoke": {"epochs": 1}, "cpu": {"epochs": 3}}
     keeps = ("healthy",)
     has_map = False
+
+    class Section(Frozen):
+        """Its knobs; what the paper says is the default."""
+
+        strides: Strides = (32,)
+        frozen: Count = 8  # stride up to which the backbone stays as it is
+        temperature: Positive = 0.25
+        epochs: Count = 20
+        batch_size: Annotated[Whole, Field(ge=2)] = 64
+        lr: Positive = 1e-5
+        weight_decay: Weight = 5e-5
+        angular_weight: Weight = 0.0  # of the angle to the centre
+        neighbours: Count = 2
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
+from diawork.base.knobs import Count, Frozen, Positive, Strides
 from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.data.images import Images
@@ -15,9 +18,20 @@ from diawork.detectors.learned import BATCH, SeesThrough, enlarged, side_by_side
 class PaDiM(SeesThrough):
     """Mahalanobis distance at every position, the largest of an image its score."""
 
-    name = "PaDiM"
-    section = "padim"
+    name = "padim"
+    label = "PaDiM"
+    uses = ("data", "backbone", "padim")
+    color = "#CC6677"
+    paper: ClassVar = {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224}
+    sizes: ClassVar = {"smoke": {"dims": 20}}
     keeps = ("mean", "whitening")
+
+    class Section(Frozen):
+        """Its knobs; what the paper says is the default."""
+
+        strides: Strides = (4, 8, 16)
+        dims: Count = 100  # channels drawn
+        regularisation: Positive = 0.01  # added to the diagonal of every covariance
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
+from diawork.base.knobs import Count, Frozen, Strides
 from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping
@@ -17,9 +21,22 @@ from diawork.detectors.learned import SeesThrough, enlarged, nearest_distances, 
 class PatchCore(SeesThrough):
     """Largest distance of an image's patches to a coreset of healthy ones, weighted by how lonely its neighbour is."""
 
-    name = "PatchCore"
-    section = "patchcore"
+    name = "patchcore"
+    label = "PatchCore"
+    uses = ("data", "backbone", "patchcore")
+    color = "#DDCC77"
+    paper: ClassVar = {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224}
+    sizes: ClassVar = {"smoke": {"most_patches": 500}}
     keeps = ("bank",)
+
+    class Section(Frozen):
+        """Its knobs; what the paper says is the default."""
+
+        strides: Strides = (8, 16)
+        coreset: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of the patches that the bank keeps
+        most_patches: Count = 100_000  # drawn before the coreset is chosen; ours, for memory and time
+        projection: Count = 128  # dimensions in which the coreset is chosen
+        neighbours: Count = 9  # of the weight that an image's score gets
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         patches, cfg, seed = self._drawn(x, progress=progress), self.own, self.cfg.seed

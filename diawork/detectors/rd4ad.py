@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diawork.base.checkpoints import Checkpointer
 from diawork.base.errors import UsageError
+from diawork.base.knobs import Count, Frozen, Positive, Strides, Whole
 from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import isolated_rng
 from diawork.data.images import Images
@@ -122,19 +125,42 @@ def distance_maps(teacher: Sequence[Tensor], student: Sequence[Tensor], size: in
 class RD4AD(SeesThrough):
     """Reverse distillation: the score is the largest (or the mean) of the map of what the student did not rebuild."""
 
-    name = "RD4AD"
-    section = "rd4ad"
+    name = "rd4ad"
+    label = "RD4AD"
+    uses = ("data", "backbone", "rd4ad")
+    color = "#332288"
+    paper: ClassVar = {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256}
+    length = "epochs"
+    sizes: ClassVar = {"smoke": {"strides": (4, 8), "blocks": (1, 1), "epochs": 1}, "cpu": {"epochs": 6}}
+
+    class Section(Frozen):
+        """Its knobs; what the paper says is the default."""
+
+        strides: Strides = (4, 8, 16)  # stages of the teacher, the finest first
+        blocks: Strides = (3, 4, 6)  # residual blocks of each stage of the student, the deepest first
+        batch_size: Annotated[Whole, Field(ge=2)] = 16
+        cosine: Literal["flat", "position"] = "flat"  # of whole maps (released) or at every position (paper)
+        combine: Literal["sum", "product"] = "sum"  # of the scales' maps
+        epochs: Count = 200
+        lr: Positive = 0.005
+        score: Literal["max", "mean"] = "max"  # of the map
+
+        @model_validator(mode="after")
+        def _as_many(self) -> Self:
+            if len(self.strides) != len(self.blocks):
+                raise ValueError(f"blocks={self.blocks} must name one number for each of strides={self.strides}")
+            return self
 
     def _prepare(self) -> None:
         super()._prepare()
         self._refuse_odd_sizes()
-        with isolated_rng(self.cfg.seed, self.section, "init"):
+        with isolated_rng(self.cfg.seed, self.name, "init"):
             self.net = self.compute.prepare(self._network(self.backbone.channels))
 
     def _refuse_odd_sizes(self) -> None:
         strides, size = self.backbone.strides, self.cfg.backbone.image_size
         if any(b != 2 * a for a, b in pairwise(strides)):
-            raise UsageError(f"{self.section}.strides={list(strides)} must each be twice the one before.")
+            raise UsageError(f"{self.name}.strides={list(strides)} must each be twice the one before.")
         if size % (2 * strides[-1]):
             factor = 2 * strides[-1]
             raise UsageError(f"backbone.image_size={size} must be a multiple of {factor} for strides {list(strides)}.")

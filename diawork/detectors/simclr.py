@@ -24,7 +24,10 @@ class SimCLR(Learned):
     The augmented copies of the score are the same for every image, so that no image's score depends on others.
     """
 
-    name = "SimCLR"
+    name = "simclr"
+    label = "SimCLR"
+    uses = ("data", "views", "encoder", "loss", "train", "score")
+    color = "#6699CC"
     section = "train"
     keeps = ("axes", "weight_similarity")
     has_map = False

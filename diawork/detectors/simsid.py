@@ -4,6 +4,9 @@ Xiang et al.: chest X-rays share their layout, so an image is cut into patches, 
 own. A student rebuilds the image from what the memories recall, a teacher rebuilds it from plain features and shows
 the student how; a discriminator learns real from rebuilt, and says of a test image how healthy its rebuilding looks.
 Written from the paper; the switches of its Table II are knobs.
+
+A memory holds N items M of a place and recalls a token z as ẑ = Σₖ G(⟨z, Mₖ⟩) Mₖ, where G keeps the k largest
+weights ("Gumbel shrinkage": the gradient reaches all of them).
 """
 
 from __future__ import annotations
@@ -11,25 +14,136 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diawork.base.checkpoints import Checkpointer
 from diawork.base.errors import DataError
+from diawork.base.knobs import Count, Frozen, Listed, Positive, Weight, Whole
 from diawork.base.loop import Progress, Row, descend
-from diawork.base.rivals import SimsidConfig
 from diawork.base.seeding import generator, isolated_rng
 from diawork.data.images import Images
 from diawork.detectors.backbones import resized
 from diawork.detectors.learned import BATCH, Learned, smoothed
-from diawork.detectors.memories import InPainting, Memory, cut, joined
 
 BETAS = (0.5, 0.999)
 SHIFT, ZOOM = 0.05, 0.05  # of the training images: share of the side, share of the scale
 CRITIC = (16, 32, 64, 128, 256)  # channels of the discriminator
-_TINY = 1e-8  # keeps a spread of none finite
+_TINY = 1e-8  # keeps a spread of none, or the sum of no weights, finite
+
+
+# --- what it recalls: a memory for each place, and each patch told from its neighbours ------------------
+
+
+NARROW = 4  # channels of the deepest features over those of a token
+
+
+def cut(x: Tensor, patches: int) -> Tensor:
+    """Return images (B, C, H, W) as patches (B·p², C, H/p, W/p), row by row."""
+    rows = x.unflatten(3, (patches, -1)).unflatten(2, (patches, -1))  # (B, C, p, h, p, w)
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def joined(x: Tensor, patches: int) -> Tensor:
+    """Return patches (B·p², C, h, w) as images (B, C, p·h, p·w)."""
+    rows = x.unflatten(0, (-1, patches, patches))  # (B, p, p, C, h, w)
+    return rows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def shrunk(s: Tensor, active: int, mode: str = "exact") -> Tensor:
+    """Return G(s) (…, N): the largest ``active`` of softmax(s), of sum one; gradients reach all N of them.
+
+    The released code keeps what lies strictly above the k-th, one item too few: ``official``.
+    """
+    soft = s.softmax(-1)
+    if mode == "none":
+        return soft
+    top = soft.topk(min(active, soft.shape[-1]), -1)
+    kept = soft > top.values[..., -1:] if mode == "official" else torch.zeros_like(soft).scatter(-1, top.indices, 1) > 0
+    hard = soft * kept
+    return soft + (hard / hard.sum(-1, keepdim=True).clamp_min(_TINY) - soft).detach()
+
+
+class Memory(nn.Module):
+    """Items (P, N, D) that a patch is recalled from: those of its own place alone, or one set for all places.
+
+    They are learned, or random (the control), or, as in SimSID's forerunner, a queue of the latest tokens of training.
+    """
+
+    def __init__(self, dim: int, cfg: SimSID.Section) -> None:
+        super().__init__()
+        self.cfg, self.places = cfg, cfg.patches**2
+        bound = dim**-0.5
+        items = torch.empty(self.places if cfg.space_aware else 1, cfg.items, dim).uniform_(-bound, bound)
+        self.items = nn.Parameter(items, requires_grad=cfg.memory == "learned")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the memory recalls of patches (B·P, C, h, w), of the same shape."""
+        z, items = x.flatten(1).unflatten(0, (-1, self.places)), self.items.expand(self.places, -1, -1)
+        if self.cfg.memory == "queue" and self.training:
+            items = items.clone()  # the batch is recalled from those before it
+            self._append(z.detach().float())
+        with torch.autocast(x.device.type, enabled=False):  # in low precision many items would be equally near
+            weights = shrunk(torch.einsum("bpd,pnd->bpn", z.float(), items), self.cfg.active, self.cfg.shrinkage)
+            return torch.einsum("bpn,pnd->bpd", weights, items).flatten(0, 1).view_as(x)
+
+    @torch.no_grad()
+    def _append(self, z: Tensor) -> None:
+        """Put tokens (B, P, D) in front of the queue; the oldest fall out."""
+        newest = z.transpose(0, 1) if self.cfg.space_aware else z.flatten(0, 1)[None]
+        self.items.copy_(torch.cat([newest, self.items], 1)[:, : self.cfg.items])
+
+
+class InPainting(nn.Module):
+    """Deepest features (B·P, C, h, w) → the same, each patch told from what its neighbours recall.
+
+    The query is the patch's own feature; keys and values are the recalled features of its up to eight neighbours.
+    """
+
+    away: Tensor  # (P, P), True where two places are no neighbours
+
+    def __init__(self, channels: int, side: int, cfg: SimSID.Section) -> None:
+        super().__init__()
+        self.cfg, narrow = cfg, channels // NARROW
+        dim = narrow * side**2
+        self.reduce, self.expand = nn.Conv2d(channels, narrow, 1), nn.Conv2d(narrow, channels, 1)
+        self.memory = Memory(dim, cfg)
+        if cfg.inpaint == "transformer":
+            self.attention = nn.MultiheadAttention(dim, cfg.heads, batch_first=True)
+            self.feed = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(True), nn.Linear(dim // 4, dim))
+            self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        elif cfg.inpaint == "convolution":
+            self.mix = nn.Conv2d(narrow, narrow, 3, 1, 1)
+        self.register_buffer("away", ~neighbours(cfg.patches), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of the shape of x."""
+        small = self.reduce(x)
+        recalled = self.memory(small)
+        if self.cfg.inpaint == "transformer":
+            recalled = self._told(self._tokens(small), self._tokens(recalled)).flatten(0, 1).view_as(small)
+        elif self.cfg.inpaint == "convolution":
+            recalled = recalled + cut(self.mix(joined(recalled, self.cfg.patches)), self.cfg.patches)
+        return self.expand(recalled)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return x.flatten(1).unflatten(0, (-1, self.cfg.patches**2))
+
+    def _told(self, tokens: Tensor, recalled: Tensor) -> Tensor:
+        """Return recalled tokens (B, P, D) after one transformer layer over their neighbours."""
+        around, _ = self.attention(tokens, recalled, recalled, attn_mask=self.away, need_weights=False)
+        y = self.norms[0](recalled + around)
+        return self.norms[1](y + self.feed(y))
+
+
+def neighbours(patches: int) -> Tensor:
+    """Return which places (P, P) of a grid touch one another, a place and itself not."""
+    places = torch.cartesian_prod(torch.arange(patches), torch.arange(patches))
+    return (places[:, None] - places).abs().amax(2) == 1
 
 
 # --- networks ------------------------------------------------------------------------------------------
@@ -49,7 +163,7 @@ class Generator(nn.Module):
     whatever it is shown passes a memory before it is drawn. There the patches are joined.
     """
 
-    def __init__(self, cfg: SimsidConfig, image_channels: int, *, student: bool) -> None:
+    def __init__(self, cfg: SimSID.Section, image_channels: int, *, student: bool) -> None:
         super().__init__()
         self.cfg, levels = cfg, list(pairwise(reversed(cfg.channels)))
         self.joins = min(cfg.memories, len(levels))
@@ -75,7 +189,7 @@ class Generator(nn.Module):
 class Networks(nn.Module):
     """Encoder of patches, in-painting, teacher, student and critic."""
 
-    def __init__(self, cfg: SimsidConfig, image_channels: int) -> None:
+    def __init__(self, cfg: SimSID.Section, image_channels: int) -> None:
         super().__init__()
         self.cfg, first = cfg, cfg.channels[0]
         deeper = (_block(a, b, 2) for a, b in pairwise(cfg.channels))
@@ -127,9 +241,63 @@ def critic(side: int, image_channels: int) -> nn.Sequential:
 class SimSID(Learned):
     """The score is 1 − φ((D(G(x)) − μ) / σ), φ the sigmoid, μ and σ of D over healthy training images."""
 
-    name = "SimSID"
-    section = "simsid"
+    name = "simsid"
+    label = "SimSID"
+    uses = ("data", "simsid")
+    color = "#117733"
+    paper_rule = "accuracy"
+    length = "epochs"
+    sizes: ClassVar = {
+        "smoke": {"image_size": 16, "channels": (4, 8, 16), "heads": 4, "items": 10, "epochs": 1},
+        "cpu": {"image_size": 64, "channels": (16, 32, 64, 128), "epochs": 20},
+    }
     keeps = ("mean", "sd")
+
+    class Section(Frozen):
+        """Its knobs; what the paper says is the default."""
+
+        image_size: Count = 128  # px
+        patches: Annotated[Whole, Field(ge=2)] = 4  # a side
+        # channels of each level
+        channels: Annotated[tuple[Count, ...], Listed, Field(min_length=2, max_length=6)] = (32, 64, 128, 256, 512)
+        items: Count = 100  # of each place's memory
+        active: Count = 5  # items that a token is recalled from
+        shrinkage: Literal["exact", "official", "none"] = "exact"  # k items, those above the k-th (released), or all
+        memory: Literal["learned", "random", "queue"] = "learned"  # "random" is the control, "queue" the forerunner's
+        memories: Count = 2  # levels of the student with a memory, beside the one in the in-painting
+        space_aware: bool = True  # a memory for each place, or one for all
+        hierarchical: bool = True  # memories in the student, too
+        skips: bool = True  # from the encoder to the levels with a memory
+        inpaint: Literal["transformer", "convolution", "none"] = "transformer"
+        heads: Count = 8  # of its attention
+        stop_gradient: bool = True  # between teacher and encoder
+        adversaries: Literal["both", "student"] = "both"  # generators that the critic judges (released: the student)
+        teacher_weight: Weight = 0.01
+        student_weight: Weight = 10.0
+        distil_weight: Weight = 0.001
+        adversarial_weight: Weight = 0.005
+        critic_weight: Positive = 0.005
+        critic_steps: Count = 2  # of the critic for each of the generators
+        epochs: Count = 200
+        batch_size: Annotated[Whole, Field(ge=2)] = 16
+        lr: Positive = 1e-4
+        last_lr: Positive = 2e-5  # of the cosine
+        weight_decay: Weight = 1e-5
+
+        @property
+        def deepest(self) -> int:
+            """Return the side of a patch's deepest features."""
+            return self.image_size // (self.patches * 2 ** (len(self.channels) - 1))
+
+        @model_validator(mode="after")
+        def _divisible(self) -> Self:
+            factor = self.patches * 2 ** (len(self.channels) - 1)
+            if self.image_size % factor:
+                raise ValueError(f"image_size={self.image_size} must be a multiple of {factor} (patches × levels)")
+            token = self.channels[-1] // 4 * self.deepest**2
+            if token % self.heads:
+                raise ValueError(f"heads={self.heads} must divide the {token} values of a token")
+            return self
 
     def _prepare(self) -> None:
         if self.shape[0] not in (1, 3):

@@ -10,8 +10,8 @@ import numpy as np
 
 from diawork.base.errors import Interrupted
 from diawork.data.images import ImageSet, Splits
+from diawork.detectors.base import Detector, MapMethods
 from diawork.detectors.controls import STATISTICS, image_statistics
-from diawork.detectors.face import Detector, MapMethods
 from diawork.detectors.learned import SMOOTH
 from diawork.detectors.maps import blur_map, mean_map
 from diawork.evaluation.pixels import pixel_summary

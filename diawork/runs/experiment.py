@@ -26,7 +26,7 @@ from diawork.data.checks import check_splits
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.data.readers.picture import Preprocessing
-from diawork.detectors.face import Detector
+from diawork.detectors.base import Detector
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
@@ -240,6 +240,8 @@ def _result(run: Run, detector: Detector, cfg: Resolved, metrics: dict, cost: di
     return {
         "dataset": cfg.dataset,
         "detector": label_of(cfg),
+        "name": cfg.detector,
+        "preset": cfg.preset,
         "control": detector.control,
         "oracle": detector.oracle,
         "seed": cfg.seed,

@@ -31,8 +31,9 @@ from diawork.data.images import ImageSet, at_once
 from diawork.data.manifests import FILE_KINDS, load_manifest
 from diawork.data.readers.listing import image_files
 from diawork.data.readers.picture import Preprocessing
-from diawork.detectors.face import Detector
+from diawork.detectors.base import Detector
 from diawork.evaluation.conformal import Calibration
+from diawork.runs.resolve import Resolved
 from diawork.runs.run import Run
 
 BATCH = 256  # images of 32 px scored at once, fewer of larger ones
@@ -175,7 +176,7 @@ def load_detector(
     if not (run.folder / "result.json").exists():
         raise UsageError("this is no finished run.", path=run.folder, hint="Name a folder that holds a result.json.")
     result, record = run.result(), run.config()
-    cfg = validated(ExperimentConfig, record["config"])
+    cfg = validated(Resolved, record["config"])
     entry = entry_of(cfg.detector)
     if entry.oracle:
         raise UsageError(f"{entry.label} chooses by the labels of the images it scores; new images have none.")

@@ -31,23 +31,6 @@ def smoke() -> dict[str, Any]:
         "backbone.name": "test_resnet",
         "backbone.weights": "random",
         "backbone.image_size": 32,
-        "patchcore.most_patches": 500,
-        "padim.dims": 20,
-        "rd4ad.strides": (4, 8),
-        "rd4ad.blocks": (1, 1),
-        "rd4ad.epochs": 1,
-        "scrd4ad.strides": (4, 8),
-        "scrd4ad.blocks": (1, 1),
-        "scrd4ad.steps": 4,
-        "simsid.image_size": 16,
-        "simsid.channels": (4, 8, 16),
-        "simsid.heads": 4,
-        "simsid.items": 10,
-        "simsid.epochs": 1,
-        "kdad.epochs": 1,
-        "kdad.strides": (4, 8),
-        "mean_shift.epochs": 1,
-        "anomalib.epochs": 1,
     }
 
 
@@ -98,14 +81,6 @@ def cpu() -> dict[str, Any]:
         "views.shift": "cutperm",
         "train.epochs": 30,
         "backbone.image_size": 128,
-        "rd4ad.epochs": 6,
-        "scrd4ad.steps": 450,
-        "kdad.epochs": 6,
-        "kdad.batch_size": 32,
-        "mean_shift.epochs": 3,
-        "simsid.image_size": 64,
-        "simsid.channels": (16, 32, 64, 128),
-        "simsid.epochs": 20,
     }
 
 
@@ -190,8 +165,8 @@ PRESETS = {f.__name__: f for f in (smoke, demo, demo_short, cpu, paper, repo2023
 
 def preset(name: str, **top_level: Any) -> ExperimentConfig:
     """Return the config of a preset, e.g. ``preset("cpu", dataset="pneumoniamnist", seed=1)``."""
-    changes = pick(PRESETS, name, "preset")()
-    return ExperimentConfig().override(_bearable(name, top_level.get("dataset")) | changes | top_level)
+    changes = _bearable(name, top_level.get("dataset")) | pick(PRESETS, name, "preset")()
+    return ExperimentConfig(preset=name).override(changes | top_level)
 
 
 def _bearable(name: str, dataset: Any) -> dict[str, Any]:

@@ -24,6 +24,8 @@ UNTOLD = 10_000_000  # stands for counts that the manifest leaves to the opened 
 class Resolved(ExperimentConfig):
     """A config that leaves nothing open, made once a run; what its detector does not use has its default."""
 
+    keeps_others = False
+
     @property
     def fills_slot(self) -> bool:
         """Say whether a diffusion model dissolves in this run: its own DDPM, or one of others."""

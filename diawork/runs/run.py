@@ -36,7 +36,7 @@ from diawork.base.files import (
     write_text,
 )
 from diawork.base.locks import locked
-from diawork.base.registry import is_control
+from diawork.base.registry import BUILT_IN, is_control
 from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
 from diawork.method.pipelines.folder import in_pipeline
 
@@ -134,6 +134,11 @@ class Run:
         result = read_json(self.folder / "result.json")
         if not isinstance(result, dict) or result.get("schema") != SCHEMA:
             raise CheckpointError(f"not a result of schema {SCHEMA}.", path=self.folder / "result.json")
+        settings = result.get("settings")
+        if isinstance(settings, dict):  # of older versions: with the sections of all detectors
+            own = str(settings.get("detector"))
+            kept = (key for key in settings if (section := key.partition(".")[0]) == own or section not in BUILT_IN)
+            result["settings"] = {key: settings[key] for key in kept}
         scored = result.get("metrics")
         for metrics in scored.values() if isinstance(scored, dict) else ():
             if isinstance(metrics, dict):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from diawork.base.config import K
 from diawork.data.images import ImageSet, Splits
 from diawork.data.pseudo import KINDS, pseudo_anomalies
+from diawork.detectors.base import Detector
 from diawork.detectors.controls import STATISTICS, image_statistics
-from diawork.detectors.face import Detector
 from diawork.evaluation.diagnostics import SelfCheck, ShiftProbe, self_check, shift_probe
 from diawork.evaluation.metrics import followed
 from diawork.method.views import SHIFTS

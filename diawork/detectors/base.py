@@ -39,12 +39,15 @@ class Scores:
 class Detector(ABC):
     """What a run, a sweep and a report need of a detector.
 
-    A new one: a file with a subclass, its section in ``base.config``, its line in ``base.registry``.
+    A new one: a file with a subclass, which declares what ``base.registry.Entry`` lists, and its line there.
     """
 
     name: ClassVar[str]
+    label: ClassVar[str]
+    uses: ClassVar[tuple[str, ...]] = ("data",)
     control: ClassVar[bool] = False
-    oracle: ClassVar[bool] = False  # looks at the labels that it is evaluated on
+    oracle: ClassVar[bool] = False
+    seeded: ClassVar[bool] = True
     requires_weights: ClassVar[bool] = False  # pretrained elsewhere
     weights: str = ""  # which ones, in words
     healthy: np.ndarray | None = None  # places in the training split of the images that ``nearest`` counts
