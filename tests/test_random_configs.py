@@ -169,7 +169,7 @@ def ran(manifest, n):
             cfg = runnable(preset("smoke", dataset=str(manifest)).override(BASE | changes), method)
         except UsageError:
             return
-        where = {"root": manifest.parent / "runs", "compute": Compute.auto("cpu", "fp32"), "progress": False}
+        where = {"out": manifest.parent / "runs", "compute": Compute.auto("cpu", "fp32"), "progress": False}
         done.append(run_experiment(cfg, **where).done)
 
     runs_or_is_refused()

@@ -125,7 +125,7 @@ class InPainting(nn.Module):
         small = self.reduce(x)
         recalled = self.memory(small)
         if self.cfg.inpaint == "transformer":
-            recalled = self._told(self._tokens(small), self._tokens(recalled)).flatten(0, 1).view_as(small)
+            recalled = self._attended(self._tokens(small), self._tokens(recalled)).flatten(0, 1).view_as(small)
         elif self.cfg.inpaint == "convolution":
             recalled = recalled + cut(self.mix(joined(recalled, self.cfg.patches)), self.cfg.patches)
         return self.expand(recalled)
@@ -133,7 +133,7 @@ class InPainting(nn.Module):
     def _tokens(self, x: Tensor) -> Tensor:
         return x.flatten(1).unflatten(0, (-1, self.cfg.patches**2))
 
-    def _told(self, tokens: Tensor, recalled: Tensor) -> Tensor:
+    def _attended(self, tokens: Tensor, recalled: Tensor) -> Tensor:
         """Return recalled tokens (B, P, D) after one transformer layer over their neighbours."""
         around, _ = self.attention(tokens, recalled, recalled, attn_mask=self.away, need_weights=False)
         y = self.norms[0](recalled + around)
