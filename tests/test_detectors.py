@@ -166,7 +166,7 @@ def test_a_finished_training_is_loaded(name, format_1, fitted, monkeypatch, tmp_
 def test_names_its_weights_where_it_needs_some(name, fitted):
     detector, _ = fitted(name)
     assert detector.requires_weights == ("random, seed 0" in detector.weights)
-    assert detector.name == DETECTORS[name].label and detector.parameters
+    assert detector.label == DETECTORS[name].label and detector.parameters
 
 
 @pytest.mark.parametrize("name", TRAINED)
