@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +53,12 @@ def ddpm_in(context: Context, cfg: Resolved, splits: Splits) -> DDPM:
     settings, train, bridge = _pretraining(cfg, splits, context.data_root)
     folder = ddpm_folder(train, settings, bridge=bridge, out=context.out)
     with contextlib.nullcontext() if has_checkpoint(folder / "ddpm") else locked(folder, wait=True):
-        whole, start = not any(folder.glob("*.safetensors")), time.perf_counter()
+        in_one_go, start = not any(folder.glob("*.safetensors")), time.perf_counter()
         if context.processes > 1 and not has_checkpoint(folder / "ddpm"):
             train_together(pretrain_share, cfg, folder, context)
             progress = False
         ddpm = pretrain_ddpm(train, settings, bridge=bridge, compute=context.compute, folder=folder, progress=progress)
-        if whole:  # of a continued one the time before is not known
+        if in_one_go:  # of a continued one the time before is not known
             write_json(folder / SECONDS, time.perf_counter() - start)
         return ddpm
 
@@ -67,8 +66,8 @@ def ddpm_in(context: Context, cfg: Resolved, splits: Splits) -> DDPM:
 def _pretraining(cfg: Resolved, splits: Splits, data_root: Path | str | None) -> tuple[DiffusionConfig, ImageSet, str]:
     """Return how the DDPM of a config is pretrained, on what, and through which bridge."""
     source = diffusion_data(cfg, splits, data_root)
-    own = source.identity == splits.identity
-    bridge = (cfg.dissolve.bridge if own else None) or source.manifest.bridge
+    same = source.identity == splits.identity
+    bridge = (cfg.dissolve.bridge if same else None) or source.manifest.bridge
     settings = cfg.diffusion.but(dataset=None)  # the images' identity says it
     return settings, source.train, bridge
 
@@ -88,12 +87,6 @@ def identity_with_models(cfg: Resolved, splits: Splits, data_root: Path | str | 
     return identity
 
 
-def ddpm_seconds(ddpm: DDPM) -> float:
-    """Return the seconds that a shared DDPM's pretraining took, NaN where it was continued or made elsewhere."""
-    path = ddpm.folder / SECONDS if ddpm.folder else None
-    return float(read_json(path)) if path and path.exists() else math.nan
-
-
 def run_dissolver(
     cfg: ExperimentConfig, ddpm: DDPM | None, splits: Splits | None = None, *, compute: Compute | None = None
 ) -> Dissolver:
@@ -108,14 +101,6 @@ def run_dissolver(
     if ddpm is None:
         raise UsageError("this run dissolves with its own model, and none is at hand.", hint="See shared_ddpm.")
     return Dissolver(ddpm, settings, compute=compute)
-
-
-def told_of(dissolver: Dissolver, ddpm: DDPM | None) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return what a result says of its diffusion model, and what its pretraining cost, where that is known."""
-    facts: dict[str, Any] = {"pipeline": dissolver.ddpm.source.record()} if isinstance(dissolver.ddpm, Pipeline) else {}
-    if ddpm is None:
-        return facts, {}
-    return facts | {"diffusion_images": ddpm.data["images"]}, {"ddpm_seconds": ddpm_seconds(ddpm)}
 
 
 def shared_bank(
@@ -153,14 +138,22 @@ def fill_slot(run: Run, cfg: Resolved, splits: Splits, context: Context) -> Slot
         return Slot()
     ddpm = ddpm_in(context, cfg, splits) if cfg.needs_ddpm else None
     dissolver = run_dissolver(cfg, ddpm, compute=context.compute)
-    facts, cost = told_of(dissolver, ddpm)
+    facts: dict[str, Any] = {}
+    cost: dict[str, float] = {}
+    if isinstance(dissolver.ddpm, Pipeline):
+        facts["pipeline"] = dissolver.ddpm.source.record()
+    if ddpm is not None:
+        facts["diffusion_images"] = ddpm.data["images"]
+        seconds = ddpm.folder / SECONDS if ddpm.folder else None
+        if seconds and seconds.exists():  # else it was continued, or made elsewhere
+            cost["ddpm_seconds"] = float(read_json(seconds))
     if cfg.fills_slot:
         bank = None
         if cfg.dissolve.bank_steps:
             bank = shared_bank(dissolver, ddpm, splits, out=context.out, progress=bool(context.progress))
             cost["bank_seconds"] = bank.seconds
         return Slot(dissolver, dissolver if bank is None else bank, facts=facts, cost=cost)
-    strength = run.settled("matched.json", lambda: matched(cfg.dissolve, dissolver, splits.train.normal().images))
+    strength = run.decided("matched.json", lambda: matched(cfg.dissolve, dissolver, splits.train.normal().images))
     settings = {f"dissolve.{name}": value for name, value in strength["settings"].items()}
     return Slot(strength=settings, facts=facts | {"matched": strength}, cost=cost)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
@@ -81,7 +80,9 @@ def run_experiment(
     context = Context.of(**surroundings)
     splits = load(cfg, context.data_root)
     cfg = resolve(cfg, splits)
-    evaluated = _evaluated(splits, cfg)
+    evaluated = [splits.val]
+    if cfg.score.evaluate == "test":
+        evaluated = [images for images in (splits.val, splits.test) if len(images)]
     data = _checked_data(splits, context.out, acknowledge_leak)
     data["identity"] = identity_with_models(cfg, splits, context.data_root)
     run = Run.create(context.out, cfg, data=data, label=label_of(cfg), compute=context.compute.as_dict())
@@ -107,9 +108,11 @@ def _work(run: Run, cfg: Resolved, splits: Splits, evaluated: Sequence[ImageSet]
     if context.processes > 1 and detector.shareable and not has_checkpoint(run.folder / "detector"):
         facts = facts | {"processes": context.processes}
         train_together(train_share, cfg, run.folder, context)
-    _fit(detector, cfg, splits, run, progress=context.progress)
+    detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=context.progress)
+    if detector.steps:
+        run.write_metrics([{"stage": "train", **row} for row in detector.steps])
     cost = {"fit_seconds": max(time.perf_counter() - start, detector.seconds)}
-    cost |= {name: seconds for name, seconds in slot.cost.items() if not math.isnan(seconds)}
+    cost |= slot.cost
     metrics, rows = _evaluate(detector, evaluated, cost)
     if checkable(splits.val) and not detector.oracle:
         facts = facts | {"self_check": recorded(PseudoCheck(splits.val).of(detector))}
@@ -160,39 +163,24 @@ def _probed(detector: Detector, splits: Splits, *, progress: Progress) -> dict[s
     return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
 
 
-def _fit(detector: Detector, cfg: Resolved, splits: Splits, run: Run, *, progress: Progress) -> None:
-    detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=progress)
-    if detector.steps:
-        run.write_metrics([{"stage": "train", **row} for row in detector.steps])
-
-
 def _hook(cfg: Resolved, splits: Splits, run: Run) -> EpochHook | None:
-    """Return what is asked after an epoch, where something is."""
+    """Return what is called after an epoch: the rule of selection, where there is one.
+
+    With ``train.track_test`` it also notes what each possible rule gives and the AUROC on test.
+    """
     rule = cfg.train.select
-    if cfg.train.track_test and "train" in cfg.uses:  # of one sweep for all kinds of detectors
-        return _tracked(rule, splits, run)
-    return None if rule == "last" else select_on(rule, splits)
-
-
-def _tracked(rule: str, splits: Splits, run: Run) -> EpochHook:
-    """Return a hook that notes what each rule says of an epoch and its test AUROC, and hands on the chosen rule's."""
+    if not cfg.train.track_test or "train" not in cfg.uses:  # a sweep sets it for all kinds of detectors
+        return None if rule == "last" else select_on(rule, splits)
     val, test = splits.val, splits.test
     possible = {"val": val.anomalous.any() and not val.anomalous.all(), "pseudo": checkable(val)}
     rules = {name: select_on(name, splits) for name, offered in possible.items() if offered or name == rule}
 
-    def ask(epoch: int, detector: Detector) -> float | None:
-        said = {name: asked(epoch, detector) for name, asked in rules.items()}
-        run.track(epoch, said | {"test": auroc(detector.score(test, samples=1).total, test.anomalous)})
-        return said.get(rule)
+    def track(epoch: int, detector: Detector) -> float | None:
+        values = {name: value_of(epoch, detector) for name, value_of in rules.items()}
+        run.track(epoch, values | {"test": auroc(detector.score(test, samples=1).total, test.anomalous)})
+        return values.get(rule)
 
-    return ask
-
-
-def _evaluated(splits: Splits, cfg: Resolved) -> list[ImageSet]:
-    """Return what a run scores: val, where there is one, and test, unless the config stops at val."""
-    if cfg.score.evaluate == "test":
-        return [images for images in (splits.val, splits.test) if len(images)]
-    return [splits.val]
+    return track
 
 
 def _evaluate(

@@ -173,7 +173,7 @@ def load_detector(
 ) -> Predictor:
     """Return the fitted detector of a finished run, ready to ``predict`` scores of image files."""
     run = run if isinstance(run, Run) else Run(run)
-    if not (run.folder / "result.json").exists():
+    if run.state() != "done":
         raise UsageError("this is no finished run.", path=run.folder, hint="Name a folder that holds a result.json.")
     result, record = run.result(), run.config()
     cfg = validated(Resolved, record["config"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
@@ -59,15 +57,10 @@ def code_version() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that a run records."""
-    packages = {name: metadata.version(name) for name in _PACKAGES}
-    return {"diawork": _own_version(), "code": code_version(), "python": platform.python_version(), **packages}
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("diawork")
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    known = {"diawork": "not installed", "code": code_version(), "python": platform.python_version()}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        known["diawork"] = metadata.version("diawork")
+    return known | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def slug(text: str) -> str:
@@ -262,8 +255,8 @@ class Run:
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
 
-    def settled(self, name: str, decide: Callable[[], Any]) -> Any:
-        """Return what was decided once for this run and kept in ``name`` (JSON), so that a resumed run keeps it."""
+    def decided(self, name: str, decide: Callable[[], Any]) -> Any:
+        """Return what ``decide`` gave when it was called first for this run; the file ``name`` (JSON) keeps it."""
         path = self.folder / name
         if not path.exists():
             write_json(path, decide())
@@ -291,11 +284,7 @@ class Run:
     def write_scores(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write ``scores.csv``, one image a row; a result that spoke of other scores is withdrawn."""
         (self.folder / "result.json").unlink(missing_ok=True)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.folder / "scores.csv", text.getvalue())
+        write_text(self.folder / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Commit the result; from here on the run is done."""
