@@ -67,7 +67,8 @@ class CellFolder:
         undone = [run.folder.name for run in runs if not run.current]
         if undone or (spec["makes_run"] and not runs):
             what = f"the notebook came to its end without a finished run ({', '.join(undone) or 'none was begun'})."
-            raise CheckpointError(what, path=self.path)
+            hint = "A notebook of your own takes a parameter cell and calls diawork.sweeps.cell.run_in_cell(cell, cfg)."
+            raise CheckpointError(what, path=self.path, hint="" if runs else hint)
         folders = [os.path.relpath(run.folder, self.path) for run in runs]
         result = {"digest": spec["digest"], "data": spec["data"], "runs": folders, "code": code_version()}
         write_json(self.path / "result.json", {"schema": SCHEMA, "seconds": round(seconds, 2), **result})

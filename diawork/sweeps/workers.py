@@ -78,7 +78,7 @@ def _run(cell: CellFolder) -> int:
         return error.exit_code
     except DiaworkError as error:
         state, trace = "died" if isinstance(error, KernelDied) else "failed", getattr(error, "trace", [])
-        cell.note(state, error.what, trace=trace, seconds=round(time.monotonic() - start, 2))
+        cell.note(state, f"{error.what} {error.hint}".rstrip(), trace=trace, seconds=round(time.monotonic() - start, 2))
         return NotebookError.exit_code
     cell.note("done", seconds=round(time.monotonic() - start, 2))
     return 0
