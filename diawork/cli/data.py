@@ -128,18 +128,3 @@ def check(name: str, data_root: Path | None, out: Path | None) -> None:
     report = checks.check_splits(datasets.load(name, data_root), cache=runs_root(out) / "data-checks")
     say(report)
     click.get_current_context().exit(3 if report.errors else 0)
-
-
-@data.command()
-@click.argument("first")
-@click.argument("second")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
-@options.data_root
-def overlap(first: str, second: str, split: str, data_root: Path | None) -> None:
-    """Say how far the images of one set are those of another, by correlation and agreement of labels."""
-    from diawork.data import datasets, duplicates
-
-    one, other = (getattr(datasets.load(name, data_root), split) for name in (first, second))
-    say(f"{one.name} {split} against {other.name} {split}:")
-    for line in duplicates.overlap(one, other).lines():
-        say(line)

@@ -1,22 +1,18 @@
-"""Duplicates within and across splits and sets: exact ones by digest, near ones by correlation of shrunken images."""
+"""Duplicates within and across splits: exact ones by digest, near ones by correlation of shrunken images."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diawork.base.errors import DataError
 from diawork.data.images import ImageSet, Splits
 
 NEAR = 0.97  # correlation from which two images may be the same picture
 CLOSER = 30.0  # and how many times closer they are than the median image of the other split
 SAME = 0.999  # correlation from which they are the same whatever the other images are like
-SIDES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)  # short over long side, as pictures may have been
-LEVELS = (0.9, 0.95, 0.97, 0.98, 0.99)  # of correlation, that an overlap is told by
 
 
 class Pair(NamedTuple):
@@ -82,10 +78,10 @@ def _near_pairs(splits: Splits, *, rows: int = 512) -> Iterator[Pair]:
     for reference, images in ((healthy, val), (healthy, test), (ill, val), (ill, test), (val, test)):
         if not len(reference) or not len(images):
             continue
-        windows = _normalised(torch.cat([_shrunk(x)[:, 1:-1, 1:-1] for x in reference.batches()]))
-        small = torch.cat([_shrunk(x) for x in images.batches()])
+        windows = normalised(torch.cat([shrunk(x)[:, 1:-1, 1:-1] for x in reference.batches()]))
+        small = torch.cat([shrunk(x) for x in images.batches()])
         for start in range(0, len(images), rows):
-            similarity = _best_over_shifts(small[start : start + rows], windows)
+            similarity = best_over_shifts(small[start : start + rows], windows)
             nearest, position = similarity.max(1)
             median = similarity.median(1).values
             # sets of one anatomy are alike throughout: a duplicate is far closer than the set's usual image
@@ -95,7 +91,7 @@ def _near_pairs(splits: Splits, *, rows: int = 512) -> Iterator[Pair]:
                 yield _pair("near", reference, int(position[j]), images, start + j, similarity=best)
 
 
-def _shrunk(images: Tensor, most: int = 32) -> Tensor:
+def shrunk(images: Tensor, most: int = 32) -> Tensor:
     """Return grey images (N, S, S) of at most ``most`` px without fine grain: what survives JPEG."""
     grey = images.mean(1, keepdim=True)
     if max(grey.shape[-2:]) > most or grey.shape[-2] != grey.shape[-1]:
@@ -104,7 +100,7 @@ def _shrunk(images: Tensor, most: int = 32) -> Tensor:
     return F.conv2d(grey, (bell[:, None] * bell)[None, None])[:, 0]
 
 
-def _normalised(windows: Tensor) -> Tensor:
+def normalised(windows: Tensor) -> Tensor:
     """Return (N, P) rows of mean 0 and length 1; a constant window becomes zeros."""
     flat = windows.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
@@ -112,60 +108,12 @@ def _normalised(windows: Tensor) -> Tensor:
     return torch.where(length > 1e-4, flat / length.clamp_min(1e-4), torch.zeros_like(flat))
 
 
-def _best_over_shifts(images: Tensor, windows: Tensor) -> Tensor:
+def best_over_shifts(images: Tensor, windows: Tensor) -> Tensor:
     """Return the correlation (N, M) of images (N, S, S) with inner windows (M, P), the best of 3 × 3 shifts."""
     size = images.shape[-1] - 2
     best = torch.full((len(images), len(windows)), -1.0)
     for dy in range(3):
         for dx in range(3):
-            shifted = _normalised(images[:, dy : dy + size, dx : dx + size])
+            shifted = normalised(images[:, dy : dy + size, dx : dx + size])
             best = torch.maximum(best, shifted @ windows.T)
     return best
-
-
-# --- how far one set is another ------------------------------------------------------------------------
-
-
-class Overlap(NamedTuple):
-    """For each of N images of one set the nearest of another, as far as shrunken pictures tell."""
-
-    similarity: np.ndarray  # (N,) correlation with the nearest
-    second: np.ndarray  # (N,) with the next nearest
-    nearest: np.ndarray  # (N,) its place in the other set
-    mutual: np.ndarray  # (N,) whether it is that image's nearest, too
-    agree: np.ndarray  # (N,) whether both are healthy, or both are not
-
-    def lines(self) -> Iterator[str]:
-        """Say at each level of correlation how many images have a match, and on how many of them the labels agree."""
-        for level in LEVELS:
-            match = self.similarity >= level
-            n, both, same = match.sum(), (match & self.mutual).sum(), (match & self.agree).sum()
-            share = f"{n / len(match):.1%}"
-            yield f"correlation {level:g} or more: {n} of {len(match)} ({share}), {both} mutual, labels agree on {same}"
-        gap = np.median(self.similarity - self.second)
-        yield f"the nearest correlates {np.median(self.similarity):.3f} in the median, {gap:.3f} more than the next one"
-
-
-def overlap(first: ImageSet, second: ImageSet) -> Overlap:
-    """Return how far the images of ``first`` are those of ``second``, whichever sides either has cropped or squashed.
-
-    The larger pictures are cut to every central part that a crop to a square may have kept, and shrunk to the others.
-    """
-    if not len(first) or not len(second):
-        raise DataError(f"{first.name} and {second.name} have {len(first)} and {len(second)} images to compare.")
-    swap = first.images.shape[-1] < second.images.shape[-1]
-    larger, smaller = (second, first) if swap else (first, second)
-    size = min(32, smaller.images.shape[-1])
-    windows = _normalised(torch.cat([_shrunk(x, size)[:, 1:-1, 1:-1] for x in smaller.batches()]))
-    similarity = torch.full((len(larger), len(smaller)), -1.0)
-    for share, dim in ((1.0, 3), *((share, dim) for share in SIDES for dim in (2, 3))):
-        kept = round(share * larger.images.shape[dim])  # of one side, from the middle
-        parts = (x.narrow(dim, (x.shape[dim] - kept) // 2, kept) for x in larger.batches())
-        small = torch.cat([_shrunk(part, size) for part in parts])
-        similarity = torch.maximum(similarity, _best_over_shifts(small, windows))
-    similarity = similarity.T if swap else similarity
-    best = similarity.topk(min(2, len(second)), 1)
-    nearest = best.indices[:, 0]
-    mutual = similarity.argmax(0)[nearest] == torch.arange(len(first))
-    agree = first.anomalous == second.anomalous[nearest.numpy()]
-    return Overlap(best.values[:, 0].numpy(), best.values[:, -1].numpy(), nearest.numpy(), mutual.numpy(), agree)
