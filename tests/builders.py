@@ -1,9 +1,12 @@
 """Made-up run folders, written through ``Run``, for the tests of tables and pages."""
 
+import os
+import time
 import zlib
 
 import numpy as np
 
+from diawork.base import locks
 from diawork.base.files import write_json
 from diawork.evaluation.metrics import auroc
 from diawork.report.rows import Finished, Measured, Row
@@ -93,3 +96,11 @@ def toy_row(label, auroc=0.8, *, method="", half=0.02, sd=0.01, check=float("nan
     }  # fmt: skip
     area = Measured(auroc, auroc - half, auroc + half, sd)
     return Row(label=label, auroc=area, check=Measured(check), **(values | changes))
+
+
+def write_lock(folder, pid, host, age=0.0):
+    """Leave the lock of another process, as filelock writes it, touched ``age`` seconds ago."""
+    folder.mkdir(exist_ok=True)
+    record = f"filelock/2\npid={pid}\nhost={host}\nmode=lease\ntoken=f00\nduration={locks.STALE}\n"
+    (folder / "lock").write_text(record)
+    os.utime(folder / "lock", (time.time() - age,) * 2)

@@ -7,7 +7,7 @@ import time
 
 import nbformat
 
-from diawork.base.files import process_alive
+from diawork.base.locks import holder
 
 PARAMETERS = """seed: int = 0  # 0 …
 method: str = "dia"  # a method
@@ -64,13 +64,8 @@ def toy_sweep(folder, *, temperatures=(0.1, 0.2, 0.3), seeds=(0, 1), pause=0.0, 
 
 def holders(out, pattern):
     """Return the living processes that hold folders below ``out``."""
-    found = []
-    for lock in out.glob(f"{pattern}/lock.json"):
-        try:
-            found.append(json.loads(lock.read_text())["pid"])
-        except (OSError, ValueError):
-            continue
-    return [pid for pid in found if process_alive(pid)]
+    found = [holder(lock.parent) for lock in out.glob(f"{pattern}/lock")]
+    return [process.pid for process in found if process]
 
 
 def wait_for(what, seconds=60):

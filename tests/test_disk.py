@@ -54,7 +54,7 @@ def failing_from(n, number, patch, root):
 
 
 def artefacts(root):
-    found = (p for p in root.rglob("*") if p.is_file() and p.name != "lock.json")
+    found = (p for p in root.rglob("*") if p.is_file() and p.name != "lock")
     return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 

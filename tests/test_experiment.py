@@ -24,6 +24,7 @@ from diawork.runs.presets import preset
 from diawork.runs.resolve import resolve
 from diawork.runs.run import ORACLE, Run
 from diawork.runs.selfcheck import MOST, PseudoCheck
+from tests.builders import write_lock
 from tests.conftest import make_images
 
 SMOKE = preset("smoke")
@@ -219,9 +220,9 @@ def test_validation_scores_between_epochs_change_nothing(splits):
 
 def test_a_model_that_another_process_pretrains_is_waited_for(splits, tmp_path, monkeypatch):
     folder = shared_ddpm(SMOKE, splits, out=tmp_path, progress=False).folder
-    record, lock = (folder / "ddpm.safetensors").read_bytes(), folder / "lock.json"
+    record, lock = (folder / "ddpm.safetensors").read_bytes(), folder / "lock"
     (folder / "ddpm.safetensors").unlink()
-    lock.write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
+    write_lock(folder, 1, socket.gethostname())
 
     def the_other_finishes(_):
         (folder / "ddpm.safetensors").write_bytes(record)

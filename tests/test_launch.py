@@ -130,7 +130,7 @@ def test_a_stop_is_75_and_leaves_no_process(tmp_path):
     start = time.monotonic()
     assert stop_launcher(pid, tmp_path / "out", signal.SIGTERM) == 75 and time.monotonic() - start < 30
     assert ledger(tmp_path / "out" / "sweeps" / "toy")["state"].tolist() == ["interrupted"]
-    assert not list(tmp_path.glob("out/**/lock.json"))
+    assert not list(tmp_path.glob("out/**/lock"))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Locks: one holder, dead ones left behind, waiting where asked, one taker at a time."""
 
-import json
 import os
 import socket
 import subprocess
@@ -14,32 +13,28 @@ from diawork.base import locks
 from diawork.base.errors import BusyError
 from diawork.base.files import process_alive
 from diawork.base.locks import holder, locked
+from tests.builders import write_lock
 
-ELSEWHERE = {"pid": 7, "host": "elsewhere"}
-
-
-def left(folder, content, age=0.0):
-    folder.mkdir(exist_ok=True)
-    (folder / "lock.json").write_text(json.dumps(content))
-    os.utime(folder / "lock.json", (time.time() - age,) * 2)
+ELSEWHERE = (7, "elsewhere")
 
 
 def test_another_machines_lock_lasts_as_long_as_its_heart_beats(tmp_path):
-    left(tmp_path / "run", ELSEWHERE, age=60)
+    write_lock(tmp_path / "run", *ELSEWHERE, age=60)
     assert holder(tmp_path / "run") == ELSEWHERE
     with pytest.raises(BusyError, match="process 7 on elsewhere"), locked(tmp_path / "run"):
         pass
-    left(tmp_path / "run", ELSEWHERE, age=400)
+    write_lock(tmp_path / "run", *ELSEWHERE, age=400)
     said = []
     with locked(tmp_path / "run", say=said.append):
         assert said == ["took over run, left by process 7 on elsewhere"]
+        assert holder(tmp_path / "run").pid == os.getpid()
     assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_lock_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "POLL", 0.01)
-    left(tmp_path / "run", ELSEWHERE)
-    threading.Timer(0.2, (tmp_path / "run" / "lock.json").unlink).start()
+    write_lock(tmp_path / "run", *ELSEWHERE)
+    threading.Timer(0.2, (tmp_path / "run" / "lock").unlink).start()
     said, start = [], time.monotonic()
     with locked(tmp_path / "run", wait=True, say=said.append):
         assert time.monotonic() - start > 0.1
@@ -49,33 +44,53 @@ def test_a_lock_is_waited_for(tmp_path, monkeypatch):
 def test_the_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "BEAT", 0.01)
     with locked(tmp_path):
-        os.utime(tmp_path / "lock.json", (0, 0))
+        os.utime(tmp_path / "lock", (0, 0))
         time.sleep(0.2)
-        assert time.time() - (tmp_path / "lock.json").stat().st_mtime < 10
+        assert time.time() - (tmp_path / "lock").stat().st_mtime < 10
 
 
 def test_what_was_taken_over_meanwhile_is_not_removed(tmp_path):
     with locked(tmp_path):
-        left(tmp_path, ELSEWHERE)
+        (tmp_path / "lock").unlink()
+        write_lock(tmp_path, *ELSEWHERE)
     assert holder(tmp_path) == ELSEWHERE
 
 
-def test_whoever_takes_over_is_alone(tmp_path):
-    left(tmp_path, {"pid": 4194305, "host": socket.gethostname()})
-    (tmp_path / "lock.takeover").write_text(json.dumps(ELSEWHERE))
-    with pytest.raises(BusyError, match="process 7"), locked(tmp_path):
-        pass
-    os.utime(tmp_path / "lock.takeover", (0, 0))  # it died there
-    with pytest.raises(BusyError), locked(tmp_path):
-        pass
+def test_a_lock_without_a_record_is_left_behind_when_its_writer_is_surely_gone(tmp_path, monkeypatch):
+    """Its writer was killed, or the power went, between making the file and writing who it is."""
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    (tmp_path / "lock").touch()
+    start = time.monotonic()
+    monkeypatch.setattr(locks, "TORN", 0.3)
     with locked(tmp_path):
-        assert holder(tmp_path)["pid"] == os.getpid()
+        assert time.monotonic() - start > 0.2 and holder(tmp_path).pid == os.getpid()
 
 
-def test_an_ended_process_that_nobody_has_noticed_is_not_alive():
+COUNTING = """
+import pathlib, sys, time
+from diawork.base.locks import locked
+folder = pathlib.Path(sys.argv[1])
+with locked(folder, wait=True):
+    number = int((folder / "number").read_text())
+    time.sleep(0.05)
+    (folder / "number").write_text(str(number + 1))
+"""
+
+
+def test_whoever_takes_over_is_alone(tmp_path):
+    write_lock(tmp_path, 4194305, socket.gethostname())  # no process has this number
+    (tmp_path / "number").write_text("0")
+    counting = [subprocess.Popen([sys.executable, "-c", COUNTING, str(tmp_path)]) for _ in range(5)]
+    assert [process.wait(60) for process in counting] == [0] * 5
+    assert (tmp_path / "number").read_text() == "5"
+
+
+def test_a_killed_process_holds_nothing_though_nobody_has_noticed_its_end(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 10
     while process_alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not process_alive(process.pid) or not os.path.exists("/proc")
-    process.wait()
+    assert not process_alive(process.pid)
+    write_lock(tmp_path, process.pid, socket.gethostname())
+    with locked(tmp_path):
+        assert holder(tmp_path).pid == os.getpid()

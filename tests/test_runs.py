@@ -8,7 +8,9 @@ import pytest
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import BusyError, CheckpointError, Interrupted, UsageError
+from diawork.base.locks import holder
 from diawork.runs.run import ORACLE, Run, find_runs, runs_root, slug
+from tests.builders import write_lock
 
 DATA = {"name": "noise", "identity": "abc", "notes": []}
 
@@ -43,7 +45,7 @@ def test_a_run_is_done_only_with_a_valid_result(tmp_path):
         run.result()
     with run.working():
         run.finish({"seed": 0})
-    assert run.done and status(run)["state"] == "done" and not (run.folder / "lock.json").exists()
+    assert run.done and status(run)["state"] == "done" and not (run.folder / "lock").exists()
 
 
 @pytest.mark.parametrize(
@@ -63,23 +65,22 @@ def test_status_tells_how_it_ended(tmp_path, error, state):
             work()
     else:
         work()
-    assert status(run)["state"] == state and not (run.folder / "lock.json").exists()
+    assert status(run)["state"] == state and not (run.folder / "lock").exists()
 
 
-@pytest.mark.parametrize("holder", [{"pid": 1, "host": socket.gethostname()}, {"pid": 7, "host": "elsewhere"}])
-def test_a_living_holder_keeps_the_run(tmp_path, holder):
+@pytest.mark.parametrize(("pid", "host"), [(1, socket.gethostname()), (7, "elsewhere")])
+def test_a_living_holder_keeps_the_run(tmp_path, pid, host):
     run = create(tmp_path)
-    (run.folder / "lock.json").write_text(json.dumps(holder))
-    with pytest.raises(BusyError, match=f"process {holder['pid']} on"), run.working():
+    write_lock(run.folder, pid, host)
+    with pytest.raises(BusyError, match=f"process {pid} on {host}"), run.working():
         pass
 
 
-@pytest.mark.parametrize("holder", ["", "{", json.dumps({"pid": 4194305, "host": socket.gethostname()})])
-def test_a_dead_holder_does_not(tmp_path, holder):
+def test_a_dead_holder_does_not(tmp_path):
     run = create(tmp_path)
-    (run.folder / "lock.json").write_text(holder)
+    write_lock(run.folder, 4194305, socket.gethostname())
     with run.working():
-        assert json.loads((run.folder / "lock.json").read_text())["pid"] == os.getpid()
+        assert holder(run.folder).pid == os.getpid()
 
 
 def test_metrics_and_scores_round_trip(tmp_path):

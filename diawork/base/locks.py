@@ -1,21 +1,22 @@
-"""One process at a time in a folder: a lock file with a heartbeat, on any file system."""
+"""One process at a time in a folder: a lease of filelock, whose heartbeat says that its holder lives."""
 
 import contextlib
-import json
+import functools
 import os
-import socket
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import SoftFileLease, Timeout
 
 from diawork.base.errors import BusyError, ResourceError
 from diawork.base.files import process_alive
 
 BEAT, STALE = 30.0, 180.0  # seconds between heartbeats, and after which another machine's lock is left behind
+TORN = 5.0  # seconds after which the writer of a lock without a record is gone
 POLL = 0.5  # seconds between looks while waiting
-GUARD_AGE = 20.0  # seconds after which whoever was taking a lock over is gone
 
 
 @contextlib.contextmanager
@@ -25,117 +26,83 @@ def locked(folder: Path, *, wait: bool = False, say: Callable[[str], Any] = prin
     A lock is left behind when its process is gone, or, on another machine, when its heartbeat has
     stopped for three minutes; then it is taken over, and said so.
     """
-    lock = folder / "lock.json"
-    mine = {"pid": os.getpid(), "host": socket.gethostname()}
+    lease = _lease(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        told = False
-        while other := _take(lock, mine, say):
-            if not wait:
-                hint = f"Wait for it; if it is gone, remove {lock}."
-                raise BusyError(f"{_who(other)} is working here.", path=folder, hint=hint)
-            if not told:
-                say(f"waiting for {_who(other)}, which is working on {folder.name}")
-            told = True
-            time.sleep(POLL)
+        _acquire(lease, folder, wait=wait, say=say)
     except OSError as error:
         raise ResourceError(f"cannot be locked ({error.strerror or error}).", path=folder) from error
-    ended = threading.Event()
-    threading.Thread(target=_beat, args=(lock, ended), daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
-        if _content(lock) == mine:
-            lock.unlink(missing_ok=True)
+        lease.release()
 
 
-def holder(folder: Path) -> dict[str, Any] | None:
-    """Return pid and host of the living process that holds a folder, if there is one."""
-    lock = folder / "lock.json"
-    owner = _content(lock)
-    try:
-        pid = int(owner.get("pid") or 0)
-    except (TypeError, ValueError):
+class Holder(NamedTuple):
+    """A process that holds a folder."""
+
+    pid: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def holder(folder: Path) -> Holder | None:
+    """Return the living process that holds a folder, if there is one."""
+    owner = _owner(_lease(folder))
+    if owner is None:
         return None
-    if not pid:
-        return None
-    same_machine = owner.get("host") == socket.gethostname()
-    alive = process_alive(pid) if same_machine else _age(lock) <= STALE
+    alive = process_alive(owner.pid) if owner.host == _this_machine() else _age(folder / "lock") <= STALE
     return owner if alive else None
 
 
-def _content(lock: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(lock.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}  # torn: its writer was killed
+def _acquire(lease: SoftFileLease, folder: Path, *, wait: bool, say: Callable[[str], Any]) -> None:
+    waited = False
+    while True:
+        owner, living = _owner(lease), holder(folder)
+        with contextlib.suppress(Timeout):
+            lease.acquire(blocking=False)
+            if owner and not living:
+                say(f"took over {folder.name}, left by {owner}")
+            return
+        if living:
+            if not wait:
+                hint = f"Wait for it; if it is gone, remove {lease.lock_file}."
+                raise BusyError(f"{living} is working here.", path=folder, hint=hint)
+            if not waited:
+                say(f"waiting for {living}, which is working on {folder.name}")
+            waited = True
+        elif (owner or _age(folder / "lock") > TORN) and _owner(lease) == owner:
+            # What filelock leaves for a while or for ever: the lock of a zombie, of a silent machine, or one whose
+            # writer was killed before it wrote who it is.
+            if owner:
+                say(f"took over {folder.name}, left by {owner}")
+            lease.force_break()
+            continue
+        time.sleep(POLL)
 
 
-def _who(owner: dict[str, Any]) -> str:
-    return f"process {owner.get('pid')} on {owner.get('host')}"
+def _lease(folder: Path) -> SoftFileLease:
+    return SoftFileLease(folder / "lock", lease_duration=STALE, heartbeat_interval=BEAT)
 
 
-def _take(lock: Path, mine: dict[str, Any], say: Callable[[str], Any]) -> dict[str, Any] | None:
-    """Write the lock; return its living holder where there is one. Only one process takes over at a time."""
-    if _create(lock, mine):
-        return None
-    if (other := holder(lock.parent)) and other != mine:
-        return other
-    guard = lock.with_suffix(".takeover")
-    if not _create(guard, mine):
-        if _age(guard) > GUARD_AGE:
-            guard.unlink(missing_ok=True)
-        return _content(guard) or {"pid": "?", "host": "?"}
-    try:
-        if (other := holder(lock.parent)) and other != mine:
-            return other
-        left = _content(lock)
-        os.replace(_written(lock, mine), lock)
-        if left and left != mine:
-            say(f"took over {lock.parent.name}, left by {_who(left)}")
-        return None
-    finally:
-        guard.unlink(missing_ok=True)
+def _owner(lease: SoftFileLease) -> Holder | None:
+    """Return who wrote the lock, alive or not."""
+    return Holder(record.pid, record.hostname) if (record := lease.owner) else None
 
 
-def _written(path: Path, content: dict[str, Any]) -> Path:
-    temporary = path.with_name(f".{path.name}-{threading.get_ident()}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content))
-    return temporary
-
-
-def _create(path: Path, content: dict[str, Any]) -> bool:
-    """Make a file with its content in one step; say whether it was not there before."""
-    temporary = _written(path, content)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        try:
-            with open(path, "x") as f:
-                json.dump(content, f)
-        except FileExistsError:
-            return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
+@functools.cache
+def _this_machine() -> str | None:
+    """Return the name that filelock gives to this machine; it tells containers with one host name apart."""
+    with tempfile.TemporaryDirectory() as folder, _lease(Path(folder)) as lease:
+        return lease.owner.hostname if lease.owner else None
 
 
 def _age(path: Path) -> float:
     """Return the seconds since a file was touched, by the clock of its file system."""
     try:
-        probe = _written(path, {})
-        now = probe.stat().st_mtime
-        probe.unlink(missing_ok=True)
-        return now - path.stat().st_mtime
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            return os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _beat(lock: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT):
-        with contextlib.suppress(OSError):
-            os.utime(lock)
