@@ -245,6 +245,7 @@ def maps_grid(
     return figure
 
 
+@im.styled
 def compare_maps(evidence: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Return the same images as several detectors see them, from the evidence of a run of each, by name."""
     mapped = {name: arrays for name, arrays in evidence.items() if "maps" in arrays}
