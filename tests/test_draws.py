@@ -127,7 +127,7 @@ def test_a_run_under_older_draws_is_scored_anew_with_its_weights(small, tmp_path
     assert (run.folder / "scores.csv").read_bytes() == (fresh.folder / "scores.csv").read_bytes() != before
     kept, made = load_file(weights), load_file(fresh.folder / weights.name)
     assert kept.keys() == made.keys()
-    assert [name for name in made if not np.array_equal(kept[name], made[name], equal_nan=True)] == []
+    assert [name for name in made if name != "history" and not np.array_equal(kept[name], made[name])] == []
 
 
 def test_new_scores_withdraw_the_result_of_older_ones(small, tmp_path, monkeypatch):
