@@ -104,6 +104,25 @@ def test_heavy_libraries_have_one_door(library):
     assert {room for room in users if not inside(room, ONE_DOOR[library])} == set()
 
 
+def listed():
+    """Return the modules that CONTRIBUTING lists, by folder."""
+    block = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8").split("```")[1]
+    folder, words = "", {}
+    for line in block.splitlines():
+        name, _, rest = line.partition("  ") if line[:1].strip() else ("", "", line)
+        folder = name.rstrip("/") or folder
+        words.setdefault(folder, set()).update(re.findall(r"\w+", rest))
+    return words
+
+
+def test_contributing_lists_every_module():
+    words = listed()
+    rooms = [room for room, path in ROOMS.items() if path.name not in ("__init__.py", "__main__.py")]
+    folders = {room: room.rpartition(".")[0].replace(".", "/") for room in rooms}
+    assert {room for room in rooms if room.rpartition(".")[2] not in words.get(folders[room], set())} == set()
+    assert set(words) - {""} == set(folders.values())
+
+
 def test_no_room_is_a_drawer():
     assert not {room.rpartition(".")[2] for room in ROOMS} & {"utils", "helpers", "common", "misc"}
 

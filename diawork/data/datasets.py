@@ -1,4 +1,4 @@
-"""Preprocessing a data set: by its name, by a manifest, or as a config wants it, changed on purpose for an ablation."""
+"""Opening a data set: by its name, by a manifest, or as a config wants it, changed on purpose for an ablation."""
 
 import warnings
 from dataclasses import replace
