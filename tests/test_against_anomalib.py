@@ -18,7 +18,7 @@ IMAGES = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)
 
 
 def ours(kind, **changes):
-    cfg = method_config(preset("smoke"), kind.section).override(CHANGES | changes)
+    cfg = method_config(preset("smoke"), kind.name).override(CHANGES | changes)
     detector = kind(cfg, compute=Compute())
     detector.shape = [3, SIZE, SIZE]
     detector._prepare()

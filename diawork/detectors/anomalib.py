@@ -173,7 +173,8 @@ class Anomalib(Learned):
 
     def _restore(self, checkpoint: Checkpoint) -> Self:
         """Load what was saved; a memory bank takes the size that it was saved with."""
-        self.net.load_state_dict({name.removeprefix("net."): value for name, value in checkpoint.tensors.items()})
+        net = {k.removeprefix("net."): value for k, value in checkpoint.tensors.items() if k.startswith("net.")}
+        self.net.load_state_dict(net)
         self.history = read_history(checkpoint)
         return self
 
