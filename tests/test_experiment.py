@@ -17,13 +17,12 @@ from diawork.data.datasets import load
 from diawork.detectors.controls import StatsKNN
 from diawork.detectors.dia import CSI, DIA
 from diawork.runs.artifacts import shared_ddpm
-from diawork.runs.evidence import evidence
+from diawork.runs.evidence import MOST, PseudoCheck, evidence
 from diawork.runs.experiment import run_experiment, run_suite, select_on
 from diawork.runs.methods import METHODS, label_of, method_config
 from diawork.runs.presets import preset
 from diawork.runs.resolve import resolve
 from diawork.runs.run import ORACLE, Run
-from diawork.runs.selfcheck import MOST, PseudoCheck
 from tests.builders import write_lock
 from tests.conftest import make_images
 

@@ -23,7 +23,7 @@ from diawork.evaluation.diagnostics import (
     verdict,
 )
 from diawork.evaluation.metrics import auroc
-from diawork.runs.selfcheck import recorded
+from diawork.runs.evidence import recorded
 
 
 def checked(gains, n=120, noise=0.5, seed=0, **facts):

@@ -1,25 +1,39 @@
-"""The pictures that go with a result: dissolving strips, worst errors beside their neighbours, anomaly maps."""
+"""What goes with a result: strips, worst errors beside their neighbours, anomaly maps, and checks without labels."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
 
-from diawork.base.errors import Interrupted
+from diawork.base.config import K
+from diawork.base.errors import DataError, Interrupted
+from diawork.base.loop import Progress
 from diawork.data.images import ImageSet, Splits
+from diawork.data.pseudo import KINDS, pseudo_anomalies
 from diawork.detectors.base import Detector, MapMethods
 from diawork.detectors.controls import STATISTICS, image_statistics
 from diawork.detectors.learned import SMOOTH
 from diawork.detectors.maps import blur_map, mean_map
+from diawork.evaluation.diagnostics import SelfCheck, self_check, shift_probe
+from diawork.evaluation.metrics import followed
 from diawork.evaluation.pixels import pixel_summary
 from diawork.method.dissolve import Dissolver
+from diawork.method.views import SHIFTS
 
 MAPPED = 80  # images whose maps are measured, evenly spaced
 KEPT = 6  # of them, as pictures
 STRIP_STEPS = (10, 30, 50, 75, 100, 130, 160, 200, 250, 300, 400, 600)  # among them the paper's Fig. 1
+STRENGTH = 1.0  # of pseudo-anomalies
+LEAST = 20  # healthy validation images, below which nothing is checked
+MOST = 200  # of them, evenly spaced: the check costs six passes over each
+THUMBNAIL = 16  # px, of the probe of shifts
 
 
 def evidence(
@@ -130,3 +144,70 @@ def worst_errors(
         "errors_score": total[worst],
         "errors_label": anomalous[worst],
     }
+
+
+# --- checks without labels --------------------------------------------------------------------------------
+
+
+class PseudoCheck:
+    """Healthy validation images and their pseudo-anomalies, made once and scored by any detector."""
+
+    def __init__(self, val: ImageSet) -> None:
+        self.healthy = _some(val.normal())
+        pixels = self.healthy.images[:].numpy()
+        self.changed: dict[str, ImageSet] = {}
+        for kind in KINDS:
+            changed = torch.from_numpy(pseudo_anomalies(pixels, kind, strength=STRENGTH).images)
+            self.changed[kind] = replace(self.healthy, images=changed, masks=None)
+
+    def of(self, detector: Detector) -> SelfCheck:
+        """Return what the detector notices, from one augmented copy an image."""
+        healthy = detector.score(self.healthy, samples=1).total
+        scores = {(kind, STRENGTH): detector.score(images, samples=1).total for kind, images in self.changed.items()}
+        rho, _ = followed(healthy, image_statistics(self.healthy.images[:]))
+        most = int(np.abs(rho).argmax())  # the image statistic that the scores follow most
+        facts = replace(detector.facts(self.healthy), follows=(STATISTICS[most], float(rho[most])))
+        return self_check(healthy, scores, facts)
+
+
+def checkable(val: ImageSet) -> bool:
+    """Say whether there are enough healthy validation images to check on."""
+    return int((~val.anomalous).sum()) >= LEAST
+
+
+def recorded(check: SelfCheck) -> Mapping[str, Any]:
+    """Return what ``result.json`` keeps of a check."""
+    return asdict(check) | {"verdict": check.verdict, "findings": check.findings(), "strength": STRENGTH}
+
+
+def probe_shift(detector: Detector, splits: Splits, *, progress: Progress = True) -> dict[str, Any]:
+    """Measure and print, before training, whether the detector's shift is a task on these healthy images.
+
+    A linear probe of healthy training thumbnails names the shifts of validation images. Returns what
+    ``result.json`` keeps of it; {} where there is no shift, or nothing to probe.
+    """
+    if not detector.shift or not checkable(splits.val):
+        return {}
+    try:
+        known, held_out = (_thumbnails(_some(images.normal()), detector.shift) for images in (splits.train, splits.val))
+        probe = shift_probe(known, held_out)
+    except DataError as error:  # a run goes on without it
+        warnings.warn(f"the {detector.shift} shifts were not probed: {error.what}", stacklevel=2)
+        return {}
+    if progress:
+        tqdm.write(probe.sentence(detector.shift))
+    return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
+
+
+def _some(images: ImageSet) -> ImageSet:
+    """Return at most ``MOST`` of the images, evenly spaced."""
+    return images.take(np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int))
+
+
+def _thumbnails(images: ImageSet, shift: str) -> np.ndarray:
+    """Return (K, N, P) pixels of the images under each shift, means of areas."""
+    x = images.images[:]
+    size = min(THUMBNAIL, *x.shape[-2:])
+    return np.stack(
+        [F.interpolate(SHIFTS[shift](x, k), (size, size), mode="area").flatten(1).numpy() for k in range(K)]
+    )

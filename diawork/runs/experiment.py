@@ -5,9 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,8 +15,8 @@ from tqdm.auto import tqdm
 
 from diawork.base.checkpoints import has_checkpoint
 from diawork.base.config import DRAWS, ExperimentConfig
-from diawork.base.errors import DataError, UsageError
-from diawork.base.loop import EpochHook, Progress
+from diawork.base.errors import UsageError
+from diawork.base.loop import EpochHook
 from diawork.base.processes.group import Group
 from diawork.base.registry import entry_of
 from diawork.base.stopping import stop_at_once
@@ -30,11 +29,10 @@ from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
 from diawork.runs.context import Context, Surroundings
-from diawork.runs.evidence import evidence
+from diawork.runs.evidence import LEAST, PseudoCheck, checkable, evidence, probe_shift, recorded
 from diawork.runs.methods import label_of, method_config, spelled_out
 from diawork.runs.resolve import Resolved, resolve
 from diawork.runs.run import Run, known_patients
-from diawork.runs.selfcheck import LEAST, PseudoCheck, checkable, probe_shift, recorded
 
 SPECIFICITY = 0.95  # of the threshold, on healthy validation images
 
@@ -103,7 +101,7 @@ def run_experiment(
 def _work(run: Run, cfg: Resolved, splits: Splits, evaluated: Sequence[ImageSet], context: Context) -> None:
     """Fit, score, keep the evidence, and commit the result."""
     kind, (slot, detector) = entry_of(cfg.detector), _built(run, cfg, splits, context)
-    facts = slot.facts | _probed(detector, splits, progress=context.progress)
+    facts = slot.facts | probe_shift(detector, splits, progress=context.progress)
     start = time.perf_counter()
     if context.processes > 1 and detector.shareable and not has_checkpoint(run.folder / "detector"):
         facts = facts | {"processes": context.processes}
@@ -147,20 +145,6 @@ def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str
     opening = Preprocessing.of(splits.manifest)._asdict()  # for images to come
     facts = {"notes": notes, "duplicates": report.duplicates, "opening": opening}
     return {"name": splits.train.name, "identity": splits.identity} | facts | acknowledged
-
-
-def _probed(detector: Detector, splits: Splits, *, progress: Progress) -> dict[str, Any]:
-    """Measure and print, before training, whether the detector's shift is a task on these healthy images."""
-    if not detector.shift or not checkable(splits.val):
-        return {}
-    try:
-        probe = probe_shift(detector.shift, splits)
-    except DataError as error:  # a run goes on without it
-        warnings.warn(f"the {detector.shift} shifts were not probed: {error.what}", stacklevel=2)
-        return {}
-    if progress:
-        tqdm.write(probe.sentence(detector.shift))
-    return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
 
 
 def _hook(cfg: Resolved, splits: Splits, run: Run) -> EpochHook | None:
