@@ -44,7 +44,7 @@ def test_every_kind_of_pair_has_its_words(views):
         assert views.sentence().endswith(words)
     views.mask, views.pair = "shifted_removed", (0, 16)
     assert views.sentence().endswith("excluded, by the mask: the anchor's own dissolved twin")
-    assert views.names()[3] == "image 1 · O · 90°"
+    assert views.names()[3] == "image 1, shift 90°, branch O"
 
 
 @pytest.mark.parametrize(("batch", "shifts"), [(1, 1), (1, 4), (3, 2), (4, 3)])

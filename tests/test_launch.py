@@ -159,7 +159,7 @@ def test_a_notebook_without_a_finished_run_is_not_done(one, fault, said):
 
 
 @pytest.mark.parametrize(("slots", "threads"), [(1, 4), (3, 1), (9, 1)])
-def test_slots_share_the_cores_and_the_gpus(monkeypatch, slots, threads):
+def test_stacks_share_the_cores_and_the_gpus(monkeypatch, slots, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
     assert slot_environment(0, slots, [])["OMP_NUM_THREADS"] == str(threads)

@@ -28,7 +28,7 @@ from diawork.runs.resolve import resolve
 from diawork.runs.run import find_runs
 from diawork.sweeps.launch import data_identities
 from diawork.sweeps.sweep import Sweep
-from diawork.widgets.slots import checkpoint_slot, dissolving_slots
+from diawork.widgets.stacks import saved_operator
 from tests.toys import SETTINGS, TINY
 
 diffusers = pytest.importorskip("diffusers")
@@ -252,9 +252,8 @@ def test_opening_and_dissolving_draw_nothing_from_the_global_generators(plain):
 
 def test_training_explorer_and_bank_see_one_face(plain, ddpm, tmp_path):
     cfg = DissolveConfig(operator="diffusers", model=str(plain), t_range=(30, 130), bank_steps=3)
-    slots = dissolving_slots(ddpm, cfg, others={"of others": plain})
-    assert slots["of others"].timesteps == 1000 and slots["of others"].stack(X, [5, 400]).shape == (2, *X.shape)
-    dissolver = checkpoint_slot(plain, ddpm, cfg)
+    dissolver = saved_operator(plain, ddpm, cfg)
+    assert dissolver.timesteps == 1000 and dissolver.stack(X, [5, 400]).shape == (2, *X.shape)
     rows, draws = torch.arange(3), torch.Generator().manual_seed(0)
     x_hat, t = dissolver(X, image=rows, flip=rows > 3, generator=draws)
     assert x_hat.shape == X.shape and int(t.min()) >= 30 and int(t.max()) <= 130
@@ -265,7 +264,7 @@ def test_training_explorer_and_bank_see_one_face(plain, ddpm, tmp_path):
 
 def test_the_explorer_takes_a_model_of_another_size(ddpm, tmp_path):
     folder = write_pipeline(tmp_path / "p", random_unet(sample_size=16))
-    assert checkpoint_slot(folder, ddpm, DissolveConfig(bridge="pad")).stack(X, [50]).shape == (1, *X.shape)
+    assert saved_operator(folder, ddpm, DissolveConfig(bridge="pad")).stack(X, [50]).shape == (1, *X.shape)
 
 
 def test_the_slot_without_a_model_says_so():

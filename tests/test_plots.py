@@ -139,8 +139,8 @@ def test_refuses(call, says):
 LAYOUTS = {
     "one column": lambda: GridFrames(X[:1], STACKS[:1], TS),
     "a column an image": lambda: GridFrames(X, STACKS, TS),
-    "one occupant": lambda: figures.DissolveFrames(X[0], {"DDPM": STACKS[0]}, TS),
-    "two occupants": lambda: figures.DissolveFrames(X[0], {"DDPM": STACKS[0], "blur": STACKS[1]}, TS),
+    "one operator": lambda: figures.DissolveFrames(X[0], {"DDPM": STACKS[0]}, TS),
+    "two operators": lambda: figures.DissolveFrames(X[0], {"DDPM": STACKS[0], "blur": STACKS[1]}, TS),
 }
 
 

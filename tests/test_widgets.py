@@ -13,7 +13,7 @@ from diawork.figures import DissolveFrames
 from diawork.figures.slider import energy_removed, radial_power
 from diawork.method.ddpm import DDPM, build_ddpm
 from diawork.widgets import DissolveExplorer
-from diawork.widgets.slots import ALL, KEPT, NOTHING, STEPS, Stacks
+from diawork.widgets.stacks import ALL, KEPT, NOTHING, STEPS, Stacks
 from tests.conftest import make_images
 from tests.toys import TINY
 
@@ -75,7 +75,7 @@ def test_forty_steps_fine_where_the_paper_works():
 
 def test_opens_on_test_at_the_step_nearest_100(explorer):
     assert (explorer.dataset, explorer.split, explorer.class_name, explorer.t) == ("toy", "test", ALL, 100)
-    assert (explorer.slot, explorer.beside) == ("DDPM", NOTHING)
+    assert (explorer.operator, explorer.beside) == ("DDPM", NOTHING)
 
 
 def test_moving_the_slider_shows_other_pictures_without_the_model(live, model):
@@ -83,7 +83,6 @@ def test_moving_the_slider_shows_other_pictures_without_the_model(live, model):
     for t in TS:
         live.choose(t=t)
         seen.add(live.picture)
-        assert live.picture == live.frame()
     assert len(seen) == len(TS) and model.calls == 1
 
 
@@ -97,15 +96,15 @@ def test_every_control_has_a_label(live):
     assert all(control.description or control.tooltip for control in live.controls.values())
 
 
-def test_an_image_is_dissolved_once_an_occupant_and_kept(live, model):
+def test_an_image_is_dissolved_once_an_operator_and_kept(live, model):
     for index in (1, 0, 1, 2):
         live.choose(index=index)
     assert model.calls == 3
     live.choose(beside="blur")
-    assert (model.calls, live.stacks.slots["blur"].calls) == (3, 1)
+    assert (model.calls, live.stacks.operators["blur"].calls) == (3, 1)
 
 
-def test_another_occupant_stands_beside(live):
+def test_another_operator_stands_beside(live):
     alone = live.picture
     live.choose(beside="blur")
     assert live.picture != alone
@@ -183,11 +182,11 @@ def test_another_model_is_put_beside_or_refused(live):
 
 
 def test_a_failing_model_becomes_a_sentence_and_the_widget_lives_on(live):
-    whole = live.stacks.slots["DDPM"]
-    live.stacks.slots["DDPM"] = Answering(lambda x, ts: 1 / 0)
+    whole = live.stacks.operators["DDPM"]
+    live.stacks.operators["DDPM"] = Answering(lambda x, ts: 1 / 0)
     live.choose(index=1)
     assert "could not be shown (ZeroDivisionError" in live.message and live.picture == b""
-    live.stacks.slots["DDPM"] = whole
+    live.stacks.operators["DDPM"] = whole
     live.choose(index=2)
     assert live.message == "" and live.picture
 
@@ -196,7 +195,7 @@ def test_messages_are_escaped(live):
     def hostile(x, ts):
         raise DataError("<script>alert(1)</script>")
 
-    live.stacks.slots["DDPM"] = Answering(hostile)
+    live.stacks.operators["DDPM"] = Answering(hostile)
     live.choose(index=1)
     assert "&lt;script&gt;" in live.widget.children[-2].value
 
@@ -259,11 +258,11 @@ def test_of_takes_a_model_and_opens_other_sets_when_they_are_chosen(monkeypatch)
     data = SimpleNamespace(train=images, val=images, test=images, manifest=SimpleNamespace(name="toy"))
     explorer = DissolveExplorer.of(data, ddpm, ts=[0, 2, 4], t=2)
     assert next(iter(explorer.stacks.sets)) == "toy" and "blur" in explorer.beside
-    assert explorer.frame().startswith(b"\x89PNG")
+    assert explorer.picture.startswith(b"\x89PNG")
     assert explorer.choose(dataset="phantom").message == "nowhere.npz was not found."
 
 
-def test_a_picture_has_one_or_two_occupants_and_all_their_steps():
+def test_a_picture_has_one_or_two_operators_and_all_their_steps():
     x = IMAGES["test"][0][0]
     with pytest.raises(UsageError, match="1 or 2"):
         DissolveFrames(x, {}, TS)

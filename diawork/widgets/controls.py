@@ -1,4 +1,4 @@
-"""What the explorers share: one base, and groups of labelled controls."""
+"""What the explorers share: one base, and labelled controls."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import base64
 import contextlib
 import html
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any, Self
 
 import ipywidgets as w
 
 from diawork import figures
-from diawork.base.errors import DiaworkError, UsageError, pick
+from diawork.base.errors import DiaworkError, pick
 
 DPI = 100
 _ALERT = "<p role='alert'>"
@@ -24,10 +25,10 @@ class Explorer:
     """A picture that follows its controls; where none can be drawn stands one sentence, and the widget lives on."""
 
     still: Callable[..., figures.Figure]  # what is drawn
-    _build: Callable[[], w.Widget]  # the controls, beside picture and message
-    _follow: Callable[[w.Widget], None]  # what a change of one of them means
-    controls: dict[str, Any]  # name of a choice → the control that makes it; there once ``widget`` was asked for
-    _widget: w.Widget | None = None
+    controls: dict[str, Any]  # name of a choice → the control that makes it
+    unwatched: tuple[str, ...] = ()  # controls that change nothing by themselves
+    _build: Callable[[], list[w.Widget]]  # makes the controls and returns their rows
+    _follow: Callable[[str], None]  # takes over a change of the control of that name
     _settling = False
 
     # --- driving it without a browser ------------------------------------------------------------------
@@ -65,15 +66,17 @@ class Explorer:
 
     # --- the widget --------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def widget(self) -> w.Widget:
-        """The explorer as a widget: its controls, the picture, and a message where there is one."""
-        if self._widget is None:
-            self._picture = w.Image(format="png", layout={"max_width": "100%", "border": "6px solid white"})
-            self._message = w.HTML()
-            self._widget = self._build()
-            self._refresh()
-        return self._widget
+        """The explorer as a widget: its controls, a message where there is one, and the picture."""
+        self._picture = w.Image(format="png", layout={"max_width": "100%", "border": "6px solid white"})
+        self._message = w.HTML()
+        rows = self._build()
+        for name, control in self.controls.items():
+            if hasattr(control, "value") and name not in self.unwatched:
+                control.observe(partial(self._changed, name), "value")
+        self._refresh()
+        return w.VBox([*rows, self._message, self._picture])
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Return the live face and, in the same output, what a saved or headless notebook shows in its place."""
@@ -86,16 +89,17 @@ class Explorer:
         except DiaworkError as error:
             return {"text/plain": str(error)}
 
-    def _watch(self, *controls: w.Widget) -> None:
-        for control in controls:
-            control.observe(self._changed, "value")
+    def _take_over(self, *names: str) -> None:
+        """Set the attributes of these names to what their controls say."""
+        for name in names:
+            setattr(self, name, self.controls[name].value)
 
-    def _changed(self, change: Any) -> None:
+    def _changed(self, name: str, _: Any) -> None:
         """Take over what the user picked and draw; what controls thereby do to one another is not drawn."""
         if self._settling:
             return
         with self._settle():
-            followed = self._guarded(lambda: self._follow(change.owner))
+            followed = self._guarded(lambda: self._follow(name))
         if followed:
             self._refresh()
 
@@ -131,6 +135,11 @@ class Explorer:
         self._message.value = f"{_ALERT}{html.escape(text)}</p>" if text else ""
 
 
+def row(*controls: w.Widget) -> w.HBox:
+    """Return controls side by side, in several lines where there is no room."""
+    return w.HBox(controls, layout=WRAP)
+
+
 def menu(label: str, options: Sequence, value: Any) -> w.Dropdown:
     """Return a labelled menu."""
     words = {"description": label, "tooltip": label, "style": WIDE}
@@ -143,53 +152,12 @@ def number(label: str, value: int, *, low: int = 0, high: int, live: bool = Fals
     return w.IntSlider(value=value, min=low, max=high, continuous_update=live, **words, **kw)
 
 
+def line(label: str, value: str = "", **kw: Any) -> w.Text:
+    """Return a labelled line of text, which answers when it is finished."""
+    return w.Text(value=value, description=label, style=WIDE, continuous_update=False, **kw)
+
+
 def offer(control: Any, options: Sequence, value: Any) -> None:
     """Give a control other options and choose one of them."""
     control.options = options
     control.value = value
-
-
-class StripControls:
-    """Which classes, how many images of each, and whether with the change."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = w.SelectMultiple(
-            options=classes, value=classes, rows=min(4, len(classes)), description="classes", tooltip="classes"
-        )
-        self.n = number("images of each", 2, low=1, high=6)
-        self.change = w.Checkbox(value=False, description="with the change", indent=False)
-        self.box = w.HBox([self.classes, self.n, self.change], layout=WRAP)
-
-
-class OwnControls:
-    """An image file of the user's own with its intensity window, and another model's folder."""
-
-    def __init__(self) -> None:
-        text = {"style": WIDE, "continuous_update": False}
-        self.upload = w.FileUpload(accept=".png,.tif,.tiff,.npy", description="image file", tooltip="PNG, TIFF or npy")
-        self.path = w.Text(description="or its path", placeholder="scan.tiff", **text)
-        self.low = w.Text(description="stored value of black", placeholder="16-bit and float only", **text)
-        self.high = w.Text(description="of white", placeholder="e.g. 4095", **text)
-        self.open = w.Button(description="show this image", icon="image", tooltip="read the image and show it")
-        self.model = w.Text(description="another model's folder", placeholder="runs/ddpm-…", **text)
-        self.load = w.Button(description="put it beside", icon="columns", tooltip="load the model and compare")
-        image = w.HBox([self.upload, self.path, self.low, self.high, self.open], layout=WRAP)
-        self.box = w.VBox([image, w.HBox([self.model, self.load], layout=WRAP)])
-
-    def source(self) -> tuple[bytes | str, str]:
-        """Return what to read, and its name where it was uploaded."""
-        if self.upload.value:
-            return bytes(self.upload.value[0]["content"]), str(self.upload.value[0]["name"])
-        if not self.path.value.strip():
-            raise UsageError("choose an image file, or write its path.")
-        return self.path.value.strip(), ""
-
-    def window(self) -> tuple[float, float] | None:
-        """Return the stored values of black and white, None where neither is written."""
-        ends = [self.low.value.strip(), self.high.value.strip()]
-        if not any(ends):
-            return None
-        try:
-            return float(ends[0]), float(ends[1])
-        except ValueError:
-            raise UsageError(f"the window {ends} needs two numbers, the stored values of black and white.") from None

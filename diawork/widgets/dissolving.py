@@ -22,17 +22,17 @@ from diawork.data.images import Splits
 from diawork.data.manifests import list_manifests
 from diawork.data.readers.picture import read_image
 from diawork.method.ddpm import DDPM
-from diawork.method.operators import Operator
-from diawork.widgets.controls import DPI, WIDE, WRAP, Explorer, OwnControls, StripControls, menu, number, offer
-from diawork.widgets.slots import (
+from diawork.widgets.controls import DPI, WIDE, Explorer, line, menu, number, offer, row
+from diawork.widgets.stacks import (
     ALL,
     NOTHING,
     STEPS,
     Images,
+    Stacking,
     Stacks,
-    checkpoint_slot,
-    dissolving_slots,
-    fit_to,
+    fitted,
+    saved_operator,
+    shown_operators,
 )
 
 VIEWS = ("one image", "strip of images", "your own image or model")
@@ -44,26 +44,28 @@ _PULSE = 0.004  # s between two pictures drawn ahead, so that the kernel stays r
 class DissolveExplorer(Explorer):
     """Pick data set, split, class and image, move ``t``, and put another operator beside it.
 
-    ``sets`` name → images, or a callable that opens them; ``slots`` name → operator. ``widget`` is the live
+    ``sets`` name → images, or a callable that opens them; ``operators`` name → operator. ``widget`` is the live
     face; ``still()`` and ``strip()`` return the same pictures as figures.
     """
 
+    unwatched = ("play", "upload", "path", "low", "high", "model")
+
     def __init__(
-        self, sets: Mapping[str, Images | Callable[[], Any]], slots: Mapping[str, Operator], *,
+        self, sets: Mapping[str, Images | Callable[[], Any]], operators: Mapping[str, Stacking], *,
         ts: Sequence[int] = STEPS, dataset: str | None = None, split: str | None = None, class_name: str = ALL,
-        index: int = 0, slot: str | None = None, beside: str = NOTHING, t: int = 100,
-        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Operator] | None = None,
+        index: int = 0, operator: str | None = None, beside: str = NOTHING, t: int = 100,
+        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Stacking] | None = None,
     ) -> None:  # fmt: skip
-        self.stacks = Stacks(sets, slots, ts)
+        self.stacks = Stacks(sets, operators, ts)
         self.ts = self.stacks.ts
         self.dataset = dataset or next(iter(self.stacks.sets))
         splits = self.stacks.images(self.dataset)
         self.split = split or ("test" if "test" in splits else next(iter(splits)))
         self.class_name, self.index = class_name, index
         pick(dict.fromkeys(self.stacks.classes(self.dataset, self.split)), class_name, "class")
-        self.slot, self.beside = slot or next(iter(slots)), beside
-        for name in (self.slot, self.beside):
-            pick({NOTHING: None, **slots}, name, "operator")
+        self.operator, self.beside = operator or next(iter(operators)), beside
+        for name in (self.operator, self.beside):
+            pick({NOTHING: None, **operators}, name, "operator")
         self.t = self._nearest(t)
         self.fit, self.open_model = fit, open_model
 
@@ -79,11 +81,11 @@ class DissolveExplorer(Explorer):
         cfg = cfg or DissolveConfig()
         sets: dict[str, Any] = {data.manifest.name: data}
         sets |= {name: partial(load, name, data_root) for name in list_manifests() if name != data.manifest.name}
-        slots = dissolving_slots(ddpm, cfg, compute=compute)
-        blur = next(name for name in slots if "blur" in name)
+        operators = shown_operators(ddpm, cfg, compute=compute)
+        blur = next(name for name in operators if "blur" in name)
         return cls(
-            sets, slots, beside=beside or blur, fit=fit_to(ddpm.config.image_size),
-            open_model=partial(checkpoint_slot, like=ddpm, cfg=cfg, compute=compute), **choice,
+            sets, operators, beside=beside or blur, fit=partial(fitted, size=ddpm.config.image_size),
+            open_model=partial(saved_operator, like=ddpm, cfg=cfg, compute=compute), **choice,
         )  # fmt: skip
 
     # --- what is shown ---------------------------------------------------------------------------------
@@ -97,10 +99,6 @@ class DissolveExplorer(Explorer):
 
     def _nearest(self, t: int) -> int:
         return min(self.ts, key=lambda step: abs(step - t))
-
-    def frame(self) -> bytes:
-        """Return the same picture as PNG bytes."""
-        return self.frames().png(self.ts.index(self.t))
 
     def fallback(self) -> dict[str, Any]:
         """Return the same picture on a slider that needs no kernel, and as it stands."""
@@ -126,7 +124,7 @@ class DissolveExplorer(Explorer):
         if not rows:
             raise UsageError(f"there is no image in {self.split!r} for the strip.")
         x = self.stacks.x(self.dataset, self.split, rows)
-        strip = np.concatenate([x[None], self.stacks.dissolved(x, ts, self.slot)]).swapaxes(0, 1)
+        strip = np.concatenate([x[None], self.stacks.dissolved(x, ts, self.operator)]).swapaxes(0, 1)
         return figures.dissolve_strip(strip, ts, labels, difference=difference)
 
     def add_image(self, source: Any, *, name: str = "", window: tuple[float, float] | None = None) -> list[str]:
@@ -138,107 +136,129 @@ class DissolveExplorer(Explorer):
 
     def frames(self) -> figures.DissolveFrames:
         """Return the pictures of the chosen image at all steps, each drawn when first asked for."""
-        row = self.stacks.row(self.dataset, self.split, self.class_name, self.index)
-        slots = (self.slot,) if self.beside in (NOTHING, self.slot) else (self.slot, self.beside)
-        return self.stacks.frames(self.dataset, self.split, row, slots)
+        at = self.stacks.row(self.dataset, self.split, self.class_name, self.index)
+        operators = (self.operator,) if self.beside in (NOTHING, self.operator) else (self.operator, self.beside)
+        return self.stacks.frames(self.dataset, self.split, at, operators)
 
     # --- the live face ---------------------------------------------------------------------------------
 
-    def _build(self) -> w.Widget:
+    def _build(self) -> list[w.Widget]:
         stacks, classes = self.stacks, self.stacks.classes(self.dataset, self.split)
-        self._show = w.ToggleButtons(options=VIEWS, description="show", style=WIDE | {"button_width": "auto"})
-        self._datasets = menu("data set", list(stacks.sets), self.dataset)
-        self._splits = menu("split", list(stacks.images(self.dataset)), self.split)
-        self._classes = menu("class", classes, self.class_name)
-        count = len(stacks.rows(self.dataset, self.split, self.class_name))
-        self._images = number("image", self.index, high=max(count - 1, 0))
-        self._slots = menu("dissolver", list(stacks.slots), self.slot)
-        self._besides = menu("beside it", [NOTHING, *stacks.slots], self.beside)
-        self._strip, self._own = StripControls(classes[1:]), OwnControls()
-        self._own.open.on_click(lambda _: self._guarded(self._take_image))
-        self._own.load.on_click(lambda _: self._guarded(self._take_model))
+        last = max(len(stacks.rows(self.dataset, self.split, self.class_name)) - 1, 0)
+        show = w.ToggleButtons(options=VIEWS, description="show", style=WIDE | {"button_width": "auto"})
+        image = {
+            "dataset": menu("data set", list(stacks.sets), self.dataset),
+            "split": menu("split", list(stacks.images(self.dataset)), self.split),
+            "class_name": menu("class", classes, self.class_name),
+            "index": number("image", self.index, high=last),
+        }
+        operators = {
+            "operator": menu("operator", list(stacks.operators), self.operator),
+            "beside": menu("beside it", [NOTHING, *stacks.operators], self.beside),
+        }
+        steps = {
+            "play": w.Play(value=self.ts.index(self.t), max=len(self.ts) - 1, interval=250, tooltip="play the steps"),
+            "t": w.SelectionSlider(
+                options=self.ts, value=self.t, description=figures.STEP_LABEL, style=WIDE, tooltip=figures.STEP_LABEL,
+                layout={"flex": "1 1 320px", "max_width": "760px"},
+            ),
+        }  # fmt: skip
+        self.link = w.jslink((steps["play"], "value"), (steps["t"], "index"))  # in the browser, without the kernel
+        names, shown = classes[1:], min(4, len(classes) - 1)
+        strip = {
+            "classes": w.SelectMultiple(
+                options=names, value=names, rows=shown, description="classes", tooltip="classes"
+            ),
+            "n": number("images of each", 2, low=1, high=6),
+            "change": w.Checkbox(value=False, description="with the change", indent=False),
+        }
+        own = {
+            "upload": w.FileUpload(accept=".png,.tif,.tiff,.npy", description="image file", tooltip="PNG, TIFF or npy"),
+            "path": line("or its path", placeholder="scan.tiff"),
+            "low": line("stored value of black", placeholder="16-bit and float only"),
+            "high": line("of white", placeholder="e.g. 4095"),
+            "open": w.Button(description="show this image", icon="image", tooltip="read the image and show it"),
+        }
+        model = {
+            "model": line("another model's folder", placeholder="runs/ddpm-…"),
+            "load": w.Button(description="put it beside", icon="columns", tooltip="load the model and compare"),
+        }
+        own["open"].on_click(lambda _: self._guarded(self._take_image))
+        model["load"].on_click(lambda _: self._guarded(self._take_model))
         self._bar = w.FloatProgress(max=1, layout={"width": "100%", "height": "8px", "visibility": "hidden"})
         stacks.on_progress = self._show_progress
-        images, slots = (self._datasets, self._splits, self._classes, self._images), (self._slots, self._besides)
-        self._watch(self._show, *images, *slots, self._strip.classes, self._strip.n, self._strip.change)
-        self._panes = [self._step_row(), self._strip.box, self._own.box]
-        strip, own = self._strip, self._own
-        self.controls = {
-            "show": self._show, "dataset": self._datasets, "split": self._splits, "class_name": self._classes,
-            "index": self._images, "slot": self._slots, "beside": self._besides, "t": self._steps, "play": self._play,
-            "classes": strip.classes, "n": strip.n, "change": strip.change, "upload": own.upload, "path": own.path,
-            "low": own.low, "high": own.high, "open": own.open, "model": own.model, "load": own.load,
-        }  # fmt: skip
-        rows = [w.HBox(row, layout=WRAP) for row in (images, slots)]
-        return w.VBox([self._show, *rows, *self._panes, self._bar, self._message, self._picture])
-
-    def _step_row(self) -> w.Widget:
-        """Return play button and slider; they move each other in the browser, without the kernel."""
-        self._steps = w.SelectionSlider(
-            options=self.ts, value=self.t, description=figures.STEP_LABEL, style=WIDE, tooltip=figures.STEP_LABEL,
-            layout={"flex": "1 1 320px", "max_width": "760px"},
-        )  # fmt: skip
-        self._play = w.Play(value=self.ts.index(self.t), max=len(self.ts) - 1, interval=250, tooltip="play the steps")
-        self.link = w.jslink((self._play, "value"), (self._steps, "index"))
-        self._watch(self._steps)
-        return w.HBox([self._play, self._steps], layout={"align_items": "center"})
+        self.controls = {"show": show, **image, **operators, **steps, **strip, **own, **model}
+        moved = w.HBox(list(steps.values()), layout={"align_items": "center"})
+        self._panes = [moved, row(*strip.values()), w.VBox([row(*own.values()), row(*model.values())])]
+        return [show, row(*image.values()), row(*operators.values()), *self._panes, self._bar]
 
     # --- what the user did -------------------------------------------------------------------------------
 
-    def _follow(self, owner: w.Widget) -> None:
+    def _follow(self, name: str) -> None:
         """Take over what was picked; what it makes impossible falls back to what there is."""
-        if owner is self._datasets:
-            dataset, owner.value = owner.value, self.dataset  # chosen once it has been opened
-            splits = list(self.stacks.images(dataset))
-            self.dataset = owner.value = dataset
-            offer(self._splits, splits, self.split if self.split in splits else splits[-1])
-        if owner in (self._datasets, self._splits):
-            self.split = self._splits.value
-            names = self.stacks.classes(self.dataset, self.split)
-            offer(self._classes, names, self.class_name if self.class_name in names else ALL)
-            offer(self._strip.classes, names[1:], names[1:])
-        self.class_name = self._classes.value
-        if owner in (self._datasets, self._splits, self._classes):
-            self._images.value = 0
-            self._images.max = max(len(self.stacks.rows(self.dataset, self.split, self.class_name)) - 1, 0)
-        self.index, self.slot, self.beside = self._images.value, self._slots.value, self._besides.value
-        self.t = self._steps.value
+        stacks, controls = self.stacks, self.controls
+        if name == "dataset":
+            dataset, controls[name].value = controls[name].value, self.dataset  # chosen once it has been opened
+            splits = list(stacks.images(dataset))
+            self.dataset = controls[name].value = dataset
+            offer(controls["split"], splits, self.split if self.split in splits else splits[-1])
+        if name in ("dataset", "split"):
+            self._take_over("split")
+            classes = stacks.classes(self.dataset, self.split)
+            offer(controls["class_name"], classes, self.class_name if self.class_name in classes else ALL)
+            offer(controls["classes"], classes[1:], classes[1:])
+        self._take_over("class_name")
+        if name in ("dataset", "split", "class_name"):
+            controls["index"].value = 0
+            controls["index"].max = max(len(stacks.rows(self.dataset, self.split, self.class_name)) - 1, 0)
+        self._take_over("index", "operator", "beside", "t")
 
     def _take_image(self) -> None:
-        source, name = self._own.source()
-        notes = self.add_image(source, name=name, window=self._own.window())
+        """Read the image that was uploaded, or whose path was written, and show it."""
+        uploaded = self.controls["upload"].value
+        path, low, high = (self.controls[name].value.strip() for name in ("path", "low", "high"))
+        if not uploaded and not path:
+            raise UsageError("choose an image file, or write its path.")
+        try:
+            window = (float(low), float(high)) if low or high else None
+        except ValueError:
+            what = f"the window {[low, high]} needs two numbers, the stored values of black and white."
+            raise UsageError(what) from None
+        source, name = (bytes(uploaded[0]["content"]), str(uploaded[0]["name"])) if uploaded else (path, "")
+        notes = self.add_image(source, name=name, window=window)
         with self._settle():
-            offer(self._datasets, list(self.stacks.sets), OWN)
-            self._follow(self._datasets)
-            self._show.value = VIEWS[0]
+            offer(self.controls["dataset"], list(self.stacks.sets), OWN)
+            self._follow("dataset")
+            self.controls["show"].value = VIEWS[0]
         self._refresh()
         self._say(" ".join(notes))
 
     def _take_model(self) -> None:
-        folder = self._own.model.value.strip()
+        """Open the model whose folder was written and put it beside."""
+        folder = self.controls["model"].value.strip()
         if self.open_model is None or not folder:
             raise UsageError("no model can be loaded here." if folder else "write the folder of a saved model.")
-        self.stacks.slots[folder] = self.open_model(folder)
+        self.stacks.operators[folder] = self.open_model(folder)
         with self._settle():
-            offer(self._slots, list(self.stacks.slots), self.slot)
-            offer(self._besides, [NOTHING, *self.stacks.slots], folder)
-            self.beside, self._show.value = folder, VIEWS[0]
+            offer(self.controls["operator"], list(self.stacks.operators), self.operator)
+            offer(self.controls["beside"], [NOTHING, *self.stacks.operators], folder)
+            self.beside, self.controls["show"].value = folder, VIEWS[0]
         self._refresh()
 
     # --- showing -----------------------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        view = VIEWS.index(self._show.value)
+        view = VIEWS.index(self.controls["show"].value)
         for i, pane in enumerate(self._panes):
             pane.layout.display = None if i == view or (i == 0 and view == 2) else "none"
         super()._refresh()
 
     def _draw(self) -> None:
-        if self._show.value == VIEWS[1]:
-            figure = self.strip(self._strip.classes.value, self._strip.n.value, difference=self._strip.change.value)
-            self._picture.value = figures.png_bytes(figure, DPI)
+        view, classes, n, change = (self.controls[name].value for name in ("show", "classes", "n", "change"))
+        if view == VIEWS[1]:
+            self._picture.value = figures.png_bytes(self.strip(classes, n, difference=change), DPI)
         else:
-            self._picture.value = self.frame()
+            self._picture.value = self.frames().png(self.ts.index(self.t))
             self._draw_ahead()
         self._say("")
 

@@ -19,7 +19,7 @@ from diawork.data.images import ImageSet, Splits
 from diawork.detectors.maps import MAP_WORDS, AnomalyMaps, residuals
 from diawork.method.views import SHIFT_NAMES
 from diawork.runs.run import Run
-from diawork.widgets.controls import BROAD, WIDE, WRAP, Explorer, menu, number, offer
+from diawork.widgets.controls import BROAD, Explorer, line, menu, number, offer, row
 
 FILTERS = ("all", "healthy", "anomalous", "errors")
 AROUND = 5  # images of the list shown on either side
@@ -27,17 +27,17 @@ SCALE_IMAGES = 8  # images that set a map's colour scale
 PARTS = ("similarity", "shift")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Opened:
-    """A run's scores of its primary split, and its maps once they are asked for."""
+    """A run's scores of its primary split, and the anomaly maps that it allows."""
 
     images: ImageSet
     scores: pd.DataFrame  # a row an image, most anomalous first
     typical: dict[str, np.ndarray]  # part → (K,), median of healthy images
     threshold: float | None
     config: dict[str, Any]
-    maps: AnomalyMaps | None = None
-    problem: str = ""  # why there are no maps
+    maps: AnomalyMaps
+    problem: str  # why no map asks the score; "" where one does
 
 
 class ScoreExplorer(Explorer):
@@ -54,7 +54,8 @@ class ScoreExplorer(Explorer):
         if show not in FILTERS:
             raise UsageError(f"show={show!r} is not a filter.", hint=did_you_mean(show, FILTERS))
         self.folder = run.folder if isinstance(run, Run) else Path(run)
-        self.splits, self.operator, self._detector = splits, operator, detector
+        self.splits, self.operator = splits, operator
+        self._known = {self.folder: detector} if detector else {}  # run folder → its detector
         self.show, self.place, self.method = show, place, method
         self.remark = ""  # what the last picture had to leave out, and why
         self._read_once = lru_cache(1)(self._read)
@@ -86,22 +87,17 @@ class ScoreExplorer(Explorer):
         typical = {part: healthy.filter(regex=f"^{part}_").median().to_numpy() for part in PARTS}
         threshold = result["metrics"].get(run.primary_split, {}).get("threshold")
         scores = scores.sort_values("score", ascending=False, kind="stable", ignore_index=True)
-        return _Opened(images, scores.assign(rank=np.arange(1, len(scores) + 1)), typical, threshold, config)
-
-    def maps(self) -> AnomalyMaps:
-        """Return the maps that the run's detector, the operator and the healthy images allow."""
-        opened = self.opened()
-        if opened.maps is None:
-            try:
-                detector = self._detector or entry_of(opened.config["detector"]).load().load(self.folder)
-            except DiaworkError as error:
-                detector, opened.problem = None, f"No map asks the score: {error}"
-            opened.maps = AnomalyMaps(detector, operator=self.operator, healthy=self.splits.train)
-        return opened.maps
+        scores = scores.assign(rank=np.arange(1, len(scores) + 1))
+        try:
+            detector, problem = self._known.get(folder) or entry_of(config["detector"]).load().load(folder), ""
+        except DiaworkError as error:
+            detector, problem = None, f"No map asks the score: {error}"
+        maps = AnomalyMaps(detector, operator=self.operator, healthy=self.splits.train)
+        return _Opened(images, scores, typical, threshold, config, maps, problem)
 
     def methods(self) -> list[str]:
         """Return the methods of anomaly maps that can be picked, the best first."""
-        return self.maps().methods
+        return self.opened().maps.methods
 
     # --- what is shown ---------------------------------------------------------------------------------
 
@@ -130,39 +126,36 @@ class ScoreExplorer(Explorer):
         ranks = list(zip(near["rank"], near["anomalous"], strict=True))
         return figures.score_figure(self.reasons(rows.iloc[self.place - 1]), images, ranks, self.place - 1 - first)
 
-    def reasons(self, row: pd.Series) -> figures.Reasons:
+    def reasons(self, scored: pd.Series) -> figures.Reasons:
         """Return the reasons for one of the ``listed`` scores."""
-        opened, i, healthy = self.opened(), int(row["index"]), self.splits.train.normal()
-        parts = {name: row.filter(regex=f"^{name}_").to_numpy(float) for name in PARTS}
+        opened, i, healthy = self.opened(), int(scored["index"]), self.splits.train.normal()
+        parts = {name: scored.filter(regex=f"^{name}_").to_numpy(float) for name in PARTS}
         best, names = int(parts["similarity"].argmin()), SHIFT_NAMES[opened.config["views"]["shift"]]
-        nearest = int(row[f"nearest_{best}"])
+        nearest = int(scored[f"nearest_{best}"])
         if not 0 <= nearest < len(healthy):
             raise DataError(f"its bank held more healthy images than the {len(healthy)} here.", path=self.folder)
-        masks = opened.images.masks
+        x, masks, residual = opened.images.images[i : i + 1], opened.images.masks, None
+        if self.operator is not None:
+            residual = self._unless_refused("residual", lambda: residuals(self.operator, x)[0].numpy())
         return figures.Reasons(
-            title=self._title(row), image=opened.images.images[i].numpy(), nearest=healthy.images[nearest].numpy(),
+            title=self._title(scored), image=x[0].numpy(), nearest=healthy.images[nearest].numpy(),
             nearest_shift=names[best], parts={name: values - opened.typical[name] for name, values in parts.items()},
-            shift_names=names, residual=self._residual(i), mask=None if masks is None else masks[i, 0].numpy(),
+            shift_names=names, residual=residual, mask=None if masks is None else masks[i, 0].numpy(),
             **self._map(i),
         )  # fmt: skip
 
-    def _title(self, row: pd.Series) -> str:
-        opened, role = self.opened(), "anomalous" if row["anomalous"] else "healthy"
-        kind = role if row["class_name"] == role else f"{row['class_name']} ({role})"
-        text = f"rank {row['rank']} of {len(opened.scores)}: {kind}, score {row['score']:.3f} (higher = more anomalous)"
-        if not np.isnan(row["p_value"]):
-            text += f", p {row['p_value']:.3g} among healthy images"
+    def _title(self, scored: pd.Series) -> str:
+        opened, role = self.opened(), "anomalous" if scored["anomalous"] else "healthy"
+        kind = role if scored["class_name"] == role else f"{scored['class_name']} ({role})"
+        rank = f"rank {scored['rank']} of {len(opened.scores)}"
+        text = f"{rank}: {kind}, score {scored['score']:.3f} (higher = more anomalous)"
+        if not np.isnan(scored["p_value"]):
+            text += f", p {scored['p_value']:.3g} among healthy images"
         if opened.threshold is None:
             return text
-        called = "anomalous" if row["score"] > opened.threshold else "healthy"
+        called = "anomalous" if scored["score"] > opened.threshold else "healthy"
         verdict = "rightly" if called == role else "wrongly"
         return f"{text}, {verdict} called {called} at the threshold {opened.threshold:.3f}"
-
-    def _residual(self, i: int) -> np.ndarray | None:
-        if self.operator is None:
-            return None
-        x = self.opened().images.images[i : i + 1]
-        return self._unless_refused("residual", lambda: residuals(self.operator, x)[0].numpy())
 
     def _map(self, i: int) -> dict[str, Any]:
         """Return map, its name and its colour limits; without one, nothing and a remark."""
@@ -184,38 +177,37 @@ class ScoreExplorer(Explorer):
         """Return the colour scale for all images, from a few spread over the ranking."""
         order = self.opened().scores["index"].to_numpy()
         rows = order[np.linspace(0, len(order) - 1, min(SCALE_IMAGES, len(order))).round().astype(int)]
-        return figures.map_limits(self.maps()(self.opened().images.images[rows], method))
+        return figures.map_limits(self.opened().maps(self.opened().images.images[rows], method))
 
     def _draw_map(self, folder: Path, method: str, i: int) -> dict[str, Any]:
-        values = self.maps()(self.opened().images.images[i : i + 1], method)[0]
+        values = self.opened().maps(self.opened().images.images[i : i + 1], method)[0]
         return {"map": values, "map_name": MAP_WORDS[method], "map_limits": self._limits(folder, method)}
 
     # --- the live face ---------------------------------------------------------------------------------
 
-    def _build(self) -> w.Widget:
-        text = {"style": WIDE, "layout": BROAD, "continuous_update": False}
-        self._runs = w.Text(value=str(self.folder), description="run folder", **text)
-        self._filters = menu("images", FILTERS, self.show)
-        self._places = number("place in the list", self.place, low=1, high=self.place, live=True, layout=BROAD)
-        self._methods = menu("map", [("best available", "")], "")
-        self._watch(self._runs, self._filters, self._places, self._methods)
-        self.controls = {"run": self._runs, "show": self._filters, "place": self._places, "method": self._methods}
-        pickers = w.HBox([self._filters, self._methods], layout=WRAP)
-        return w.VBox([self._runs, pickers, self._places, self._picture, self._message])
+    def _build(self) -> list[w.Widget]:
+        self.controls = {
+            "run": line("run folder", str(self.folder), layout=BROAD),
+            "show": menu("images", FILTERS, self.show),
+            "method": menu("map", [("best available", "")], ""),
+            "place": number("place in the list", self.place, low=1, high=self.place, live=True, layout=BROAD),
+        }
+        return [self.controls["run"], row(self.controls["show"], self.controls["method"]), self.controls["place"]]
 
-    def _follow(self, owner: w.Widget) -> None:
+    def _follow(self, name: str) -> None:
         """Take over what was picked; another run or filter starts at the head of its list."""
-        self.folder, self.show, self.method = Path(self._runs.value), self._filters.value, self._methods.value
-        self.place = 1 if owner in (self._runs, self._filters) else self._places.value
+        self._take_over("show", "method", "place")
+        self.folder = Path(self.controls["run"].value)
+        self.place = 1 if name in ("run", "show") else self.place
 
     def _draw(self) -> None:
         """Offer the maps and the places that the run has, and draw."""
         with self._settle():
-            methods = self.methods()
+            methods, places = self.methods(), self.controls["place"]
             self.method = self.method if self.method in methods else next(iter(methods), "")
             options = [(MAP_WORDS[name], name) for name in methods] or [("none available", "")]
-            offer(self._methods, options, self.method)
-            self._places.max = max(len(self.listed()), 1)
-            self._places.value = self.place
+            offer(self.controls["method"], options, self.method)
+            places.max = max(len(self.listed()), 1)
+            places.value = self.place
         super()._draw()
         self._say(self.remark)

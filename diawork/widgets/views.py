@@ -15,11 +15,10 @@ from diawork.base.errors import DataError, UsageError
 from diawork.data.images import ImageSet
 from diawork.method.loss import pair_roles
 from diawork.method.views import SHIFT_NAMES, BranchBuilder, Views
-from diawork.widgets.controls import BROAD, WIDE, WRAP, Explorer, menu, number, offer
+from diawork.widgets.controls import BROAD, WIDE, Explorer, menu, number, offer, row
 
 MASKS = {"naive": "naive (Eq. 6)", "shifted_removed": "shifted_removed"}
 MOST = 4  # images in the batch: more tiles than this cannot be told apart
-_ROLES = {figures.EXCLUDED: "excluded", figures.POSITIVE: "positive", figures.NEGATIVE: "negative"}
 
 
 class ViewsExplorer(Explorer):
@@ -67,40 +66,35 @@ class ViewsExplorer(Explorer):
         return pair_roles(views.image, views.shift, views.branch, mask=self.mask).numpy()
 
     def names(self) -> list[str]:
-        """Return what each row of the matrix is, e.g. "image 0 · O · 90°"."""
+        """Return what each row of the matrix is, e.g. "image 0, shift 90°, branch O"."""
         views, shifts = self.views(), SHIFT_NAMES[self.shift]
-        parts = zip(views.image.tolist(), views.branch.tolist(), views.shift.tolist(), strict=True)
-        return [f"image {i} · {figures.BRANCHES[b]} · {shifts[k]}" for i, b, k in parts]
+        parts = zip(views.image.tolist(), views.shift.tolist(), views.branch.tolist(), strict=True)
+        return [f"image {i}, shift {shifts[k]}, branch {figures.BRANCHES[b]}" for i, k, b in parts]
 
     def cell(self) -> tuple[int, int]:
         """Return the picked cell (row, column); unless picked, the first anchor and its positive."""
         rows = (self.batch * self.shifts) * (3 if self.builder.dissolve else 2)
-        row, column = self.pair or (0, self.batch * self.shifts)
-        if not (0 <= row < rows and 0 <= column < rows):
-            raise UsageError(f"the pair ({row}, {column}) is outside the {rows} × {rows} matrix.")
-        return row, column
+        pair = self.pair or (0, self.batch * self.shifts)
+        if not all(0 <= i < rows for i in pair):
+            raise UsageError(f"the pair {pair} is outside the {rows} × {rows} matrix.")
+        return pair
 
     def sentence(self) -> str:
         """Return the picked pair in words, its role, and why."""
-        views, (row, column) = self.views(), self.cell()
-        role, shifts = int(self.roles()[row, column]), SHIFT_NAMES[self.shift]
-
-        def name(r: int) -> str:
-            branch = figures.BRANCHES[int(views.branch[r])]
-            return f"image {int(views.image[r])}, shift {shifts[int(views.shift[r])]}, branch {branch}"
-
-        return f"{name(row)}  ×  {name(column)}:\n{_ROLES[role]}, {self._why(views, role)}"
-
-    def _why(self, views: Views, role: int) -> str:
-        row, column = self.cell()
-        dissolved = [int(views.branch[r]) == 2 for r in (row, column)]
+        (i, j), names, branch = self.cell(), self.names(), self.views().branch
+        role, dissolved = int(self.roles()[i, j]), branch == 2
         if role == figures.POSITIVE:
-            return "pulled together: the same image and shift, drawn twice"
-        if role == figures.NEGATIVE:
-            return "pushed apart: " + ("the other view is dissolved" if dissolved[1] else "another image or shift")
-        if dissolved[0]:
-            return "because a dissolved view is never an anchor"
-        return "because it is the same view" if row == column else "by the mask: the anchor's own dissolved twin"
+            why = "positive, pulled together: the same image and shift, drawn twice"
+        elif role == figures.NEGATIVE:
+            reason = "the other view is dissolved" if dissolved[j] else "another image or shift"
+            why = f"negative, pushed apart: {reason}"
+        elif dissolved[i]:
+            why = "excluded, because a dissolved view is never an anchor"
+        elif i == j:
+            why = "excluded, because it is the same view"
+        else:
+            why = "excluded, by the mask: the anchor's own dissolved twin"
+        return f"{names[i]}  ×  {names[j]}:\n{why}"
 
     def still(self) -> figures.Figure:
         """Return the picture of the present choice."""
@@ -112,33 +106,35 @@ class ViewsExplorer(Explorer):
 
     # --- the live face ---------------------------------------------------------------------------------
 
-    def _build(self) -> w.Widget:
-        n, (row, column) = len(self.images), self.cell()
-        self._seeds = w.BoundedIntText(value=self.seed, max=2**31 - 1, description="seed", layout={"width": "170px"})
-        self._firsts = number("first image", self.first, high=n - self.batch, live=True)
-        self._batches = number("images", self.batch, low=1, high=min(MOST, n), live=True)
-        self._counts = number("shifts K", self.shifts, low=1, high=K, live=True)
-        self._masks = menu("mask", [(words, mask) for mask, words in MASKS.items()], self.mask)
+    def _build(self) -> list[w.Widget]:
+        n, (at, other) = len(self.images), self.cell()
+        seeds = w.BoundedIntText(value=self.seed, max=2**31 - 1, description="seed", layout={"width": "170px"})
+        choices = {
+            "seed": seeds,
+            "first": number("first image", self.first, high=n - self.batch, live=True),
+            "batch": number("images", self.batch, low=1, high=min(MOST, n), live=True),
+            "shifts": number("shifts K", self.shifts, low=1, high=K, live=True),
+            "mask": menu("mask", [(words, mask) for mask, words in MASKS.items()], self.mask),
+        }
         look = {"options": self._options(), "style": WIDE, "layout": BROAD}
-        self._rows = w.SelectionSlider(value=row, description="anchor (row)", **look)
-        self._columns = w.SelectionSlider(value=column, description="compared with (column)", **look)
-        own = [self._seeds, self._firsts, self._batches, self._counts, self._masks]
-        self._watch(*own, self._rows, self._columns)
-        names = ("seed", "first", "batch", "shifts", "mask", "row", "column")
-        self.controls = dict(zip(names, (*own, self._rows, self._columns), strict=True))
-        return w.VBox([w.HBox(own, layout=WRAP), self._rows, self._columns, self._picture, self._message])
+        pair = {
+            "row": w.SelectionSlider(value=at, description="anchor (row)", **look),
+            "column": w.SelectionSlider(value=other, description="compared with (column)", **look),
+        }
+        self.controls = {**choices, **pair}
+        return [row(*choices.values()), *pair.values()]
 
     def _options(self) -> list[tuple[str, int]]:
         return [(name, i) for i, name in enumerate(self.names())]
 
-    def _follow(self, owner: w.Widget) -> None:
+    def _follow(self, name: str) -> None:
         """Take over what was picked; another number of views starts at the first positive pair again."""
-        self.seed, self.batch, self.shifts = self._seeds.value, self._batches.value, self._counts.value
-        self.mask = self._masks.value
-        self._firsts.max = len(self.images) - self.batch
-        self.first = self._firsts.value
-        if owner in (self._batches, self._counts):
+        self._take_over("seed", "batch", "shifts", "mask")
+        self.controls["first"].max = len(self.images) - self.batch
+        self._take_over("first")
+        rows, columns = self.controls["row"], self.controls["column"]
+        if name in ("batch", "shifts"):
             self.pair = None
-            for control, value in zip((self._rows, self._columns), self.cell(), strict=True):
+            for control, value in zip((rows, columns), self.cell(), strict=True):
                 offer(control, self._options(), value)
-        self.pair = (self._rows.value, self._columns.value)
+        self.pair = (rows.value, columns.value)
