@@ -10,6 +10,7 @@ import torch
 from diawork import figures
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import DataError, UsageError
+from diawork.base.registry import entry_of
 from diawork.data.datasets import load
 from diawork.method.operators import GaussianBlur, Identity
 from diawork.runs.experiment import run_experiment
@@ -183,6 +184,16 @@ def test_without_weights_the_rest_is_shown_with_a_sentence(scored, finished, tmp
     assert scored.methods() == ["residual"]
     scored.choose(run=str(finished[0].folder))
     assert scored.message == "" and "neighbours" in scored.methods()
+
+
+def test_a_detector_given_is_of_the_run_given_and_another_run_opens_its_own(finished, tmp_path):
+    run, splits = finished
+    copy, given = tmp_path / "copy", entry_of("dia").load().load(run.folder)
+    shutil.copytree(run.folder, copy)
+    explorer = ScoreExplorer(run, splits, detector=given)
+    assert explorer.opened().maps.detector is given
+    explorer.choose(run=str(copy))
+    assert explorer.message == "" and explorer.opened().maps.detector is not given
 
 
 def test_a_bad_run_is_a_sentence_and_the_score_widget_lives_on(scored, finished, tmp_path):

@@ -40,17 +40,9 @@ class Paths(NamedTuple):
 
 
 def compare_paths(
-    cfg: ExperimentConfig,
-    splits: Splits,
-    ddpm: DDPM,
-    *,
-    folder: Path | str,
-    seeds: Sequence[int] = (0, 1, 2),
-    bank_steps: int = 16,
-    samples: int = 2,
-    compute: Compute | None = None,
-    progress: bool = True,
-) -> Paths:
+    cfg: ExperimentConfig, splits: Splits, ddpm: DDPM, *, folder: Path | str, seeds: Sequence[int] = (0, 1, 2),
+    bank_steps: int = 16, samples: int = 2, compute: Compute | None = None, progress: bool = True,
+) -> Paths:  # fmt: skip
     """Train and score DIA on every path.
 
     Columns of the rows: path, seed, auroc with its BCa interval on ``val``, fit_seconds. Trainings under ``folder``
@@ -71,21 +63,19 @@ def compare_paths(
     rows: list[dict[str, Any]] = []
     scores: dict[str, list[np.ndarray]] = {path: [] for path in (*ways, "few samples")}
     for seed in seeds:
-        for path, (one, chosen, slot) in ways.items():
-            detector = DIA(ddpm, one.override({"seed": seed}), dissolve=slot, compute=chosen)
+        for path, (one, chosen, views) in ways.items():
+            detector = DIA(ddpm, one.override({"seed": seed}), dissolve=views, compute=chosen)
             detector.fit(splits.train, folder=Path(folder) / f"{path}-s{seed}", progress=progress)
-            scores[path].append(detector.anomaly_scores(splits.val))
-            rows.append(_row(path, seed, detector, scores[path][-1], splits.val.anomalous))
-        scores["few samples"].append(detector.score(splits.val, samples=samples).total)
-        rows.append(_row("few samples", seed, detector, scores["few samples"][-1], splits.val.anomalous))
+            scored = {path: detector.anomaly_scores(splits.val)}
+            if path == "bank":
+                scored["few samples"] = detector.score(splits.val, samples=samples).total
+            for name, values in scored.items():
+                metrics = summary(values, splits.val.anomalous)
+                kept = {key: metrics[key] for key in ("auroc", "auroc_low", "auroc_high")}
+                rows.append({"path": name, "seed": seed, **kept, "fit_seconds": detector.history.seconds})
+                scores[name].append(values)
     stacked = {path: np.stack(of_seeds) for path, of_seeds in scores.items()}
     return Paths(pd.DataFrame(rows), stacked, splits.val.anomalous)
-
-
-def _row(path: str, seed: int, detector: DIA, scores: np.ndarray, anomalous: np.ndarray) -> dict[str, Any]:
-    metrics = summary(scores, anomalous)
-    kept = {name: metrics[name] for name in ("auroc", "auroc_low", "auroc_high")}
-    return {"path": path, "seed": seed, **kept, "fit_seconds": detector.history.seconds}
 
 
 def paths_table(paths: Paths) -> pd.DataFrame:
@@ -98,41 +88,27 @@ def paths_table(paths: Paths) -> pd.DataFrame:
     table = by_path.mean(numeric_only=True).drop(columns="seed")
     table.insert(1, "auroc_sd", by_path["auroc"].std(ddof=1))
     table["seeds"] = by_path["seed"].nunique()
-    known, reasons = _against_plain(paths)
-    compared = {
-        path: {"difference": c.difference, "difference_low": c.low, "difference_high": c.high, "p": c.p,
-               "reading": c.reading(path, "plain")}
-        for path, c in known.items()
-    }  # fmt: skip
-    compared |= {path: {"reading": f"not compared: {reason}"} for path, reason in reasons.items()}
-    columns = ["difference", "difference_low", "difference_high", "p", "reading"]
-    return table.join(pd.DataFrame.from_dict(compared, orient="index").reindex(columns=columns)).reset_index(
-        names="path"
-    )
-
-
-def _against_plain(paths: Paths) -> tuple[dict[str, Comparison], dict[str, str]]:
-    """Return the comparison of each path with ``plain``, adjusted for their number, and why some could not be made."""
-    tests, reasons = {}, {}
-    for path, scores in paths.scores.items():
-        if path == "plain":
-            continue
+    tests: dict[str, Comparison] = {}
+    readings: dict[str, dict[str, Any]] = {}  # path → what the columns of the comparison say
+    for path in (path for path in paths.scores if path != "plain"):
         try:
-            tests[path] = compare_detectors(scores, paths.scores["plain"], paths.anomalous, paired_seeds=True)
+            tests[path] = compare_detectors(
+                paths.scores[path], paths.scores["plain"], paths.anomalous, paired_seeds=True
+            )  # fmt: skip
         except DataError as error:
-            reasons[path] = error.what
-    return dict(zip(tests, adjust(list(tests.values())), strict=True)), reasons
+            readings[path] = {"reading": f"not compared: {error.what}"}
+    for path, c in zip(tests, adjust(list(tests.values())), strict=True):
+        ends = {"difference": c.difference, "difference_low": c.low, "difference_high": c.high, "p": c.p}
+        readings[path] = ends | {"reading": c.reading(path, "plain")}
+    columns = ["difference", "difference_low", "difference_high", "p", "reading"]
+    compared = pd.DataFrame.from_dict(readings, orient="index").reindex(columns=columns)
+    return table.join(compared).reset_index(names="path")
 
 
 def compare_pretraining(
-    splits: Splits,
-    cfg: DiffusionConfig,
-    *,
-    bridge: str,
-    folder: Path | str,
-    compute: Compute | None = None,
+    splits: Splits, cfg: DiffusionConfig, *, bridge: str, folder: Path | str, compute: Compute | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Pretrain the same DDPM in fp32 and in the machine's fast precision; return one row a precision.
 
     Every draw is keyed by its step, so both see the same images, steps and noise, and their losses can be

@@ -31,22 +31,18 @@ def write_costs(costs: dict[str, Any], out: Path | str) -> Path:
     accuracy, settings = costs.get("accuracy") or {}, costs["settings"]
     sizes = f"batch {settings['batch']}, {settings['size']} px, UNet of width {settings['dim']}"
     facts = [*_machine(costs), f"torch {costs['torch']}", sizes]
+    runs = [costs, *costs.get("beside", [])]
+    beside = [{"words": ", ".join(_machine(run)), "rows": {row["stage"]: row for row in run["rows"]}} for run in runs]
     page = render(
         "cost.html.j2", title=TITLE, made=f"{datetime.now(UTC):%Y-%m-%d}", settings=settings, rows=costs["rows"],
         precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=facts, figures=_figures(costs),
         accuracy=accuracy, paths=accuracy.get("paths"), pretraining=accuracy.get("pretraining"),
         last=accuracy.get("last"), parts=costs["parts"], scaling=costs.get("scaling"), bank=costs.get("bank"),
-        loss_memory=costs["loss_memory"], rivals=costs.get("rivals"), beside=_beside(costs),
+        loss_memory=costs["loss_memory"], rivals=costs.get("rivals"), beside=beside,
         gpu=NO_GPU if costs["compute"]["device"] == "cpu" else f"Measured on {costs['machine']}.",
     )  # fmt: skip
     write_text(Path(out), page)
     return Path(out)
-
-
-def _beside(costs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return this run and those of other machines: in words, and their rows by stage."""
-    runs = [costs, *costs.get("beside", [])]
-    return [{"words": ", ".join(_machine(run)), "rows": {row["stage"]: row for row in run["rows"]}} for run in runs]
 
 
 def _machine(costs: dict[str, Any]) -> list[str]:

@@ -52,27 +52,19 @@ def one_rival(name: str, *, quick: bool, compute: Compute) -> dict[str, Any]:
     detector: Any = entry.load().build(cfg, compute=compute)
     backbone = cfg.backbone if "backbone" in entry.uses else None
     size = backbone.image_size if backbone else cfg.simsid.image_size
-    images = _images(size)
+    x = torch.rand(IMAGES, 1, size, size, generator=generator(0, "bench", "rivals"))
+    healthy = np.zeros(IMAGES, bool)
+    images = ImageSet(x, np.full(IMAGES, "a"), healthy, np.arange(IMAGES), "train", "random")
     peak_mib = peak_memory(lambda: detector.fit(images, progress=False).score(images))
     with _Counted() as counted:
         detector.score(images)
     spent = seconds(lambda: detector.score(images), compute.device)
-    trained, whole = _weights(detector)
-    return {
-        "detector": detector.label, "setting": f"{size} px" + (f", {backbone.name}" if backbone else ""),
-        "images": IMAGES, "trained": trained, "frozen": whole - trained, "score_s": spent / IMAGES,
-        "score_gmacs": counted.flops / 2e9 / IMAGES, "peak_mib": peak_mib,
-        "step_s": detector.seconds / len(detector.steps) / IMAGES if length else None,
-    }  # fmt: skip
-
-
-def _weights(detector: Any) -> tuple[int, int]:
-    """Return how many weights its training moves, and how many it has, its backbone's included."""
     nets = [net for net in (detector.net, getattr(detector, "backbone", None)) if net is not None]
     weights = {id(p): p for net in nets for p in net.parameters()}.values()  # a backbone can be what is trained
-    return sum(p.numel() for p in weights if p.requires_grad), sum(p.numel() for p in weights)
-
-
-def _images(size: int) -> ImageSet:
-    x = torch.rand(IMAGES, 1, size, size, generator=generator(0, "bench", "rivals"))
-    return ImageSet(x, np.full(IMAGES, "a"), np.zeros(IMAGES, bool), np.arange(IMAGES), "train", "random")
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    return {
+        "detector": detector.label, "setting": f"{size} px" + (f", {backbone.name}" if backbone else ""),
+        "images": IMAGES, "trained": trained, "frozen": sum(p.numel() for p in weights) - trained,
+        "score_s": spent / IMAGES, "score_gmacs": counted.flops / 2e9 / IMAGES, "peak_mib": peak_mib,
+        "step_s": detector.seconds / len(detector.steps) / IMAGES if length else None,
+    }  # fmt: skip
