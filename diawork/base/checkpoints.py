@@ -23,10 +23,10 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import nn
 
+from diawork.base.distributed import ALONE, Group
 from diawork.base.errors import CheckpointError, ResourceError, UsageError
 from diawork.base.files import read_json, remove_orphans, write_bytes
 from diawork.base.knobs import Model, validated
-from diawork.base.processes.group import ALONE, Group
 from diawork.base.registry import name_of
 from diawork.base.stopping import stop, stop_requested
 

@@ -19,8 +19,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from diawork.base.distributed import ALONE, Group
 from diawork.base.errors import ResourceError, UsageError, did_you_mean
-from diawork.base.processes.group import ALONE, Group
 
 Module = TypeVar("Module", bound=nn.Module)
 CPU = torch.device("cpu")

@@ -29,8 +29,8 @@ from diawork.base.checkpoints import (
     named,
     optimizer_state,
 )
+from diawork.base.distributed import ALONE, Group
 from diawork.base.errors import CheckpointError, Interrupted, NumericError
-from diawork.base.processes.group import ALONE, Group
 from diawork.base.stopping import graceful_stop
 
 T = TypeVar("T")

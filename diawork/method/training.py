@@ -8,14 +8,13 @@ from dataclasses import replace
 
 import torch
 from timm.optim.lars import Lars
-from torch import Tensor
+from torch import Tensor, nn
 
 from diawork.base.checkpoints import Checkpointer
 from diawork.base.compute import Compute
 from diawork.base.config import LossConfig, TrainConfig
 from diawork.base.errors import UsageError
 from diawork.base.loop import EpochHook, History, NotFinite, Progress, Row, fit_steps, update
-from diawork.base.processes.batchnorm import share_batchnorm
 from diawork.base.seeding import generator
 from diawork.data.images import Images, batches
 from diawork.method.encoder import Encoder
@@ -57,7 +56,8 @@ def epoch_batches(n: int, cfg: TrainConfig, *, seed: int, epoch: int) -> list[Te
 def train_step(encoder: Encoder, views: Views, loss: LossConfig, *, compute: Compute) -> LossParts:
     """Run views forward and backward; gradients are left in the encoder's parameters.
 
-    Of several processes each runs its own rows and takes the loss over those of all.
+    Of several processes each runs its own rows and takes the loss over those of all. BatchNorm sees the rows of all on
+    cards (torch's SyncBatchNorm), and on CPUs, which that class does not support, those of its own process.
     """
     group = compute.group
     with compute.autocast():
@@ -95,7 +95,8 @@ def fit(
     compute = compute or Compute()
     best = copy.deepcopy(encoder) if train.select != "last" else None
     compute.prepare(encoder)
-    share_batchnorm(encoder, compute.group, compute.device)
+    if compute.group.size > 1 and compute.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
     optimizer = build_optimizer(encoder, train)
     per_epoch = len(epoch_batches(len(images), train, seed=seed, epoch=0))
 

@@ -11,12 +11,11 @@ from typing import Any, Unpack
 from diawork.base.checkpoints import has_checkpoint
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig
+from diawork.base.distributed import Group, Work, launch
 from diawork.base.errors import UsageError
 from diawork.base.files import digest, read_json, sha256_file, write_json
 from diawork.base.knobs import validated
 from diawork.base.locks import locked
-from diawork.base.processes.group import Group
-from diawork.base.processes.launch import Work, launch
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.method.bank import DissolvedBank

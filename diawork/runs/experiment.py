@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from diawork.base.checkpoints import has_checkpoint
 from diawork.base.config import DRAWS, ExperimentConfig
+from diawork.base.distributed import Group
 from diawork.base.errors import UsageError
 from diawork.base.loop import EpochHook
-from diawork.base.processes.group import Group
 from diawork.base.registry import entry_of
 from diawork.base.stopping import stop_at_once
 from diawork.data.checks import check_splits
