@@ -176,7 +176,11 @@ def launch(work: Work, asked: dict[str, Any], *, processes: int, cuda: bool, log
         with handling(team.stop):
             for variables, output in zip(_variables(processes), outputs, strict=True):
                 # in a session of its own, so that Ctrl-C reaches us alone
-                how = {"env": variables, "stdin": subprocess.DEVNULL, "start_new_session": True} | output
+                how: dict[str, Any] = {
+                    "env": variables,
+                    "stdin": subprocess.DEVNULL,
+                    "start_new_session": True,
+                } | output
                 team.members.append(subprocess.Popen(command, **how))
             team.watch()
         if trouble := team.trouble(Path(folder)):
