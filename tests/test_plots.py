@@ -12,9 +12,10 @@ from matplotlib.text import Text
 
 from diawork import figures
 from diawork.base.errors import DiaworkError
+from diawork.base.registry import entry_of
 from diawork.figures import charts, images
 from diawork.figures.slider import GridFrames
-from diawork.figures.styles import METHOD_COLORS
+from diawork.method.operators import OPERATORS
 
 RNG = np.random.default_rng(0)
 X = RNG.random((4, 8, 8), np.float32)
@@ -162,9 +163,9 @@ def look(label):
 
 
 def test_a_detector_has_one_colour_and_controls_are_grey():
-    assert look("DIA")["color"] == look("dia")["color"] == METHOD_COLORS["dia"]
+    assert look("DIA")["color"] == look("dia")["color"] == entry_of("dia").color
     slot = figures.Named("gaussian blur in the slot", "gaussian_blur")
-    assert figures.styles_of([slot])[slot.label]["color"] == METHOD_COLORS["gaussian_blur"]
+    assert figures.styles_of([slot])[slot.label]["color"] == OPERATORS["gaussian_blur"].color
     another = figures.Named("NN of another package", "theirs", control=True)
     looks = figures.styles_of(
         ["pixel_knn", "5-NN on statistics", "Mahalanobis on statistics", "oracle_statistic", another]
@@ -183,7 +184,7 @@ def test_variants_on_one_page_have_looks_of_their_own_whatever_their_order():
     assert looks == figures.styles_of([*VARIANTS[::-1], "CSI", "5-NN on pixels"])
     assert len({(one["color"], one["linestyle"]) for one in looks.values()}) == len(looks)
     assert len({one["color"] for one in figures.styles_of(VARIANTS[:14]).values()}) == 14
-    assert looks["CSI"] == look("CSI") and looks["DIA (t 0)"]["color"] == METHOD_COLORS["dia"]
+    assert looks["CSI"] == look("CSI") and looks["DIA (t 0)"]["color"] == entry_of("dia").color
 
 
 def test_a_variant_has_one_colour_in_curves_bars_and_losses():

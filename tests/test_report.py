@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -287,8 +286,9 @@ def variants(root):
     for shift, strength in (("rotation", 0.6), ("cutperm", 2.0)):
         settings = {"detector": "dia", "views.shift": shift, "train.epochs": 30}
         make_run(root, "DIA", strength=strength, settings=settings, dataset="kvasir_polyp")
-    places = {run: Place(f"DIA, {run.settings['views.shift']}", (), None) for run in collect(root).runs}
-    return rows_of([replace(run, place=place) for run, place in places.items()])
+    runs = collect(root).runs
+    places = [Place(f"DIA, {run.settings['views.shift']}", (), None) for run in runs]
+    return rows_of([run.model_copy(update={"place": place}) for run, place in zip(runs, places, strict=True)])
 
 
 def test_a_published_row_stands_beside_the_row_that_declares_it_not_beside_the_best(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from diawork.base.errors import DataError, NumericError, UsageError
 from diawork.evaluation.diagnostics import (
     Diagnostics,
-    SelfCheck,
+    Kept,
     Spread,
     by_selection,
     collapse,
@@ -124,8 +124,16 @@ def test_narrow_features_that_rank_well_are_no_collapse():
 def test_the_words_about_a_kept_check_are_made_anew():
     check, _, _ = checked({"warp": 2.0, "noise": -1.0}, features=Spread(0.3, 1.2))
     kept = json.loads(json.dumps(recorded(check)))
-    again = SelfCheck.of(kept | {"verdict": "another rule's", "findings": []}, check.facts)
-    assert again == check and again.findings() == kept["findings"]
+    again = Kept.of(kept | {"verdict": "another rule's", "findings": []})
+    assert (again.verdict, list(again.findings)) == (check.verdict, check.findings())
+    assert again.facts == check.facts and again.auroc == check.auroc
+
+
+def test_of_an_older_check_the_words_and_what_the_scores_follow_are_kept():
+    kept = {"auroc": 0.4, "low": 0.3, "high": 0.45, "n": 99, "verdict": "blind", "follows": ["mean", -0.9]}
+    again = Kept.of(kept | {"findings": ["It is blind."]})
+    assert (again.verdict, again.findings) == ("blind", ("It is blind.",))
+    assert again.facts == Diagnostics(follows=("mean", -0.9)) and Kept.of({}) == Kept()
 
 
 def test_a_reason_is_given_with_the_finding_alone():

@@ -1,7 +1,6 @@
 """The page of a sweep: partial sweeps, Holm over its rows, ours beside the paper's, nothing from outside."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,10 +109,8 @@ def test_the_axis_of_a_curve_names_the_split_that_was_scored(tmp_path, monkeypat
 def results_at(root, extents, split="test"):
     """A row of DIA for each point along x."""
     runs = read_runs(*(make_run(root, settings={"i": i}, splits=(split,)) for i in range(len(extents))))
-    placed = [
-        replace(run, place=Place(str(i), (str(i),), x)) for i, (run, x) in enumerate(zip(runs, extents, strict=True))
-    ]
-    return Results(tuple(placed))
+    places = [Place(str(i), (str(i),), x) for i, x in enumerate(extents)]
+    return Results(tuple(run.model_copy(update={"place": place}) for run, place in zip(runs, places, strict=True)))
 
 
 def test_a_range_of_steps_goes_to_the_figure_as_a_range_under_the_words_of_t(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata, spearmanr
 from scipy.stats import t as student
@@ -158,13 +159,6 @@ class SelfCheck:
     all_equal: bool
     facts: Diagnostics
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any], facts: Diagnostics) -> SelfCheck:
-        """Return the check of which a run kept the numbers, so that its words are today's."""
-        rows = tuple(Noticed(str(kind), *map(float, numbers)) for kind, *numbers in record["rows"])
-        mean, low, high = (float(record[name]) for name in ("auroc", "low", "high"))
-        return cls(rows, mean, low, high, int(record["n"]), bool(record["all_equal"]), facts)
-
     @property
     def above_own(self) -> float:
         """Return the share of images that score below their own pseudo-anomaly, mean over the rows."""
@@ -200,6 +194,27 @@ class SelfCheck:
         }
         text = {k: ", ".join(f"{r.kind} at {r.strength:g} ({r.auroc:.2f})" for r in rows) for k, rows in names.items()}
         return [f"{name}: {rows}." for name, rows in text.items() if rows]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a page needs of the self-check that a run's result keeps; without one, nothing is known."""
+
+    auroc: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    verdict: str = ""
+    findings: tuple[str, ...] = ()
+    facts: Diagnostics = Diagnostics()
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Kept:
+        """Read a record; where it keeps its rows, the words are today's, and an older one kept its words alone."""
+        record = {**record, "facts": record.get("facts") or {"follows": record.get("follows")}}
+        if "rows" in record:
+            check = TypeAdapter(SelfCheck).validate_python(record)
+            record |= {"verdict": check.verdict, "findings": check.findings()}
+        return TypeAdapter(cls).validate_python(record)
 
 
 def self_check(
@@ -292,32 +307,28 @@ class ShiftProbe:
     """What a linear probe of thumbnails says of K shifts.
 
     ``accuracy``: share of held-out views whose shift it names, its standard error by image. ``moved`` (K − 1,): mean
-    squared change by each shift but the first, as a share of that between two healthy images.
+    squared change by each shift but the first, as a share of that between two healthy images. ``shift`` names them.
     """
 
     accuracy: float
     se: float
     moved: tuple[float, ...]
     n: int
-
-    @classmethod
-    def of(cls, recorded: Mapping[str, Any]) -> ShiftProbe:
-        """Return the probe that a run's result keeps."""
-        moved = tuple(map(float, recorded["moved"]))
-        return cls(float(recorded["accuracy"]), float(recorded["se"]), moved, int(recorded["n"]))
+    shift: str
 
     @property
     def chance(self) -> float:
         """Return what guessing names rightly."""
         return 1 / (len(self.moved) + 1)
 
-    def sentence(self, shift: str) -> str:
+    @property
+    def sentence(self) -> str:
         """Return what a page says of the shift before training."""
         moved = ", ".join(f"{share:.2f}" for share in self.moved)
         return (
             f"Before training, a linear probe of thumbnails named {self.accuracy:.0%} ± {self.se:.0%} (standard error) "
-            f"of the {shift} shifts of {self.n} held-out healthy images (chance {self.chance:.0%}); they move an image "
-            f"by {moved} of the squared distance between two healthy images. {self._reading}"
+            f"of the {self.shift} shifts of {self.n} held-out healthy images (chance {self.chance:.0%}); they move an "
+            f"image by {moved} of the squared distance between two healthy images. {self._reading}"
         )
 
     @property
@@ -332,7 +343,7 @@ class ShiftProbe:
         return "The shifts are a task, and not one that a linear map solves."
 
 
-def shift_probe(known: np.ndarray, held_out: np.ndarray) -> ShiftProbe:
+def shift_probe(known: np.ndarray, held_out: np.ndarray, shift: str) -> ShiftProbe:
     """Fit a ridge classifier to thumbnails known (K, N, P) under K shifts and try it on held_out (K, M, P)."""
     known, held_out = (np.asarray(views, np.float64) for views in (known, held_out))
     if known.ndim != 3 or held_out.ndim != 3 or known.shape[::2] != held_out.shape[::2] or len(known) < 2:
@@ -350,7 +361,7 @@ def shift_probe(known: np.ndarray, held_out: np.ndarray) -> ShiftProbe:
         raise DataError("all held-out healthy images are equal, so that no distance lies between two of them.")
     moved = np.square(held_out[1:] - held_out[0]).sum(-1).mean(1) / between
     se = float(share.std(ddof=1)) / math.sqrt(len(share))
-    return ShiftProbe(float(share.mean()), se, tuple(moved.tolist()), len(share))
+    return ShiftProbe(float(share.mean()), se, tuple(moved.tolist()), len(share), shift)
 
 
 # --- does dissolving remove more with larger t? -------------------------------------------------------

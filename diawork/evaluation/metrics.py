@@ -16,7 +16,6 @@ from diawork.base.errors import DataError, NumericError, UsageError, did_you_mea
 BCA_MAX_IMAGES = 5_000  # above, the jackknife of BCa costs minutes and moves the interval by nothing visible
 _BATCH_VALUES = 2_000_000  # resampled scores in memory at once
 _TPR = 0.95
-PAPER_RULES = {"scrd4ad": "f1", "simsid": "accuracy"}  # what a paper's threshold maximises on its test images
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -188,7 +187,7 @@ def _at_threshold(abnormal: np.ndarray, normal: np.ndarray, threshold: float) ->
 def at_best(scores: np.ndarray, anomalous: np.ndarray, aim: str) -> dict[str, float]:
     """Return what is achieved at the threshold that maximises ``aim`` ("f1", "accuracy") on these very labels.
 
-    It is an oracle's, as in ``PAPER_RULES``; of equal thresholds it is the highest.
+    It is an oracle's, as some papers' thresholds are (a detector's ``paper_rule``); of equal ones it is the highest.
     """
     abnormal, normal = by_class(scores, anomalous)
     levels = np.unique(np.concatenate([abnormal, normal]))

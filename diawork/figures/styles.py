@@ -11,17 +11,12 @@ from diawork.method.operators import OPERATORS
 
 Styles = Mapping[str, Mapping[str, Any]]  # label → color, linestyle, hatch
 
-# Okabe-Ito and Tol colours: told apart with any common colour blindness.
-METHOD_COLORS = {
-    "dia": "#0072B2", "csi": "#E69F00", "rd4ad": "#332288", "scrd4ad": "#AA4499",
-    "simsid": "#117733", "kdad": "#44AA99", "patchcore": "#DDCC77", "padim": "#CC6677", "deep_knn": "#88CCEE",
-    "mean_shift": "#661100", "simclr": "#6699CC",
-} | {name: kind.color for name, kind in OPERATORS.items() if kind.color}  # fmt: skip
 CONTROL_LOOKS = {  # grey, line, hatch
     "oracle_statistic": ("#3d3d3d", ":", "xxx"), "pixel_knn": ("#a3a3a3", "--", "..."),
     "stats_mahalanobis": ("#7f7f7f", "-.", "\\\\\\"), "stats_knn": ("#5c5c5c", (0, (5, 1, 1, 1)), "///"),
 }  # fmt: skip
 ANOTHER_CONTROL = ("#8f8f8f", "--", "++")
+# Okabe-Ito and Tol colours, as those that detectors declare: told apart with any common colour blindness.
 _SPARE = ("#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#661100", "#6699CC")
 _DASHED = (0, (6, 1.5))
 _VARIANTS = [  # colours and dashes in the order in which variants on one page take them
@@ -41,6 +36,12 @@ class Named(NamedTuple):
     method: str
     plain: bool = True
     control: bool = False
+    color: str | None = None  # "": none of its own; None: what the method declares
+
+
+def color_of(method: str) -> str:
+    """Return the colour that an operator or a detector of this name declares; "" where none does."""
+    return getattr(OPERATORS.get(method) or DETECTORS.get(method), "color", "")
 
 
 def method_of(label: str) -> Named:
@@ -61,15 +62,13 @@ def styles_of(lines: Iterable[Named | str]) -> Styles:
     looks: dict[str, dict[str, Any]] = {}
     pairs: set[tuple[str, Any]] = set()
     for label, line in sorted(known.items(), key=lambda one: (not one[1].plain, one[0])):
-        number = int(hashlib.sha256(line.method.encode()).hexdigest(), 16)  # Python's own changes with the process
-        own: tuple[str, Any] = (
-            METHOD_COLORS.get(line.method, _SPARE[number % len(_SPARE)]),
-            "-" if line.plain else _DASHED,
-        )
         if line.control:
             control = CONTROL_LOOKS.get(line.method, ANOTHER_CONTROL)
             looks[label] = dict(zip(("color", "linestyle", "hatch"), control, strict=True))
             continue
+        number = int(hashlib.sha256(line.method.encode()).hexdigest(), 16)  # Python's own changes with the process
+        color = color_of(line.method) if line.color is None else line.color
+        own: tuple[str, Any] = (color or _SPARE[number % len(_SPARE)], "-" if line.plain else _DASHED)
         if not line.plain or own in pairs:
             colors = {color for color, _ in pairs}
             choices = [own, *_VARIANTS]

@@ -69,9 +69,10 @@ def write_html(
 
 def _is_smoke(run: Finished) -> bool:
     """Say whether a run trained for as long as the preset ``smoke`` does, or says that it is its preset."""
+    if run.preset:
+        return run.preset == "smoke"
     smoke = preset("smoke").flat()
-    guess = all(run.settings.get(key) == smoke[key] for key in ("train.epochs", "train.epoch_size", "train.epoch_n"))
-    return run.preset == "smoke" if run.preset else guess
+    return all(run.settings.get(key) == smoke[key] for key in ("train.epochs", "train.epoch_size", "train.epoch_n"))
 
 
 def _files(run: Finished, out: Path) -> list[tuple[str, str]]:

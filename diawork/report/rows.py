@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, BeforeValidator, Field
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
-from diawork.base.registry import DETECTORS, is_control
+from diawork.base.registry import DETECTORS, OLD_NAMES, is_control
 from diawork.evaluation.comparison import SIDES, Comparison, adjust, compare_detectors
-from diawork.evaluation.diagnostics import Diagnostics, SelfCheck, ShiftProbe, Spread, by_selection
+from diawork.evaluation.diagnostics import Kept, ShiftProbe, by_selection
 from diawork.figures import Named, Styles, styles_of
 from diawork.runs.run import Run, find_runs
 
@@ -73,83 +74,91 @@ class Place(NamedTuple):
     x: tuple[float, float] | None
 
 
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """One finished run; what lies in its folder is read once."""
+def _numbers(metrics: Any) -> Any:
+    """Leave out of a split's metrics what is no number."""
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float)} if isinstance(metrics, Mapping) else metrics
+
+
+def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of the settings what has a field of its own."""
+    return {k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")}
+
+
+def _config(*path: str, default: Any) -> Any:
+    """Return a field that stands at a path in ``config.json``, where it stands there."""
+    return Field(default, validation_alias=AliasPath("config", *path))
+
+
+class Finished(BaseModel, arbitrary_types_allowed=True):
+    """One finished run: what its ``result.json`` and ``config.json`` say, read once.
+
+    What an older version did not write has a default; keys that nobody here knows are passed over.
+    """
 
     run: Run
+    place: Place | None = None
     dataset: str
-    detector: str  # name in the registry
-    method: str  # the same, or the name of what stands in the dissolver's place
-    label: str  # what people read
+    label: str = Field(validation_alias="detector")  # what people read
+    detector: str = Field(  # name in the registry; 0.1 recorded the label alone
+        validation_alias=AliasChoices("name", AliasPath("settings", "detector")),
+        default_factory=lambda known: OLD_NAMES.get(known["label"], known["label"]),
+    )
+    operator: str | None = Field(None, validation_alias=AliasPath("settings", "dissolve.operator"))
     seed: int
-    split: str  # the one that its numbers are about: test, or val of a search
-    data: str  # identity of the images
+    data: str = Field(validation_alias=AliasPath("config", "data", "identity"))  # identity of the images
     digest: str
-    created: str
+    created: str = _config("created", default="")
     draws: int | None  # scheme of the augmented copies; None where scoring draws nothing
-    control: bool
+    control: bool = Field(default_factory=lambda known: is_control(known["label"]))
     oracle: bool
     selection: str
     weights: str
-    pretrained: bool
-    preset: str  # "" where the run does not say
-    metrics: Mapping[str, Mapping[str, float]]  # by split
-    cost: Mapping[str, Any]
-    epochs: Mapping[str, float]  # test AUROC by ``EPOCHS``, where it was tracked
-    check: Measured  # AUROC of the self-check without labels
-    facts: Diagnostics
-    verdict: str
-    findings: tuple[str, ...]
-    shift: str  # what was measured of the shift before training
-    diffusion: Mapping[str, Any]  # on how many images its model learnt, how its strength was matched
-    settings: Mapping[str, Any]
-    notes: tuple[str, ...]
-    duplicates: str
-    versions: Mapping[str, str]
-    place: Place | None = None
+    preset: str | None = None  # None where the run does not say, as the two below
+    color: str | None = None
+    paper_rule: str = Field(default_factory=lambda known: getattr(DETECTORS.get(known["detector"]), "paper_rule", ""))
+    metrics: dict[str, Annotated[dict[str, float], BeforeValidator(_numbers)]]  # by split
+    cost: dict[str, Any] = {}
+    epochs: dict[str, float]  # test AUROC by ``EPOCHS``, where it was tracked
+    check: Kept  # without labels
+    shift_probe: ShiftProbe | None = None
+    diffusion: dict[str, Any]  # on how many images its model learnt, how its strength was matched
+    settings: Annotated[dict[str, Any], AfterValidator(_without_names)] = {}
+    notes: tuple[str, ...] = _config("data", "notes", default=())
+    duplicates: str = _config("data", "duplicates", default="")
+    versions: dict[str, str]
 
     @classmethod
     def read(cls, run: Run) -> Finished:
-        """Read a finished run; ``DataError`` where a number is missing or not finite. Unknown metrics are kept."""
+        """Read a finished run; ``DataError`` where a number is missing or not finite."""
         result, config = run.result(), run.config()
         try:
-            settings, label = result.get("settings", {}), str(result["detector"])
-            named = next((entry.name for entry in DETECTORS.values() if entry.label == label), label)
-            detector = str(result.get("name") or settings.get("detector") or named)  # 0.1 recorded the label alone
-            operator = str(settings.get("dissolve.operator") or DDPM)
-            check, probe = result.get("self_check") or {}, result.get("shift_probe")
-            facts, data = _facts(check), config["data"]
-            pretrained = bool(result["pretrained_weights"])
-            finished = cls(
-                run=run, dataset=str(result["dataset"]), detector=detector, label=label,
-                method=detector if operator == DDPM else operator, seed=result["seed"], split=run.primary_split,
-                data=str(data["identity"]), digest=result["digest"], created=str(config.get("created", "")),
-                draws=run.draws, control=bool(result.get("control", is_control(label))), oracle=bool(result["oracle"]),
-                selection=result["selection"], pretrained=pretrained, preset=str(result.get("preset") or ""),
-                weights=str(result.get("weights") or ("pretrained" if pretrained else "not pretrained")),
-                metrics={split: _numbers(metrics) for split, metrics in result["metrics"].items()},
-                cost=result.get("cost", {}), epochs=by_selection(run.oracle_epochs()),
-                check=Measured(*(float(check.get(name, math.nan)) for name in ("auroc", "low", "high"))), facts=facts,
-                verdict=str(check.get("verdict", "")), findings=tuple(map(str, check.get("findings", ()))),
-                shift=ShiftProbe.of(probe).sentence(str(probe["shift"])) if probe else "",
-                diffusion={name: result[name] for name in ("diffusion_images", "matched") if name in result},
-                settings={k: v for k, v in settings.items() if k not in ("dataset", "detector", "seed")},
-                notes=tuple(data.get("notes", ())), duplicates=str(data.get("duplicates", "")),
-                versions={str(k): str(v) for part in ("versions", "compute") for k, v in config.get(part, {}).items()},
-            )  # fmt: skip
-            if "rows" in check:  # an older self-check kept its words alone
-                again = SelfCheck.of(check, facts)
-                finished = dataclasses.replace(finished, verdict=again.verdict, findings=tuple(again.findings()))
-            needed = [finished.metrics[finished.split][name] for name in NEEDED]
+            trained = "pretrained" if result["pretrained_weights"] else "not pretrained"
+            finished = cls.model_validate(result | {
+                "run": run, "config": config, "draws": run.draws, "weights": result.get("weights") or trained,
+                "epochs": by_selection(run.oracle_epochs()), "check": Kept.of(result.get("self_check") or {}),
+                "diffusion": {name: result[name] for name in ("diffusion_images", "matched") if name in result},
+                "versions": {k: str(v) for part in ("versions", "compute") for k, v in config.get(part, {}).items()},
+            })  # fmt: skip
+            numbers = finished.metrics[finished.split]
+            needed = [numbers[name] for name in NEEDED]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"result.json or config.json is incomplete ({type(error).__name__}: {error}).") from None
-        measured = [finished.metric(name, 0.0) for name in METRICS]
-        ends = [finished.metric(f"{name}{end}", 0.0) for name in METRICS for end in ("_low", "_high")]
-        known = [*needed, *measured, *ends, *(finished.metric(name, 0.0) for name in NOISE)]
-        if np.isinf(known).any() or np.isnan(measured).any():  # ends that are NaN: no interval can be given
+            what = " ".join(str(error).split())
+            raise DataError(f"result.json or config.json is incomplete ({type(error).__name__}: {what}).") from None
+        known = [numbers.get(name, 0.0) for name in (*METRICS, *NOISE)]
+        ends = [numbers.get(f"{name}{end}", 0.0) for name in METRICS for end in ("_low", "_high")]
+        if not np.isfinite(known).all() or np.isinf([*needed, *ends]).any():  # ends that are NaN: no interval
             raise DataError("result.json holds numbers that are not finite.")
         return finished
+
+    @property
+    def method(self) -> str:
+        """Return the detector's name, or that of what stands in the dissolver's place."""
+        return self.detector if self.operator in (None, "", DDPM) else str(self.operator)
+
+    @property
+    def split(self) -> str:
+        """Return the split that its numbers are about: test, or val of a search."""
+        return "test" if "test" in self.metrics else "val"
 
     def metric(self, name: str, missing: float = math.nan) -> float:
         """Return a metric on the split that the run is about."""
@@ -177,21 +186,7 @@ class Finished:
         record |= {"row": self.place.label if self.place else self.label, "detector": self.label} | metrics
         record |= {f"cost.{name}": value for name, value in self.cost.items()}
         record |= {f"epoch.{rule}": self.epochs.get(rule, math.nan) for rule in EPOCHS}
-        return record | {"check.auroc": self.check.value, "settings": dict(self.settings)}
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _facts(check: Mapping[str, Any]) -> Diagnostics:
-    """Return what a self-check knows of its detector; an older one knows what the scores follow alone."""
-    facts = check.get("facts") or {"follows": check.get("follows")}
-    accuracy, features, follows = (facts.get(name) for name in ("shift_accuracy", "features", "follows"))
-    return Diagnostics(
-        None if accuracy is None else float(accuracy), None if accuracy is None else int(facts["shifts"]),
-        Spread(*map(float, features)) if features else None, (str(follows[0]), float(follows[1])) if follows else None,
-    )  # fmt: skip
+        return record | {"check.auroc": self.check.auroc, "settings": dict(self.settings)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,13 +227,14 @@ class Row:
             draws=max((run.draws for run in runs if run.draws is not None), default=None),
             selection=joined([run.selection for run in runs]), weights=joined([run.weights for run in runs]),
             auroc=over_seeds(runs, "auroc", first.split), val=over_seeds(runs, "auroc", "val").value,
-            check=Measured(*map(mean, zip(*(run.check[:3] for run in runs), strict=True))), runs=tuple(runs),
+            check=Measured(*(mean(getattr(run.check, end) for run in runs) for end in ("auroc", "low", "high"))),
+            runs=tuple(runs),
         )  # fmt: skip
 
     @property
     def named(self) -> Named:
         """Return what its look in figures depends on."""
-        return Named(self.label, self.method, plain=not self.variant, control=self.control)
+        return Named(self.label, self.method, not self.variant, self.control, self.runs[0].color if self.runs else None)
 
     def measured(self, metric: str) -> Measured:
         """Return a metric on the split that the row is about."""

@@ -14,7 +14,7 @@ from diawork import figures
 from diawork.base.errors import DiaworkError
 from diawork.data.manifests import load_manifest
 from diawork.evaluation.comparison import Comparison
-from diawork.evaluation.metrics import PAPER_RULES, at_best
+from diawork.evaluation.metrics import at_best
 from diawork.evaluation.sentences import limits
 from diawork.report.pictures import Picture, Pictures, draw_pictures
 from diawork.report.published import Beside, PublishedTable, beside_paper, remarks_of
@@ -204,12 +204,12 @@ def section(
 
 def _paper_rules(rows: Sequence[Row]) -> list[Rule]:
     """Return each row's F1 and accuracy by the threshold rules of those papers whose detectors stand in the table."""
+    owners = {row.method: row.runs[0] for row in rows if row.runs[0].paper_rule}
     rules = []
-    for name, aim in PAPER_RULES.items():
-        if owner := next((row for row in rows if row.method == name), None):
-            best = {row: [at_best(*run.pair, aim) for run in row.runs] for row in rows}
-            reached = {row: pd.DataFrame(numbers).mean().to_dict() for row, numbers in best.items()}
-            rules.append(Rule(owner.runs[0].label, aim, reached))
+    for _, owner in sorted(owners.items()):
+        best = {row: [at_best(*run.pair, owner.paper_rule) for run in row.runs] for row in rows}
+        reached = {row: pd.DataFrame(numbers).mean().to_dict() for row, numbers in best.items()}
+        rules.append(Rule(owner.label, owner.paper_rule, reached))
     return rules
 
 

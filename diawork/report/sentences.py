@@ -100,7 +100,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     said = []
     for row in rows:
         if not row.oracle:
-            facts = row.runs[0].facts if row.auroc.high < CHANCE else Diagnostics()
+            facts = row.runs[0].check.facts if row.auroc.high < CHANCE else Diagnostics()
             said.append(" ".join(explain(row.label, row.auroc.low, row.auroc.high, facts)))
     return [sentence for sentence in said if sentence]
 
@@ -108,8 +108,8 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 def unnoticing(rows: Sequence[Row]) -> list[str]:
     """Return which runs are below chance, blind or collapsed by the self-check, and the likely reason."""
     return [
-        f"{row.label}, seed {run.seed}: {' '.join(run.findings[:2])}"
-        for row in rows for run in row.runs if run.verdict not in ("", "notices")
+        f"{row.label}, seed {run.seed}: {' '.join(run.check.findings[:2])}"
+        for row in rows for run in row.runs if run.check.verdict not in ("", "notices")
     ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def features_said(rows: Sequence[Row]) -> str:
     """Say how the features of each trained detector spread and how many shifts it names, means over seeds."""
     parts = []
     for row in rows:
-        facts, said = [run.facts for run in row.runs], []
+        facts, said = [run.check.facts for run in row.runs], []
         spreads = [one.features for one in facts if one.features is not None]
         shifts = [(one.shift_accuracy, one.shifts) for one in facts if one.shift_accuracy is not None and one.shifts]
         if spreads:
@@ -175,7 +175,7 @@ def features_said(rows: Sequence[Row]) -> str:
 
 def shifts_said(rows: Sequence[Row]) -> list[str]:
     """Return what was measured of each shift before training, once each."""
-    return list(dict.fromkeys(run.shift for row in rows for run in row.runs if run.shift))
+    return list(dict.fromkeys(run.shift_probe.sentence for row in rows for run in row.runs if run.shift_probe))
 
 
 def models_said(rows: Sequence[Row]) -> str:

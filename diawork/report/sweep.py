@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ def collect_sweep(folder: Path | str) -> Results:
         if state == "done" and run:
             cell = named[digest]
             place = Place(cell.label, tuple(cell.parts), _extent(cell.point.get(sweep.x)))
-            runs += [dataclasses.replace(one, place=place) for one in collect([run]).runs]
+            runs += [one.model_copy(update={"place": place}) for one in collect([run]).runs]
     return Results(tuple(runs), int(cells["run"].ne("").sum()))
 
 

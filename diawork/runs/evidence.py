@@ -190,13 +190,13 @@ def probe_shift(detector: Detector, splits: Splits, *, progress: Progress = True
         return {}
     try:
         known, held_out = (_thumbnails(_some(images.normal()), detector.shift) for images in (splits.train, splits.val))
-        probe = shift_probe(known, held_out)
+        probe = shift_probe(known, held_out, detector.shift)
     except DataError as error:  # a run goes on without it
         warnings.warn(f"the {detector.shift} shifts were not probed: {error.what}", stacklevel=2)
         return {}
     if progress:
-        tqdm.write(probe.sentence(detector.shift))
-    return {"shift_probe": {"shift": detector.shift} | asdict(probe)}
+        tqdm.write(probe.sentence)
+    return {"shift_probe": asdict(probe)}
 
 
 def _some(images: ImageSet) -> ImageSet:

@@ -27,6 +27,7 @@ from diawork.data.readers.picture import Preprocessing
 from diawork.detectors.base import Detector
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
+from diawork.method.operators import operator_class
 from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import LEAST, PseudoCheck, checkable, evidence, probe_shift, recorded
@@ -207,6 +208,7 @@ def _score_rows(
 def _result(run: Run, detector: Detector, cfg: Resolved, metrics: dict, cost: dict) -> dict[str, Any]:
     if detector.parameters is not None:
         cost["parameters"] = detector.parameters
+    kind, alternative = entry_of(cfg.detector), cfg.has_slot and cfg.dissolve.operator != "ddpm"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     cost["peak_memory_mb"] = round(peak)
     return {
@@ -214,6 +216,8 @@ def _result(run: Run, detector: Detector, cfg: Resolved, metrics: dict, cost: di
         "detector": label_of(cfg),
         "name": cfg.detector,
         "preset": cfg.preset,
+        "color": operator_class(cfg.dissolve).color if alternative else kind.color,
+        "paper_rule": kind.paper_rule,
         "control": detector.control,
         "oracle": detector.oracle,
         "seed": cfg.seed,
