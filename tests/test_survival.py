@@ -79,10 +79,16 @@ def save_loop(n, folder, seed=0):
     print(f"{n} kills in a save loop: {n} loadable, 0 torn; {orphans} orphans in all, none after the restart")
 
 
-def test_a_child_that_hangs_is_killed_and_fails_its_test():
-    pid = child(lambda: time.sleep(60))
-    with pytest.raises(pytest.fail.Exception, match=r"(?s)did not end within 1 s and was killed.*test_survival"):
-        ended(pid, within=1)
+def test_a_child_that_hangs_is_killed_and_fails_its_test(tmp_path):
+    def hang():
+        (tmp_path / "hangs").touch()
+        time.sleep(60)
+
+    pid = child(hang)
+    while not (tmp_path / "hangs").exists():
+        time.sleep(0.01)
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)did not end within 0.1 s and was killed.*test_survival"):
+        ended(pid, within=0.1)
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 

@@ -125,12 +125,15 @@ def ended(pid, within=LONGEST):
     late = time.monotonic() + within
     while (state := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         if time.monotonic() > late:
-            os.kill(pid, signal.SIGABRT)  # its fault handler writes where it stands
-            time.sleep(1)
+            os.kill(pid, signal.SIGABRT)  # its fault handler writes where it stands, then it ends
+            patience = time.monotonic() + 10
+            while (gone := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < patience:
+                time.sleep(0.05)
             for kill in (os.killpg, os.kill):
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            if gone == (0, 0):
+                os.waitpid(pid, 0)
             stood = _stack(pid).read_text()
             _stack(pid).unlink()
             pytest.fail(f"a child did not end within {within} s and was killed; it stood here:\n{stood}")
