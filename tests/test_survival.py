@@ -80,6 +80,8 @@ def save_loop(n, folder, seed=0):
 
 
 def test_a_child_that_hangs_is_killed_and_fails_its_test(tmp_path):
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)  # as a library may do that was imported before
+
     def hang():
         (tmp_path / "hangs").touch()
         time.sleep(60)

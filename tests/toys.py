@@ -110,6 +110,7 @@ def child(work):
     try:
         os.setsid()
         with open(_stack(os.getpid()), "w") as stack:
+            faulthandler.disable()  # enabled already, it would not take SIGABRT back from a library that took it
             faulthandler.enable(stack)  # not to pytest's stderr, where it looks like a crash
             threadpool_limits(1)
             code = work() or 0
