@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -161,10 +162,11 @@ def remove_orphans(folder: Path) -> list[Path]:
     return removed
 
 
-def process_alive(pid: int) -> bool:
-    """Say whether a process with this id runs on this machine; one that only waits to be noticed does not."""
+def process_alive(pid: int, age: float = 0.0) -> bool:
+    """Say whether a process with this id, at least ``age`` seconds old, runs here; a zombie does not."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and time.time() - process.create_time() >= age
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
     except psutil.Error:  # another user's

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import tempfile
 import time
@@ -14,9 +15,16 @@ from filelock import SoftFileLease, Timeout
 from diawork.base.errors import BusyError, ResourceError
 from diawork.base.files import process_alive
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 BEAT, STALE = 30.0, 180.0  # seconds between heartbeats, and after which another machine's lock is left behind
 TORN = 5.0  # seconds after which the writer of a lock without a record is gone
 POLL = 0.5  # seconds between looks while waiting
+REMIND = 600.0  # seconds between reminders of what is waited for
+CLOCK = 2.0  # seconds by which two clocks may differ
 
 
 @contextlib.contextmanager
@@ -49,38 +57,57 @@ class Holder(NamedTuple):
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return the living process that holds a folder, if there is one."""
-    owner = _owner(_lease(folder))
+    """Return the living process that holds a folder, if there is one.
+
+    On this machine a process that started after the lock's last heartbeat is another one with the same number.
+    """
+    owner, silent = _owner(_lease(folder)), _age(folder / "lock")
     if owner is None:
         return None
-    alive = process_alive(owner.pid) if owner.host == _this_machine() else _age(folder / "lock") <= STALE
+    alive = process_alive(owner.pid, age=silent - CLOCK) if owner.host == _this_machine() else silent <= STALE
     return owner if alive else None
 
 
 def _acquire(lease: SoftFileLease, folder: Path, *, wait: bool, say: Callable[[str], Any]) -> None:
-    waited = False
+    hint = f"if it hangs, end it; if it is gone, remove {lease.lock_file}"
+    began, told = time.monotonic(), -math.inf
     while True:
-        owner, living = _owner(lease), holder(folder)
-        with contextlib.suppress(Timeout):
-            lease.acquire(blocking=False)
-            if owner and not living:
-                say(f"took over {folder.name}, left by {owner}")
-            return
-        if living:
-            if not wait:
-                hint = f"Wait for it; if it is gone, remove {lease.lock_file}."
-                raise BusyError(f"{living} is working here.", path=folder, hint=hint)
-            if not waited:
-                say(f"waiting for {living}, which is working on {folder.name}")
-            waited = True
-        elif (owner or _age(folder / "lock") > TORN) and _owner(lease) == owner:
+        with _one_taker(folder):
+            owner, living = _owner(lease), holder(folder)
             # What filelock leaves for a while or for ever: the lock of a zombie, of a silent machine, or one whose
             # writer was killed before it wrote who it is.
-            if owner:
-                say(f"took over {folder.name}, left by {owner}")
-            lease.force_break()
-            continue
+            if not living and (owner or _age(folder / "lock") > TORN):
+                lease.force_break()
+            if not living:
+                with contextlib.suppress(Timeout):
+                    lease.acquire(blocking=False)
+                    if owner:
+                        say(f"took over {folder.name}, left by {owner}")
+                    return
+        if living and not wait:
+            raise BusyError(f"{living} is working here.", path=folder, hint=f"Wait for it; {hint}.")
+        if living and time.monotonic() - told > REMIND:
+            minutes = (time.monotonic() - began) / 60
+            since = f" for {minutes:.0f} minutes" if minutes >= 1 else ""
+            sign = f"its last sign of life is {_age(folder / 'lock'):.0f} s old"
+            say(f"waiting{since} for {living}, which is working on {folder.name} ({sign}); {hint}")
+            told = time.monotonic()
         time.sleep(POLL)
+
+
+@contextlib.contextmanager
+def _one_taker(folder: Path) -> Iterator[None]:
+    """Let one process of this machine at a time look who holds a folder and take it; its end lets go of it."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lease(folder: Path) -> SoftFileLease:

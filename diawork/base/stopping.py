@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from diawork.base.errors import Interrupted
 
-_SIGNALS = [getattr(signal, s) for s in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, s)]
+_SIGNALS = [getattr(signal, s) for s in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT") if hasattr(signal, s)]
 _PR_SET_PDEATHSIG = 1
 _asked = threading.Event()
 _active: Callable[[int, Any], None] | None = None  # our handler, while one is installed
@@ -23,7 +23,7 @@ class StopNow(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def graceful_stop() -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C inside the block into a request to save and stop.
+    """Turn SIGTERM, SIGHUP, SIGUSR1 and the first Ctrl-C inside the block into a request to save and stop.
 
     For loops that call ``raise_if_stopping``; a request that none of them saw is raised at the end of
     the block, so everything must be saved inside it. A second Ctrl-C raises ``KeyboardInterrupt``.
