@@ -125,6 +125,9 @@ def check(name: str, data_root: Path | None, out: Path | None) -> None:
     from diawork.data import checks, datasets
     from diawork.runs.run import runs_root
 
-    report = checks.check_splits(datasets.load(name, data_root), cache=runs_root(out) / "data-checks")
+    splits = datasets.load(name, data_root)
+    report = checks.check_splits(splits, cache=runs_root(out) / "data-checks")
     say(report)
+    for note in splits.notes:
+        say(f"note         {note}")
     click.get_current_context().exit(3 if report.errors else 0)

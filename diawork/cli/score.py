@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,30 +35,29 @@ def score(
 ) -> None:  # fmt: skip
     """Score IMAGES (files, folders, tables with a column of paths) by the finished run in the folder RUN."""
     from diawork.base.compute import Compute
-    from diawork.base.errors import DataError
-    from diawork.runs.predict import load_detector, score_files
+    from diawork.base.errors import DataError, UsageError
+    from diawork.runs.predict import load_detector, read_scores, score_files
 
+    if html and html.exists() and b"diawork" not in html.read_bytes():
+        raise UsageError("this file is no page of diawork, which would replace it.", path=html, hint="Name another.")
     predictor = load_detector(run, compute=Compute.auto(device, precision), data_root=data_root)
     name, make = predictor.mapper() if maps else ("", None)
     write = functools.partial(_write_maps, make=make, folder=maps) if make and maps else None
-    left_out = score_files(predictor, images, table, on_batch=write)
+    unmapped = (lambda image: not (maps / map_name(image)).exists()) if maps else (lambda image: False)
+    files, left_out, cut = score_files(predictor, images, table, on_batch=write, again=unmapped)
     scores = read_scores(table)
     if html and len(scores):
-        _write_page(predictor, scores, html, left_out=left_out, maps=(name, make))
+        _write_page(predictor, scores, files, html, left_out=left_out, maps=(name, make))
     say(f"{len(scores):,} images in {table}" + (f", page: {html}" if html and len(scores) else ""))
-    for file, reason in list(left_out.items())[:5]:
-        say(f"left out: {file}: {reason}", err=True)
+    if predictor.opening.intensity and cut.n:
+        say(cut.words(predictor.opening.intensity), err=True)
+    for reason, n in Counter(left_out.values()).most_common(5):
+        first = next(file for file, why in left_out.items() if why == reason)
+        say(f"left out: {f'{n:,} files, first ' if n > 1 else ''}{first}: {reason}", err=True)
     if len(left_out) > 5:
         say(f"… {len(left_out):,} in all, in {table.stem}-left-out.csv", err=True)
     if not len(scores):
         raise DataError("no image could be scored.", path=table, hint=f"{table.stem}-left-out.csv says why.")
-
-
-def read_scores(path: Path) -> Any:
-    """Return the table that ``score_files`` writes."""
-    import pandas as pd
-
-    return pd.read_csv(path, dtype={"image": str, "nearest": str}, keep_default_na=False, na_values=[""])
 
 
 def _write_maps(batch: Scored, make: Any, folder: Path) -> None:
@@ -69,19 +69,27 @@ def _write_maps(batch: Scored, make: Any, folder: Path) -> None:
 
 
 def map_name(image: str) -> str:
-    """Return the name of an image's map: its own, and what tells it from others of that name elsewhere."""
-    return f"{Path(image).stem}-{hashlib.sha256(image.encode()).hexdigest()[:8]}.png"
+    """Return the name of an image's map: its own, cut to what a file may be called, and what tells it from others."""
+    stem = Path(image).stem.encode()[:200].decode(errors="ignore")
+    return f"{stem}-{hashlib.sha256(image.encode()).hexdigest()[:8]}.png"
 
 
-def _write_page(predictor: Predictor, scores: Any, html: Path, *, left_out: dict, maps: tuple[str, Any]) -> None:
+def _write_page(
+    predictor: Predictor, scores: Any, files: dict[str, str], html: Path, *, left_out: dict, maps: tuple[str, Any]
+) -> None:
+    import numpy as np
     import torch
 
     from diawork import figures
+    from diawork.base.errors import DiaworkError
     from diawork.report.page import worst, write_scored
 
     pictures, (map_name, make) = [], maps
-    for file in worst(scores)["image"]:
-        image = predictor.opening.read(file)
+    for name in worst(scores)["image"]:
+        try:
+            image = predictor.read(files.get(name, name)).image
+        except DiaworkError:  # gone since it was scored
+            image = np.zeros((1, predictor.opening.size, predictor.opening.size), np.float32)
         values = make(torch.from_numpy(image)[None])[0] if make else None
         pictures.append(figures.colours(image) if values is None else figures.overlay(image, values))
     nearest = predictor.neighbours(worst(scores)["nearest"].dropna())

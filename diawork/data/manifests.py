@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from diawork.base.config import Bridge
 from diawork.base.errors import DataError, UsageError, did_you_mean
@@ -14,6 +14,7 @@ from diawork.base.files import shipped
 from diawork.data.documents import StrictModel, document_bytes, read_document, wrong
 from diawork.data.phantom import FINEST, PhantomSpec
 from diawork.data.phantom import KINDS as ANATOMIES
+from diawork.data.preprocess import MOST_CUT, WINDOWS, Window
 
 Split = Literal["train", "val", "test"]
 SPLITS = get_args(Split)
@@ -44,6 +45,13 @@ def _plain_pattern(pattern: str) -> str:
     if not groups:
         raise ValueError("needs a group in parentheses around what names the patient")
     return pattern
+
+
+def _window(value: object) -> object:
+    """Return the window of CT that a name means; anything else as it is."""
+    if isinstance(value, str) and value not in WINDOWS:
+        raise ValueError(f"is none of the windows of CT: {', '.join(WINDOWS)}")
+    return WINDOWS[value] if isinstance(value, str) else value
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
@@ -124,9 +132,9 @@ class Kind(NamedTuple):
     may_have: tuple[str, ...] = ()
 
 
-_OF_FILES = ("root", "aliases", "frame", "patient", "recipe", "intensity", "drop")
+_OF_FILES = ("root", "aliases", "frame", "patient", "recipe", "intensity", "cut", "drop")
 KINDS = {
-    "npz": Kind("archives", ("file",), ("url", "md5", "intensity", "drop", "images", "multilabel")),
+    "npz": Kind("archives", ("file",), ("url", "md5", "intensity", "cut", "drop", "images", "multilabel")),
     "phantom": Kind("phantom", ("phantom",)),
     "folder": Kind("listing", ("folder", "layout"), _OF_FILES),
     "table": Kind("listing", ("file",), ("folder", "columns", *_OF_FILES)),
@@ -166,8 +174,9 @@ class Manifest(StrictModel):
     drop: Annotated[tuple[Text, ...], Field(strict=False, max_length=1000)] = ()  # left out, by file or "train/17"
     url: Annotated[tuple[Url, ...], Field(strict=False, max_length=10)] = ()  # npz: tried in order
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # npz: as published
-    # npz: stored values shown as black and white; needed for anything but 8-bit images
-    intensity: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    # stored values shown as black and white, or a window of CT by its name; needed for anything but 8-bit images
+    intensity: Annotated[Window, Field(strict=False), BeforeValidator(_window)] | None = None
+    cut: Annotated[float, Field(ge=0, le=1)] | None = None  # share of all values that may lie outside the window
     multilabel: bool = False  # npz: a row of findings an image; class 0 has none, class 1 has any
     phantom: Drawing | None = None
     notes: Annotated[tuple[Text, ...], Field(strict=False, max_length=20)] = ()  # what a reader of results must know
@@ -224,6 +233,11 @@ class Manifest(StrictModel):
                 self.phantom.spec(self.image.size)
             except UsageError as error:
                 raise wrong(error.what.rstrip("."), "phantom") from None
+
+    @property
+    def most_cut(self) -> float:
+        """The share of all values that may lie outside the intensity window."""
+        return MOST_CUT if self.cut is None else self.cut
 
     @property
     def sizes(self) -> dict[Split, int]:

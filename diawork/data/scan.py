@@ -18,9 +18,9 @@ from diawork.base.errors import DataError, DiaworkError, UsageError, printable
 from diawork.base.files import write_text
 from diawork.data.documents import yaml_lines
 from diawork.data.manifests import SPLITS, check_manifest
-from diawork.data.preprocess import TINT
+from diawork.data.preprocess import TINT, WINDOWS
 from diawork.data.readers.listing import IMAGE_COLUMNS, read_rows, walk
-from diawork.data.readers.picture import read_image
+from diawork.data.readers.picture import propose_window, read_picture, slices
 from diawork.data.splits import csv_text
 
 SPLIT_WORDS = {
@@ -39,7 +39,6 @@ PATIENTS = (  # patterns of names, the surest first
 LABEL_COLUMNS, PATIENT_COLUMNS = ("label", "class", "target", "diagnosis"), ("patient_id", "patient")
 MOST_CLASSES = 50
 LOOKED_AT = 25  # images of a class that are opened
-WINDOW = (0.0, 65_535.0)
 
 
 @dataclass
@@ -77,6 +76,21 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
         table = csv_text([("image_path", "label"), *zip(paths, (one["class"] for one in words), strict=True)])
         place = {"kind": "table", "file": f"{_name(folder)}.csv", "folder": folder.name}
         assumed = ["the classes are the words that the file names begin with"]
+    parts = [slices(path, folder) for path in paths]
+    if any(
+        part != [path] for part, path in zip(parts, paths, strict=True)
+    ):  # the slices of a volume stay together, as a patient's images do
+        several = [part for part, path in zip(parts, paths, strict=True) if part != [path]]
+        which = f"the middle 60 %, at most 32 of each, e.g. {printable(several[0][0])}"
+        assumed.append(
+            f"{len(several):,} of {len(paths):,} files hold several pictures: {which}; x, y or z names the axis"
+        )
+        words = [{"patient": path} | one for part, path, one in zip(parts, paths, words, strict=True) for _ in part]
+        paths = [picture for part in parts for picture in part]
+        listed_slices = [(path, one["class"], one.get("split", "train"), one["patient"])
+                for path, one in zip(paths, words, strict=True)]  # fmt: skip
+        table = csv_text([("image_path", "label", "split", "patient_id"), *listed_slices])
+        place = {"kind": "table", "file": f"{_name(folder)}.csv", "folder": folder.name}
     classes, aliases = _spellings(one["class"] for one in words)
     names = [aliases.get(one["class"], one["class"]) for one in words]
     splits = [SPLIT_WORDS.get(one.get("split", "train").casefold(), "train") for one in words]
@@ -90,7 +104,7 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
         files = [path for path, name in zip(paths, names, strict=True) if name == wanted]
         rows = np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).round().astype(int)
         examples[wanted] = [files[row] for row in rows]
-    opened, image = _look_at(folder, examples, assumed)
+    opened, image = _look_at(folder, paths, examples, assumed)
     values = {
         "name": _name(folder), "title": printable(folder.name)[:300], **place, "licence": "unknown",
         "citation": "unknown", "classes": dict(enumerate(classes)),
@@ -242,26 +256,39 @@ def _recipe(counts: Counter, classes: Sequence[str], healthy: str, assumed: list
 
 
 def _look_at(
-    folder: Path, examples: dict[str, list[str]], assumed: list[str]
+    folder: Path, every: Sequence[str], examples: dict[str, list[str]], assumed: list[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the examples as images, and size, channels, window, steps and bridge for all."""
-    opened, deep, reasons = {}, dict[str, np.ndarray](), list[str]()
-    for path in (path for paths in examples.values() for path in paths):
+    opened, deep, reasons, notes = dict[str, np.ndarray](), list[str](), list[str](), Counter[str]()
+    paths = [path for paths in examples.values() for path in paths]
+    window: Any = None
+    for path in paths:
         try:
-            opened[path] = read_image(folder / path).image
+            picture = read_picture(folder, path)
         except DiaworkError as error:
-            if "intensity window" not in error.what:
+            if "intensity window" in error.what:
+                deep.append(path)
+            else:
                 reasons.append(f"{printable(path)}: {error.what}")
-                continue
-            opened[path] = deep[path] = read_image(folder / path, window=WINDOW).image
+        else:
+            opened[path] = picture.image
+            notes[picture.note] += 1
+    if deep and opened:
+        what = f"{len(deep)} of {len(deep) + len(opened)} opened images need a window, the others have 8 bits."
+        raise UsageError(what, path=folder, hint="Save all with one depth; a set has one window.")
+    if deep:
+        window, why = propose_window(folder, every)
+        assumed.append(why)
+        for path in deep:
+            picture = read_picture(folder, path, WINDOWS[window] if isinstance(window, str) else window)
+            opened[path] = picture.image
+            notes[picture.note] += 1
+    assumed += [f"{n} of {len(opened)} opened: {note}" for note, n in notes.items() if note]
     if not opened:
         raise DataError(f"none of the images can be read, first {reasons[0]}", path=folder)
     if reasons:
         n = len(opened) + len(reasons)
         assumed.append(f"{len(reasons)} of {n} opened images cannot be read, first {reasons[0]}")
-    window = _window(deep, len(opened), folder, assumed) if deep else None
-    if window:
-        opened = {path: (image * WINDOW[1] / window[1]).clip(0, 1) for path, image in opened.items()}
     shapes = Counter(image.shape[1:] for image in opened.values())
     colour = any(np.ptp(image, axis=0).max() > TINT for image in opened.values())
     size = int(np.clip(np.median([min(shape) for shape in shapes.elements()]), 8, 4096))
@@ -272,14 +299,3 @@ def _look_at(
     assumed.append("dissolving steps 30 to 130, as the paper has them for chest X-rays of 28 px")
     values = {"image": {"size": size, "channels": 3 if colour else 1}, "resize": resize, "t_range": [30, 130]}
     return opened, values | {"bridge": "pad" if size <= 32 else "resize"} | ({"intensity": window} if window else {})
-
-
-def _window(deep: dict[str, np.ndarray], n_opened: int, folder: Path, assumed: list[str]) -> list[float]:
-    """Return the window of images deeper than 8 bits: from 0 to the least 2ᵇ − 1 above all values seen."""
-    if len(deep) < n_opened:
-        what = f"{len(deep)} of {n_opened} opened images need a window, the others have 8 bits."
-        raise UsageError(what, path=folder, hint="Save all with one depth; a set has one window.")
-    highest = max(float(image.max()) for image in deep.values()) * WINDOW[1]
-    bits = next(bits for bits in (8, 10, 12, 14, 16) if round(highest) < 2**bits)
-    assumed.append(f"{bits} bits: the highest value seen is {highest:.0f}, so white is {2**bits - 1}")
-    return [0.0, float(2**bits - 1)]

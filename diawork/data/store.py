@@ -1,7 +1,8 @@
 """Images decoded once into a file: whole numbers on disk, float32 in [0, 1] made a batch at a time.
 
 A store is known by what its images were decoded from (path, size and time of every file) and how; the
-digest of each image's content is taken as it is decoded, so that an open store is never read through.
+digest of each image's content is taken as it is decoded, so that an open store is never read through. An image is
+held against it when a process first reads it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,6 +29,7 @@ from diawork.base.files import digest, read_json, write_json
 from diawork.base.locks import locked
 from diawork.base.stopping import stop_at_once
 from diawork.data.manifests import Manifest, Split
+from diawork.data.preprocess import Cut, PassingFault, Picture
 from diawork.data.splits import FileStat
 
 GIB = 2**30
@@ -37,7 +40,7 @@ SAVE_SECONDS = 5.0
 HELD_BYTES = 64 * 2**20  # of the file, kept mapped between two reads
 DIGEST_BYTES = 32
 
-Decode = Callable[[str], np.ndarray]  # path → float32 (C, H, W) in [0, 1]
+Decode = Callable[[str], Picture]  # path → float32 (C, H, W) in [0, 1]
 
 
 class StoredImages:
@@ -50,12 +53,15 @@ class StoredImages:
     ndim = 4
 
     def __init__(
-        self, values: np.ndarray, digests: np.ndarray, rows: np.ndarray | None = None, *, channels: int = 0
-    ) -> None:
+        self, values: np.ndarray, digests: np.ndarray, rows: np.ndarray | None = None, *, channels: int = 0,
+        sound: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.values, self.all_digests = values, digests
         self.rows = np.arange(len(values)) if rows is None else rows
         self.channels = channels or values.shape[1]
         self._held = 0
+        mapped = isinstance(values, np.memmap)  # what lies in a file is held against its digest when first read
+        self.sound = np.full(len(values), not mapped) if sound is None else sound
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,13 +76,13 @@ class StoredImages:
         """The SHA-256 (N, 32) of each image's stored values."""
         return self.all_digests[self.rows]
 
-    def take(self, rows: np.ndarray) -> StoredImages:
+    def take(self, rows: np.ndarray) -> Self:
         """Return the images at positions ``rows`` (n,) without reading any."""
-        return StoredImages(self.values, self.all_digests, self.rows[rows], channels=self.channels)
+        return type(self)(self.values, self.all_digests, self.rows[rows], channels=self.channels, sound=self.sound)
 
     def repeated(self, channels: int) -> StoredImages:
         """Return the same grey images with ``channels`` equal channels."""
-        return StoredImages(self.values, self.all_digests, self.rows, channels=channels)
+        return StoredImages(self.values, self.all_digests, self.rows, channels=channels, sound=self.sound)
 
     def __getitem__(self, at: Any) -> Tensor:
         """Return what is indexed as a tensor in memory: one image, or those of a slice, list, array or mask."""
@@ -93,20 +99,26 @@ class StoredImages:
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def _read(self, rows: np.ndarray) -> Tensor:
-        stored = self.values[rows.clip(min=0)]
-        self._let_go(stored.nbytes)
+        places = rows.clip(min=0)
+        stored = self.values[places]
+        for place, picture in zip(places, stored, strict=True):
+            if not self.sound[place]:
+                if hashlib.sha256(picture.data).digest() != self.all_digests[place].tobytes():
+                    path = getattr(self.values, "filename", None)
+                    hint = "Remove its folder; the images are decoded again."
+                    raise CheckpointError(
+                        f"image {place} of this store is not as it was decoded.", path=path, hint=hint
+                    )
+                self.sound[place] = True
+        self._held += stored.nbytes
+        mapped = getattr(self.values, "_mmap", None)
+        if self._held > HELD_BYTES and mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # the pages are the system's to cache, not ours to hold
+            self._held = 0
         unit = np.divide(stored, FULL[str(self.values.dtype)], dtype=np.float32)
         unit[rows < 0] = 0
         x = torch.from_numpy(unit)
         return x if x.shape[1] == self.channels else x.expand(-1, self.channels, -1, -1)
-
-    def _let_go(self, read: int) -> None:
-        """Give the pages of the file back now and then: they are the system's to cache, not ours to hold."""
-        self._held += read
-        mapped = getattr(self.values, "_mmap", None)
-        if self._held > HELD_BYTES and mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
-            self._held = 0
 
 
 def _is_one(at: Any) -> bool:
@@ -118,10 +130,6 @@ class StoredMasks(StoredImages):
     """The same for masks: bool (N, 1, H, W), True inside a lesion; a row of −1 shows none."""
 
     dtype = torch.bool
-
-    def take(self, rows: np.ndarray) -> StoredMasks:
-        """Return the masks at positions ``rows`` (n,) without reading any."""
-        return StoredMasks(self.values, self.all_digests, self.rows[rows])
 
     def _read(self, rows: np.ndarray) -> Tensor:
         return super()._read(rows) > 0.5
@@ -183,11 +191,54 @@ def refuse_beyond_memory(needed: int) -> None:
 # --- decoding, once -------------------------------------------------------------------------------------
 
 
-class Store(NamedTuple):
-    """An opened store: its images in the order of its files, and why some could not be decoded."""
+class Key(NamedTuple):
+    """What a store is of: the digests of its files and of how they are decoded, and what is stored of them."""
 
-    images: StoredImages
-    bad: dict[str, str]  # path → reason
+    files: str
+    spec: str
+    shape: tuple[int, int, int, int]  # (N, C, H, W)
+    dtype: str
+
+
+class Store(BaseModel):
+    """A store's record: how many files are decoded, why some could not be, and what is known of the others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    done: int = Field(ge=0)
+    bad: dict[str, str] = {}  # path → reason
+    cut: Cut = Cut()  # to the intensity window
+    said: dict[str, int] = {}  # what was done to pictures → how many
+    _folder: Path = PrivateAttr()
+
+    @classmethod
+    def of(cls, folder: Path, key: Key) -> Store:
+        """Return the record in ``folder`` as far as it is of this key and its files are whole; else a new one."""
+        store = cls(key=key, done=0)
+        with contextlib.suppress(ValidationError, CheckpointError, OSError):
+            known = cls.model_validate(read_json(folder / "store.json"))
+            store = known if known.key == key and known.done <= key.shape[0] else store
+        store._folder = folder
+        return store
+
+    @property
+    def files(self) -> dict[Path, int]:
+        """The files of the images and of their digests, and their size (bytes) by what is done."""
+        row = math.prod(self.key.shape[1:]) * np.dtype(self.key.dtype).itemsize
+        name = self._folder / digest(self.key._asdict())
+        return {Path(f"{name}-images.bin"): self.done * row, Path(f"{name}-digests.bin"): self.done * DIGEST_BYTES}
+
+    @property
+    def images(self) -> StoredImages:
+        """The images in the order of the files."""
+        for path, size in self.files.items():
+            if not path.exists() or path.stat().st_size != size:
+                hint = f"Remove {self._folder}."
+                raise CheckpointError("this store of decoded images is damaged.", path=path, hint=hint)
+        images, digests = self.files
+        values = np.memmap(images, self.key.dtype, "r", shape=self.key.shape)
+        return StoredImages(values, np.fromfile(digests, np.uint8).reshape(-1, DIGEST_BYTES))
 
 
 def open_store(
@@ -199,85 +250,65 @@ def open_store(
     ``spec`` says how they are decoded, ``shape`` (C, H, W) and ``dtype`` what is stored of each.
     """
     listing = hashlib.sha256("\n".join(f"{f.size} {f.mtime_ns} {f.path}" for f in files).encode()).hexdigest()
-    key = {"files": listing, "spec": digest(dict(spec)), "shape": [len(files), *shape], "dtype": dtype}
-    if (opened := _opened(folder, key)) is None:
+    key = Key(listing, digest(dict(spec)), (len(files), *shape), dtype)
+    if (store := Store.of(folder, key)).done < len(files):
         with locked(folder, wait=True):
-            if (opened := _opened(folder, key)) is None:  # by another process, which was waited for
-                _first_pass(folder, key, [f.path for f in files], decode)
-                opened = _opened(folder, key)
-    if opened is None:
-        raise CheckpointError("this store of decoded images is damaged.", path=folder, hint="Remove it.")
-    return opened
+            store = Store.of(folder, key)  # another process, which was waited for, may have made it
+            if store.done < len(files):
+                _first_pass(store, [f.path for f in files], decode)
+    return store
 
 
-def _opened(folder: Path, key: dict[str, Any]) -> Store | None:
-    """Return the finished store in ``folder`` if it is the wanted one."""
-    record = folder / "store.json"
-    known = read_json(record) if record.exists() else {}
-    if not isinstance(known, dict) or known.get("key") != key:
-        return None
-    shape = tuple(key["shape"])
-    wanted = {"images.bin": math.prod(shape) * np.dtype(key["dtype"]).itemsize, "digests.bin": DIGEST_BYTES * shape[0]}
-    for name, size in wanted.items():
-        path = folder / f"{known['name']}-{name}"
-        if not path.exists() or path.stat().st_size != size:
-            raise CheckpointError("this store of decoded images is damaged.", path=path, hint=f"Remove {folder}.")
-    values = np.memmap(folder / f"{known['name']}-images.bin", key["dtype"], "r", shape=shape)
-    digests = np.fromfile(folder / f"{known['name']}-digests.bin", np.uint8).reshape(-1, DIGEST_BYTES)
-    return Store(StoredImages(values, digests), known["bad"])
-
-
-def _first_pass(folder: Path, key: dict[str, Any], paths: list[str], decode: Decode) -> None:
+def _first_pass(store: Store, paths: list[str], decode: Decode) -> None:
     """Decode every file in order; what was saved before an interruption is kept."""
-    name, progress = digest(key), folder / "progress.json"
-    known = read_json(progress) if progress.exists() else {}
-    done, bad = (known["done"], known["bad"]) if known.get("key") == key else (0, {})
-    row_bytes = math.prod(key["shape"][1:]) * np.dtype(key["dtype"]).itemsize
-    sizes = {folder / f"{name}-images.bin": done * row_bytes, folder / f"{name}-digests.bin": done * DIGEST_BYTES}
+    folder = store._folder
     try:
-        for path, size in sizes.items():
+        for path, whole in store.files.items():
             path.touch()
-            os.truncate(path, size)  # what was written after the last save
+            os.truncate(path, whole)  # what was written after the last save
         with stop_at_once(), contextlib.ExitStack() as stack:
-            images, digests = (stack.enter_context(open(path, "ab")) for path in sizes)
+            images, digests = (stack.enter_context(open(path, "ab")) for path in store.files)
             saved = time.monotonic()
-            for file, values, reason in _decoded(paths[done:], len(paths), decode, key):
+            for file, values, picture, reason in _decoded(paths[store.done :], len(paths), decode, store.key):
                 images.write(values.data)
                 digests.write(hashlib.sha256(values.data).digest())
-                done += 1
-                bad |= {file: reason} if reason else {}
-                if done == len(paths) or time.monotonic() - saved > SAVE_SECONDS:
+                store.done += 1
+                store.bad |= {file: reason} if reason else {}
+                store.cut = store.cut.plus(picture.cut)
+                store.said |= {picture.note: store.said.get(picture.note, 0) + 1} if picture.note else {}
+                if store.done == len(paths) or time.monotonic() - saved > SAVE_SECONDS:
                     for written in (images, digests):
                         written.flush()
                         os.fsync(written.fileno())
-                    write_json(progress, {"key": key, "done": done, "bad": bad})
+                    write_json(folder / "store.json", store.model_dump())
                     saved = time.monotonic()
     except OSError as error:
         what = f"the decoded images cannot be written ({error.strerror or error})."
-        size = f"They take {row_bytes * len(paths) / 2**30:.1f} GiB"
+        size = f"They take {math.prod(store.key.shape) * np.dtype(store.key.dtype).itemsize / GIB:.1f} GiB"
         hint = f"{size}; free some space or set DIAWORK_HOME. What was decoded is kept."
         raise ResourceError(what, path=folder, hint=hint) from None
-    write_json(folder / "store.json", {"key": key, "name": name, "bad": bad})
-    progress.unlink(missing_ok=True)
-    for other in folder.glob("*.bin"):
-        if not other.name.startswith(name):
-            other.unlink(missing_ok=True)  # of files that have changed since
+    for other in set(folder.glob("*.bin")) - set(store.files):
+        other.unlink(missing_ok=True)  # of files that have changed since
 
 
-def _decoded(
-    paths: list[str], total: int, decode: Decode, key: dict[str, Any]
-) -> Iterator[tuple[str, np.ndarray, str]]:
-    """Yield path, stored values (C, H, W) and, where the file is bad, the reason, in order, with a progress bar."""
-    shape, dtype = tuple(key["shape"][1:]), key["dtype"]
+def _decoded(paths: list[str], total: int, decode: Decode, key: Key) -> Iterator[tuple[str, np.ndarray, Picture, str]]:
+    """Yield path, stored values (C, H, W), picture and, where the file is bad, the reason, in order.
 
-    def one(path: str) -> tuple[str, np.ndarray, str]:
+    A fault that is not of the file's content ends it: it is not kept, and the next pass goes on from there.
+    """
+    shape, dtype = key.shape[1:], key.dtype
+
+    def one(path: str) -> tuple[str, np.ndarray, Picture, str]:
         try:
-            unit = decode(path)
-            if unit.shape != shape:
-                raise DataError(f"has the shape {unit.shape}, wanted {shape}.")
+            picture = decode(path)
+            if picture.image.shape != shape:
+                raise DataError(f"has the shape {picture.image.shape}, wanted {shape}.")
+        except PassingFault:
+            raise
         except DiaworkError as error:
-            return path, np.zeros(shape, dtype), f"{error.what} {error.hint}".rstrip()
-        return path, np.ascontiguousarray(np.rint(unit.astype(np.float64) * FULL[dtype]), dtype), ""
+            return path, np.zeros(shape, dtype), Picture(np.zeros(0)), f"{error.what} {error.hint}".rstrip()
+        values = np.rint(picture.image.astype(np.float64) * FULL[dtype])
+        return path, np.ascontiguousarray(values, dtype), picture, ""
 
     bar = tqdm(total=total, initial=total - len(paths), desc="decoding images, once", unit="image", disable=None)
     with bar, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +30,9 @@ from diawork.base.registry import entry_of
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, at_once
 from diawork.data.manifests import FILE_KINDS, load_manifest
+from diawork.data.preprocess import MOST_CUT, Cut, Picture
 from diawork.data.readers.listing import image_files
-from diawork.data.readers.picture import Preprocessing
+from diawork.data.readers.picture import Preprocessing, file_and_frame, slices
 from diawork.detectors.base import Detector
 from diawork.evaluation.conformal import Calibration
 from diawork.runs.resolve import Resolved
@@ -38,6 +40,8 @@ from diawork.runs.run import Run
 
 BATCH = 256  # images of 32 px scored at once, fewer of larger ones
 COLUMNS = ("image", "score", "share_below", "p_value", "alarm", "nearest")
+HEADS = {"left-out": "image,reason", "volumes": "volume,slices,score,highest"}  # of the tables beside the scores
+MOST_OF_ONE = 10  # times the share of a set's values that may lie outside the window, in one image
 
 
 class Scored(NamedTuple):
@@ -46,6 +50,15 @@ class Scored(NamedTuple):
     rows: list[dict[str, Any]]
     images: Tensor
     left_out: dict[str, str]
+    cut: Cut  # to the run's intensity window
+
+
+class Outcome(NamedTuple):
+    """What a table does not say: its files by name, those left out with the reason, what was cut to the window."""
+
+    files: dict[str, str]
+    left_out: dict[str, str]
+    cut: Cut
 
 
 class Prediction(NamedTuple):
@@ -75,11 +88,23 @@ class Predictor:
         it is no file of its own or the training images are not at hand), where the detector knows it.
         """
         sources = [images] if isinstance(images, str | Path) else list(images)
-        rows, left_out, files = [], dict[str, str](), image_files(sources)
+        rows, (files, left_out) = [], self.files(sources)
         for batch in self.batches(files, progress=progress):
             rows += batch.rows
             left_out |= batch.left_out
         return Prediction(pd.DataFrame(rows, columns=list(COLUMNS)), left_out)
+
+    def files(self, sources: Sequence[Path | str]) -> tuple[list[str], dict[str, str]]:
+        """Return the files meant, of volumes "file#z12" for some slices, and of what kind those not used are."""
+        unused: dict[str, str] = {}
+        files = image_files(sources, unused)
+        if self.opening.frame is None:
+            files = [part for file in files for part in _slices(file)]
+        return files, {cell(file): f"not used: {kind}" for file, kind in unused.items()}
+
+    def read(self, file: str) -> Picture:
+        """Return what "path" or "path#z12" names as the run saw its own; what exists under the whole name is a file."""
+        return self.opening.read(*((file, None) if os.path.exists(file) else file_and_frame(file)))
 
     def batches(self, files: Sequence[str], *, progress: bool = True) -> Iterator[Scored]:
         """Yield the files scored, so many at a time that memory stays the same however many there are."""
@@ -92,17 +117,21 @@ class Predictor:
                 bar.update(len(some))
 
     def _batch(self, files: Sequence[str]) -> Scored:
-        names, images, left_out = [], [], {}
+        names, images, left_out, cut = [], [], {}, Cut()
         for file in files:
             try:
-                images.append(self.opening.read(file))
-                names.append(printable(file))
+                picture = self.read(file)
+                if self.opening.intensity and picture.cut.n:
+                    picture.cut.words(self.opening.intensity, most=min(1.0, MOST_OF_ONE * self.opening.cut))
+                cut = cut.plus(picture.cut)
+                images.append(picture.image)
+                names.append(cell(file))
             except DiaworkError as error:
-                left_out[printable(file)] = printable(f"{error.what} {error.hint}".rstrip())
+                left_out[cell(file)] = printable(f"{error.what} {error.hint}".rstrip())
         if not images:
-            return Scored([], torch.empty(0), left_out)
+            return Scored([], torch.empty(0), left_out, cut)
         x = torch.from_numpy(np.stack(images))
-        return Scored(self._rows(names, x), x, left_out)
+        return Scored(self._rows(names, x), x, left_out, cut)
 
     def _rows(self, names: Sequence[str], x: Tensor) -> list[dict[str, Any]]:
         scores = self.detector.score(_loose(x))
@@ -147,7 +176,7 @@ class Predictor:
         train = self.training_images
         if train is None or train.files is None:
             return {}
-        return {int(place): printable(str(file)) for place, file in zip(train.index, train.files, strict=True)}
+        return {int(place): cell(file) for place, file in zip(train.index, train.files, strict=True)}
 
     def neighbours(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return the healthy training images (C, H, W) that ``nearest`` names, where they can be opened."""
@@ -200,50 +229,93 @@ def _loose(x: Tensor) -> ImageSet:
     return ImageSet(x, np.full(n, ""), np.zeros(n, bool), np.arange(n), "new", "new images")
 
 
+def cell(file: str) -> str:
+    """Return a file's name for a table: it prints, and no spreadsheet takes it for a formula."""
+    text = printable(file)
+    return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _slices(file: str) -> list[str]:
+    """Return the pictures of a file to score; one that cannot be read stands for itself."""
+    try:
+        return slices(file) if os.path.exists(file) else [file]
+    except DiaworkError:
+        return [file]
+
+
+def of_volumes(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a volume of which slices were scored: the mean of the highest tenth, at least of one."""
+    parts = scores["image"].str.extract(r"^(?P<volume>.+)#[xyz]?\d+$").join(scores[["image", "score"]])
+    rows = []
+    for volume, of_one in parts.dropna(subset="volume").groupby("volume", sort=False):
+        ranked = of_one.sort_values("score", ascending=False)
+        score = ranked["score"].head(math.ceil(len(ranked) / 10)).mean()
+        rows.append((volume, len(ranked), score, ranked["image"].iloc[0]))
+    return pd.DataFrame(rows, columns=["volume", "slices", "score", "highest"])
+
+
 def score_files(
     predictor: Predictor,
     sources: Sequence[Path | str],
     out: Path,
     *,
     on_batch: Callable[[Scored], Any] | None = None,
+    again: Callable[[str], bool] = lambda image: False,
     progress: bool = True,
-) -> dict[str, str]:
-    """Write a row an image to ``out`` (CSV), keeping those that it already has; return the files left out.
+) -> Outcome:
+    """Write a row an image to ``out`` (CSV), keeping those that it already has; return what is not in it.
 
     Beside it stand a JSON file of what the scores belong to and, where there are any, the files left out with
-    their reasons. ``on_batch`` sees each batch before its rows are written.
+    their reasons and a row for each volume. ``on_batch`` sees each batch before its rows are written; an image that
+    has its row already is scored once more where ``again`` says so. Nothing that is not of ``score`` is replaced.
     """
-    files = image_files(sources)
+    files, left_out = predictor.files(sources)
     if not files:
         raise UsageError(f"no image among {', '.join(map(str, sources))}.")
-    left_out: dict[str, str] = {}
-    lock = out.with_name(f".{out.name}.lock")
+    beside = {name: out.with_name(f"{out.stem}-{name}.csv") for name in HEADS}
+    for name, path in beside.items():
+        if path.exists() and not path.read_bytes().startswith(HEADS[name].encode()):
+            raise UsageError("this file is not of `diawork score`.", path=path, hint="Name another table with --csv.")
+    cut, lock = Cut(), out.with_name(f".{out.name}.lock")
     with locked(lock):
         done = _resumed(out, predictor.record)
-        waiting = [file for file in files if printable(file) not in done]
+        waiting = [file for file in files if cell(file) not in done or again(cell(file))]
         for batch in predictor.batches(waiting, progress=progress):
             if on_batch is not None and batch.rows:
                 on_batch(batch)
             left_out |= batch.left_out
-            rows = pd.DataFrame(batch.rows, columns=list(COLUMNS))
+            cut = cut.plus(batch.cut)
+            rows = pd.DataFrame([row for row in batch.rows if row["image"] not in done], columns=list(COLUMNS))
             _append(out, rows.to_csv(index=False, header=False, float_format="%.6g", lineterminator="\n"))
-        reasons = out.with_name(f"{out.stem}-left-out.csv")
-        reasons.unlink(missing_ok=True)
-        if left_out:
-            write_text(reasons, pd.DataFrame(left_out.items(), columns=["image", "reason"]).to_csv(index=False))
+        reasons = pd.DataFrame(left_out.items(), columns=["image", "reason"])
+        for name, rows in (("left-out", reasons), ("volumes", of_volumes(read_scores(out)))):
+            beside[name].unlink(missing_ok=True)
+            if len(rows):
+                write_text(beside[name], rows.to_csv(index=False, float_format="%.6g"))
     lock.rmdir()
-    return left_out
+    return Outcome({cell(file): file for file in files}, left_out, cut)
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Return the table that ``score_files`` writes."""
+    return pd.read_csv(path, dtype={"image": str, "nearest": str}, keep_default_na=False, na_values=[""])
 
 
 def _resumed(out: Path, record: dict[str, Any]) -> set[str]:
     """Return the images that ``out`` has a row of, its torn last line removed; a new file gets its head."""
     beside = out.with_suffix(".json")
+    found = read_json(beside) if beside.exists() else {}
+    known: dict[str, Any] = found if isinstance(found, dict) else {"": found}
+    ours = {"run", "opening"} <= known.keys() and isinstance(known["opening"], dict)
+    if out == beside or (known and not ours):
+        hint = "Name another table with --csv, in a folder of its own."
+        raise UsageError("this file is not of `diawork score`, which would replace it.", path=beside, hint=hint)
     if not out.exists():
         write_json(beside, record)
         write_text(out, ",".join(COLUMNS) + "\n")
         return set()
-    if not beside.exists() or read_json(beside) != record:
-        whose = f"is of {read_json(beside).get('run')}" if beside.exists() else "is not of `diawork score`"
+    if not ours or known | {"opening": {"cut": MOST_CUT} | known["opening"]} != record:
+        whose = f"is of {known['run']}" if ours else "is not of `diawork score`"
         raise UsageError(f"this file {whose}.", path=out, hint="Name another with --csv, or remove it.")
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]

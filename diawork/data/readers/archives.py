@@ -16,7 +16,7 @@ import numpy as np
 from diawork.base.errors import DataError, did_you_mean, printable
 from diawork.data.locations import find_file, find_folder
 from diawork.data.manifests import Manifest
-from diawork.data.preprocess import channels_first, decoding, parse_npy, to_unit
+from diawork.data.preprocess import Cut, channels_first, decoding, parse_npy, to_unit
 from diawork.data.splits import Item, split_items
 from diawork.data.store import Content, Part, StoredImages, decoded_bytes, kept_as_bytes, refuse_beyond_memory
 
@@ -60,15 +60,15 @@ def _read_npz(manifest: Manifest, root: Path | str | None, download: bool) -> Co
             stored = parse_npy(members[f"{split}_images"])
             _refuse_other_shapes(stored, manifest)
             if stored.dtype == np.uint8 and kept_as_bytes(manifest):
-                images, cut = StoredImages(channels_first(stored), _digests(stored)), 0
+                images, cut = StoredImages(channels_first(stored), _digests(stored)), Cut()
             else:
                 unit, cut = to_unit(stored, manifest.intensity)
                 images = channels_first(unit)
         with reading(field=f"{split}_labels"):
             names = _class_names(parse_npy(members[f"{split}_labels"]), len(stored), manifest)
-        if cut:
-            share = f"{cut:,} of {stored.size:,} values"
-            notes.append(f"{split}: {share} lie outside the intensity window and were cut to it.")
+        if manifest.intensity and cut.n:
+            with reading(field=f"{split}_images"):
+                notes.append(f"{split}: {cut.words(manifest.intensity, most=manifest.most_cut)}")
         rows = _kept(split, names, manifest)
         parts[split] = Part(images.take(rows) if isinstance(images, StoredImages) else images[rows], names[rows])
     return Content(parts, f"{manifest.file}, MD5 {md5}", tuple(notes), path, md5)

@@ -22,18 +22,16 @@ from diawork.base.errors import DataError, UsageError, did_you_mean, printable
 from diawork.base.files import digest
 from diawork.data.locations import cache_root, find_file, find_folder
 from diawork.data.manifests import SPLITS, Columns, Manifest, inside_root
-from diawork.data.preprocess import decoding, resized
-from diawork.data.readers.medical import Frame
-from diawork.data.readers.picture import Preprocessing, read_mask
+from diawork.data.preprocess import Picture, decoding, resized
+from diawork.data.readers.picture import Preprocessing, file_and_frame, is_image, read_mask
 from diawork.data.splits import FileStat, Item, Listing, kept_items, shared_patients, split_items
 from diawork.data.store import Content, Part, Store, StoredMasks, open_store
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".dcm", ".dicom", ".nii", ".nii.gz")
 TABLES = (".csv", ".parquet")
 IMAGE_COLUMNS = ("image_path", "image", "path", "file", "filename")
 MOST_BYTES = 512 * 2**20  # of a table or list
 MOST_DEPTH = 16  # of folders; links may lead in circles
-DECODER = 1  # raised where the same file gives other values than before
+DECODER = 2  # raised where the same file gives other values than before
 
 
 def read(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Content:
@@ -43,43 +41,48 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
         raise DataError("there is no image of a known class.", path=base)
     every, preprocessing = sorted(listed), Preprocessing.of(manifest)._replace(levels=0)
 
-    def decode_image(path: str) -> np.ndarray:
-        file, frame = _file_and_frame(path, manifest)
-        return preprocessing._replace(frame=frame).read(base / file)
+    def decode_image(path: str) -> Picture:
+        file, frame = file_and_frame(path)
+        return preprocessing.read(base / file, frame)
 
-    def decode_mask(path: str) -> np.ndarray:
-        file, frame = _file_and_frame(path, manifest)
-        return resized(read_mask(base / file, frame), manifest.image.size, manifest.resize).round()
+    def decode_mask(path: str) -> Picture:
+        file, frame = file_and_frame(path)
+        values = read_mask(base / file, manifest.frame if frame is None else frame)
+        return Picture(resized(values, manifest.image.size, manifest.resize).round())
 
     files = [stats.get(item.path) or _file_stat(base, item.path) for item in every]
-    images = _stored(manifest, base, "images", files, decode_image)
+    store = _stored(manifest, base, "images", files, decode_image)
+    images, notes = store.images, [f"{n:,} of {len(files):,}: {text}." for text, n in store.said.items()]
+    if manifest.intensity and store.cut.n:
+        with decoding(base, "cannot be used"):
+            notes.append(store.cut.words(manifest.intensity, most=manifest.most_cut))
     kept = kept_items(manifest, every)
-    _refuse_bad({item.path: images.bad[item.path] for item in kept if item.path in images.bad}, len(kept), base)
+    _refuse_bad({item.path: store.bad[item.path] for item in kept if item.path in store.bad}, len(kept), base)
     kept = split_items(kept, manifest.recipe) if manifest.recipe else kept
     mask_paths = sorted({item.mask for item in kept if item.mask})
     masks = None
     if mask_paths:
-        masks = _stored(manifest, base, "masks", [_file_stat(base, path) for path in mask_paths], decode_mask)
-        _refuse_bad(masks.bad, len(mask_paths), base)
+        drawn = _stored(manifest, base, "masks", [_file_stat(base, path) for path in mask_paths], decode_mask)
+        _refuse_bad(drawn.bad, len(mask_paths), base)
+        masks = StoredMasks(drawn.images.values, drawn.images.all_digests)
     row_of = {item.path: row for row, item in enumerate(every)}
     mask_row_of = {path: row for row, path in enumerate(mask_paths)}
 
     def part(items: list[Item]) -> Part:
         lesions = None
         if masks:
-            mask_rows = np.array([mask_row_of.get(item.mask, -1) for item in items], np.int64)
-            lesions = StoredMasks(masks.images.values, masks.images.all_digests, mask_rows)
+            lesions = masks.take(np.array([mask_row_of.get(item.mask, -1) for item in items], np.int64))
         rows = np.array([row_of[item.path] for item in items], np.int64)
         names, paths, patients = (
             np.array([getattr(item, column) for item in items], dtype=str)
             for column in ("class_name", "path", "patient")
         )
-        return Part(images.images.take(rows), names, lesions, paths, patients)
+        return Part(images.take(rows), names, lesions, paths, patients)
 
     splits = dict.fromkeys(("train", *sorted({item.split for item in kept})))
     parts = {split: part([item for item in kept if item.split == split]) for split in splits}
     made = f", splits made by patient with seed {manifest.recipe.seed}" if manifest.recipe else ""
-    return Content(parts, f"files under {manifest.place}{made}", _notes(manifest, kept), base)
+    return Content(parts, f"files under {manifest.place}{made}", (*notes, *_notes(manifest, kept)), base)
 
 
 def list_items(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Listing:
@@ -90,23 +93,16 @@ def list_items(manifest: Manifest, root: Path | str | None = None, *, download: 
     return SOURCES[manifest.kind](manifest, root, download)
 
 
-def _file_and_frame(path: str, manifest: Manifest) -> tuple[str, Frame]:
-    """Return the file and the picture in it that "file#12" means; without a number the manifest chooses."""
-    file, mark, number = path.rpartition("#")
-    return (file, int(number)) if mark and number.isdecimal() and len(number) < 6 else (path, manifest.frame)
-
-
 def _file_stat(base: Path, path: str) -> FileStat:
-    file = path.rpartition("#")[0] if "#" in path else path
     try:
-        stat = os.stat(base / file)
+        stat = os.stat(base / file_and_frame(path)[0])
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}).", path=base / path) from None
     return FileStat(path, stat.st_size, stat.st_mtime_ns)
 
 
 def _stored(
-    manifest: Manifest, base: Path, what: str, files: Sequence[FileStat], decode: Callable[[str], np.ndarray]
+    manifest: Manifest, base: Path, what: str, files: Sequence[FileStat], decode: Callable[[str], Picture]
 ) -> Store:
     """Return the store of "images" or "masks" of a set."""
     spec = {"decoder": DECODER, "resize": manifest.resize, "intensity": manifest.intensity, "frame": manifest.frame}
@@ -268,8 +264,12 @@ SOURCES = {"folder": _list_folder, "table": _list_table, "splitlist": _list_spli
 # --- files and rows ------------------------------------------------------------------------------------
 
 
-def walk(base: Path) -> Iterator[FileStat]:
-    """Yield every image file under a folder, whatever its depth; hidden ones and other suffixes are passed over."""
+def walk(base: Path, unused: dict[str, str] | None = None) -> Iterator[FileStat]:
+    """Yield every image file under a folder, whatever its depth; hidden ones are passed over.
+
+    ``unused`` takes the other files: path → of what kind each is.
+    """
+    unused = {} if unused is None else unused
     folders = [""]
     while folders:
         inside = folders.pop()
@@ -281,11 +281,17 @@ def walk(base: Path) -> Iterator[FileStat]:
             path = f"{inside}/{entry.name}" if inside else entry.name
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_dir() and path.count("/") < MOST_DEPTH:
-                folders.append(path)
-            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            if entry.is_dir():
+                if path.count("/") < MOST_DEPTH:
+                    folders.append(path)
+            elif not entry.is_file():
+                unused[path] = "a link that leads nowhere" if entry.is_symlink() else "no plain file"
+            elif is_image(entry.path):
                 known = entry.stat()
                 yield FileStat(path, known.st_size, known.st_mtime_ns)
+            else:
+                plain = "DICOMDIR" if entry.name.upper() == "DICOMDIR" else "without ending"
+                unused[path] = f"file {Path(path).suffix.lower() or plain}"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
@@ -323,12 +329,18 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
         yield {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
 
 
-def image_files(sources: Iterable[Path | str]) -> list[str]:
-    """Return the files meant by files, folders (all images below) and tables (a column of paths), each once."""
+def image_files(sources: Iterable[Path | str], unused: dict[str, str] | None = None) -> list[str]:
+    """Return the files meant by files, folders (all images below) and tables (a column of paths), each once.
+
+    ``unused`` takes the files of folders that are no images: path → of what kind each is.
+    """
     paths: list[str] = []
     for source in map(Path, sources):
         if source.is_dir():
-            paths += [str(source / file.path) for file in walk(source)]
+            others: dict[str, str] = {}
+            paths += [str(source / file.path) for file in walk(source, others)]
+            unused = {} if unused is None else unused
+            unused |= {str(source / path): kind for path, kind in others.items()}
         elif source.suffix.lower() in TABLES:
             paths += _column_of_paths(source)
         else:

@@ -1,4 +1,4 @@
-"""One image from a PNG, JPEG, TIFF, npy, DICOM or NIfTI file; its content decides which it is, not its name.
+"""One image from a PNG, JPEG, TIFF, BMP, WebP, npy, DICOM or NIfTI file; its content decides which, not its name.
 
 The values of a file become light in one place: by 255 where they have 8 bits, by a window where they are finer,
 turned where white is the lowest, upright where the file says how it was held.
@@ -6,21 +6,27 @@ turned where white is the lowest, upright where the file says how it was held.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import PREFIXES as TIFF
+from tqdm.auto import tqdm
 
 from diawork.base.errors import CheckpointError, DataError, UsageError, printable
 from diawork.data.manifests import FILE_KINDS, Manifest
 from diawork.data.preprocess import (
+    MOST_CUT,
     NPY,
+    WINDOWS,
+    Picture,
     Stored,
     Window,
     channels_first,
@@ -31,24 +37,18 @@ from diawork.data.preprocess import (
     with_channels,
 )
 from diawork.data.readers import medical
+from diawork.data.readers.medical import MOST_PIXELS
 from diawork.data.store import FULL
 
 MOST_BYTES = 256 * 2**20
-MOST_PIXELS = 64_000_000
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-KINDS = "PNG, JPEG, TIFF, npy, DICOM or NIfTI"
+PNG, JPEG, BMP, WEBP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"
+KINDS = "PNG, JPEG, TIFF, BMP, WebP, npy, DICOM or NIfTI"
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".dcm", ".dicom", ".ima", ".nii", ".nii.gz",
+)  # fmt: skip
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 MIN_IS_WHITE = 0
 _GREY = {"1", "L", "I;16", "I;16B", "I;16L", "I", "F"}  # Pillow's modes
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image float32 (C, H, W) in [0, 1], C 1 or 3, and what a reader of it should know."""
-
-    image: np.ndarray
-    name: str = ""
-    notes: list[str] = field(default_factory=list)
 
 
 class Preprocessing(NamedTuple):
@@ -60,13 +60,16 @@ class Preprocessing(NamedTuple):
     intensity: Window | None = None
     frame: medical.Frame = None
     levels: int = 0  # the whole number of white in a store of decoded files; 0: not rounded
+    cut: float = MOST_CUT  # share of all values that may lie outside the window
 
     @classmethod
     def of(cls, manifest: Manifest) -> Preprocessing:
         """Return how the images of a manifest are opened."""
         levels = FULL["uint16" if manifest.intensity else "uint8"] if manifest.kind in FILE_KINDS else 0
         image = manifest.image
-        return cls(image.size, image.channels, manifest.resize, manifest.intensity, manifest.frame, levels)
+        return cls(
+            image.size, image.channels, manifest.resize, manifest.intensity, manifest.frame, levels, manifest.most_cut
+        )
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Preprocessing:
@@ -77,13 +80,58 @@ class Preprocessing(NamedTuple):
         except (TypeError, KeyError) as error:
             raise CheckpointError(f"says in no known way how its images were opened ({error}).") from None
 
-    def read(self, path: Path | str) -> np.ndarray:
-        """Return the image float32 (C, H, W) in a file as the run would have seen it; else ``DataError``."""
-        image = read_image(Path(path), window=self.intensity, frame=self.frame).image
-        unit = with_channels(resized(image, self.size, self.resize), self.channels)
-        if not self.levels:
-            return unit
-        return np.divide(np.rint(unit.astype(np.float64) * self.levels), self.levels, dtype=np.float32)
+    def read(self, path: Path | str, frame: medical.Frame = None) -> Picture:
+        """Return the picture in a file as the run would have seen it, float32 (C, H, W); else ``DataError``."""
+        picture = read_image(Path(path), window=self.intensity, frame=self.frame if frame is None else frame)
+        unit = with_channels(resized(picture.image, self.size, self.resize), self.channels)
+        if self.levels:
+            unit = np.divide(np.rint(unit.astype(np.float64) * self.levels), self.levels, dtype=np.float32)
+        return replace(picture, image=unit)
+
+
+def is_image(path: Path | str) -> bool:
+    """Say whether a file is read as an image: by its ending, or because it begins as DICOM does."""
+    name = str(path).lower()
+    if name.endswith(SUFFIXES):
+        return True
+    if name.endswith((".txt", ".csv", ".json", ".xml", ".md", ".py", "dicomdir")):
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as f:
+        return medical.is_dicom(f.read(132))
+    return False
+
+
+def file_and_frame(path: str) -> tuple[str, medical.Frame]:
+    """Return the file and the picture in it that "file#12" or, of a volume, "file#x12" means."""
+    match = re.fullmatch(r"(.+)#([xyz]?)(\d{1,5})", path, re.DOTALL)
+    if match is None:
+        return path, None
+    file, axis, number = match.groups()
+    return file, axis + number if axis else int(number)
+
+
+def frames_in(path: Path | str) -> dict[str, int]:
+    """Return how many pictures a file holds: {"": n}, or of a volume {"z": n, "y": n, "x": n}, the usual axis first."""
+    with decoding(path, "this image is damaged"):
+        with open(path, "rb") as f:
+            head = f.read(352)
+        if not (medical.is_dicom(head) or head.startswith(medical.GZIP) or medical.is_nifti(head)):
+            return {"": 1}
+        return medical.frames_in(_read_bytes(Path(path)))
+
+
+def slices(path: str, folder: Path | str = "", *, axis: str = "", middle: float = 0.6, most: int = 32) -> list[str]:
+    """Return "file#z12" for pictures of a file that holds several: of its middle share, each or every k-th.
+
+    ``axis`` is the usual one where it is "", and k the least number that leaves ``most``. A file of one: itself.
+    """
+    sides = frames_in(Path(folder) / path)
+    axis = axis or next(iter(sides))
+    n = sides.get(axis, 1)
+    if n == 1 and axis in ("", "z"):
+        return [path]
+    inside = range(round(n * (1 - middle) / 2), max(round(n * (1 + middle) / 2), 1))
+    return [f"{path}#{axis}{place}" for place in inside[:: math.ceil(len(inside) / most)]]
 
 
 def read_image(
@@ -109,9 +157,47 @@ def read_image(
         image = 1 - image if stored.inverted else image
     if (image == image[:1]).all():
         image = image[:1]
-    share = f"{cut:,} of {stored.values.size:,} values of {name}"
-    notes = [f"{share} lie outside the window and were cut to it."] if cut else []
-    return Picture(np.ascontiguousarray(image), name, notes)
+    return Picture(np.ascontiguousarray(image), name, cut, stored.note, stored.hounsfield, window)
+
+
+def read_picture(folder: Path, path: str, window: Window | None = None) -> Picture:
+    """Return the picture that a table's "path" or "path#12" means."""
+    file, frame = file_and_frame(path)
+    return read_image(folder / file, window=window, frame=frame)
+
+
+def propose_window(folder: Path, paths: Sequence[str]) -> tuple[str | list[float], str]:
+    """Return the intensity window for files deeper than 8 bits, by all of their values, and why in a sentence.
+
+    Of CT it is the whole range in HU, by its name; of whole numbers from 0 on, the bits that hold them; else both ends
+    of what the files hold.
+    """
+    low, high, whole, hounsfield, some = math.inf, -math.inf, True, True, []
+    for path in tqdm(paths, desc="the range of all values", unit="image", disable=None):
+        file, frame = file_and_frame(path)
+        with contextlib.suppress(DataError), decoding(path, "cannot be read"):
+            stored = _decode(_read_bytes(folder / file), frame)
+            values = stored.values[np.isfinite(stored.values)]
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            whole = whole and bool((values == np.rint(values)).all())
+            hounsfield = hounsfield and stored.hounsfield
+            some.append(values[:: max(1, values.size // 4096)].astype(np.float32))
+    every = np.concatenate(some)
+    inner = np.quantile(every, [0.0005, 0.9995])
+    seen = f"values from {low:.6g} to {high:.6g}"
+    if high - low > 4 * (inner[1] - inner[0]):
+        seen += f" (99.9 % of them from {inner[0]:.6g} to {inner[1]:.6g})"
+    outside = {name: float(((every < a) | (every > b)).mean()) for name, (a, b) in WINDOWS.items()}
+    if hounsfield and outside["whole"] <= MOST_CUT:
+        others = ", ".join(
+            f"{name} {list(WINDOWS[name])} cuts {share:.0%}" for name, share in outside.items() if name != "whole"
+        )
+        return "whole", f"CT in HU, {seen}; intensity: whole. To see one tissue name its window: {others}"
+    if whole and low >= 0 and high < 2**16:
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+        return [0.0, float(2**bits - 1)], f"{bits} bits: {seen}, so white is {2**bits - 1}"
+    ends = [0.0, 1.0] if low >= 0 and 0.5 < high <= 1 else [low, high if high > low else low + 1]
+    return ends, f"{seen}, so black is {ends[0]:.6g} and white {ends[1]:.6g}"
 
 
 def read_mask(path: Path, frame: medical.Frame = None) -> np.ndarray:
@@ -151,7 +237,7 @@ def _decode(data: bytes, frame: medical.Frame) -> Stored:
         raise DataError(f"has no picture {frame}: only DICOM and NIfTI files are read as several.")
     if data.startswith(NPY):
         stored = Stored(parse_npy(data))
-    elif data.startswith((PNG, JPEG, *TIFF)):
+    elif data.startswith((PNG, JPEG, BMP, WEBP, *TIFF)):
         stored = _decode_picture(data)
     elif not data:
         raise DataError("this file is empty.")
@@ -164,7 +250,7 @@ def _decode(data: bytes, frame: medical.Frame) -> Stored:
 
 
 def _decode_picture(data: bytes) -> Stored:
-    """Return the one picture of a PNG, JPEG or TIFF file, held upright."""
+    """Return the one picture of a PNG, JPEG, TIFF, BMP or WebP file, held upright; of several in a photo, the first."""
     if data.startswith(PNG):
         with _opened(data) as picture:
             picture.verify()  # the checksum of every part of the file, which decoding skips
@@ -189,14 +275,13 @@ def _decode_picture(data: bytes) -> Stored:
 def _opened(data: bytes) -> Image.Image:
     """Return the picture, not yet decoded, of a file whose size and number of pictures are as they should be."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
+        picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF", "BMP", "WEBP"))
     except UnidentifiedImageError:
         raise ValueError("its header cannot be read") from None
     if picture.width * picture.height > MOST_PIXELS:
         raise DataError(f"{picture.width}×{picture.height} px are too many (at most {MOST_PIXELS:,}).")
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1:
-        raise DataError(f"holds {frames} pictures; wanted a file with one.")
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        raise DataError("holds several pictures; wanted a file with one.")
     return picture
 
 
