@@ -370,7 +370,7 @@ def test_taking_rows_reads_nothing_and_names_them(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_window_keeps_sixteen_bits(dtype, tmp_path):
     save(make_set(tmp_path) / "set/train/well/deep.png", np.full((16, 16), 5, dtype))
-    splits = opened(tmp_path, intensity=[0, 10])
+    splits = opened(tmp_path, intensity=[0, 10], cut=1)
     assert splits.train.images[splits.train.files.tolist().index("train/well/deep.png")].mean() == pytest.approx(
         0.5, abs=1e-4
     )

@@ -58,7 +58,10 @@ def test_floats_need_a_window_too(kind):
 def test_what_is_outside_the_window_is_counted():
     read = read_image(encoded(FINE, "npy"), window=(1000, 2000), name="scan")
     outside = int(((FINE < 1000) | (FINE > 2000)).sum())
-    assert read.notes == [f"{outside} of 120 values of scan lie outside the window and were cut to it."]
+    assert read.notes == [
+        f"scan: {outside} of 120 values ({outside / 120:.2%}) lie outside the intensity window [1000, 2000] "
+        "and were cut to it."
+    ]
     assert (read.image.min(), read.image.max()) == (0, 1)
 
 
@@ -82,12 +85,12 @@ def half_transparent():
 
 
 REFUSED = {
-    "no PNG, JPEG, TIFF, npy, DICOM or NIfTI file: it begins with 'hello'": lambda: b"hello",
+    "no PNG, JPEG, TIFF, BMP, WebP, npy, DICOM or NIfTI file: it begins with 'hello'": lambda: b"hello",
     "this file is empty": lambda: b"",
     "this image is damaged": lambda: encoded(GREY)[:46],
     "partly transparent": half_transparent,
     "its colours are CMYK": lambda: encoded(Image.fromarray(COLOUR).convert("CMYK"), "tiff"),
-    "holds 2 pictures": lambda: encoded(
+    "holds several pictures": lambda: encoded(
         Image.fromarray(GREY), "tiff", save_all=True, append_images=[Image.fromarray(GREY)]
     ),
     "nothing is unpickled": lambda: encoded(np.array([[{}]], dtype=object), "npy"),
@@ -162,7 +165,7 @@ def test_channels_come_first(shape):
 
 def test_values_become_shares_of_their_window_and_the_cut_ones_are_counted():
     unit, cut = to_unit(np.array([[[-5, 0], [50, 200]]], np.int16), (0, 100))
-    assert unit.dtype == np.float32 and unit.tolist() == [[[0, 0], [0.5, 1]]] and cut == 2
+    assert unit.dtype == np.float32 and unit.tolist() == [[[0, 0], [0.5, 1]]] and cut == (2, 4, -5, 200)
 
 
 def test_an_array_in_fortran_order_is_read_as_it_was_written():

@@ -15,13 +15,13 @@ import diawork
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import write_json
 from diawork.cli.main import main
-from diawork.cli.score import map_name, read_scores
+from diawork.cli.score import map_name
 from diawork.data.readers.listing import image_files
 from diawork.data.readers.picture import Preprocessing, write_pngs
 from diawork.detectors.base import Detector, Scores
 from diawork.runs import predict as predicting
 from diawork.runs.experiment import run_experiment
-from diawork.runs.predict import Predictor, load_detector, score_files
+from diawork.runs.predict import Predictor, load_detector, read_scores, score_files
 from diawork.runs.presets import preset
 from diawork.runs.run import Run
 from tests.test_folders import make_set, picture, save, written
@@ -141,14 +141,14 @@ def test_a_run_of_an_earlier_version_opens_as_its_manifest_says(run, tmp_path):
     record = earlier.config()
     del record["data"]["opening"]
     write_json(earlier.folder / "config.json", record)
-    assert load_detector(earlier).opening == load_detector(run).opening == (16, 1, "crop", None, None, 255)
+    assert load_detector(earlier).opening == load_detector(run).opening == (16, 1, "crop", None, None, 255, 0.01)
 
 
 def test_resize_window_and_rounding_are_the_runs(tmp_path):
     values = np.random.default_rng(0).integers(0, 4096, (24, 16), np.uint16)
     save(tmp_path / "x.png", values)
     opening = Preprocessing(16, 3, "crop", (0.0, 4095.0), None, 65_535)
-    image = opening.read(tmp_path / "x.png")
+    image = opening.read(tmp_path / "x.png").image
     np.testing.assert_allclose(image, np.repeat(values[None, 4:20] / 4095, 3, 0), atol=1 / 65_535)
     assert np.array_equal(image, (np.rint(image.astype(float) * 65_535) / 65_535).astype(np.float32))
 
@@ -157,7 +157,7 @@ def test_resize_window_and_rounding_are_the_runs(tmp_path):
 def test_images_written_as_png_are_read_again(channels, tmp_path):
     images = np.stack([picture(i, (channels, 8, 8)) for i in range(3)]) / np.float32(255)
     folder = write_pngs(images, tmp_path / "new")
-    read = [Preprocessing(8, channels, "squash").read(file) for file in image_files([folder])]
+    read = [Preprocessing(8, channels, "squash").read(file).image for file in image_files([folder])]
     np.testing.assert_allclose(np.stack(read), images, atol=1e-6)
 
 
@@ -280,7 +280,7 @@ def test_the_page_shows_the_nearest_healthy_image(own, tmp_path, small, capsys):
     order = scores.sort_values("score", ascending=False, kind="stable")["nearest"]
     for data, nearest in zip(drawn, order, strict=True):
         shown = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
-        wanted = Preprocessing(16, 1, "crop").read(tmp_path / "set" / nearest)[0] * 255
+        wanted = Preprocessing(16, 1, "crop").read(tmp_path / "set" / nearest).image[0] * 255
         np.testing.assert_allclose(shown, wanted, atol=1)
 
 

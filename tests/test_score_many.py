@@ -109,7 +109,7 @@ def test_forty_files_of_every_kind(tmp_path, small):
     loose_files(tmp_path / "loose", 24)
     broken_files(tmp_path / "broken", 4)
     out, sources = tmp_path / "scores.csv", [tmp_path / name for name in ("set/test", "loose", "broken")]
-    left_out = score_files(diawork.load_detector(run), sources, out, progress=False)
+    left_out = score_files(diawork.load_detector(run), sources, out, progress=False).left_out
     with open(out, newline="") as f:
         rows = list(csv.DictReader(f))
     check(rows, [{"reason": reason} for reason in left_out.values()], own_scores(tmp_path, run), 12, 24, 4)

@@ -64,14 +64,15 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
     if mask_paths:
         drawn = _stored(manifest, base, "masks", [_file_stat(base, path) for path in mask_paths], decode_mask)
         _refuse_bad(drawn.bad, len(mask_paths), base)
-        masks = StoredMasks(drawn.images.values, drawn.images.all_digests)
+        masks = drawn.images
     row_of = {item.path: row for row, item in enumerate(every)}
     mask_row_of = {path: row for row, path in enumerate(mask_paths)}
 
     def part(items: list[Item]) -> Part:
         lesions = None
         if masks:
-            lesions = masks.take(np.array([mask_row_of.get(item.mask, -1) for item in items], np.int64))
+            mask_rows = np.array([mask_row_of.get(item.mask, -1) for item in items], np.int64)
+            lesions = StoredMasks(masks.values, masks.all_digests, mask_rows)
         rows = np.array([row_of[item.path] for item in items], np.int64)
         names, paths, patients = (
             np.array([getattr(item, column) for item in items], dtype=str)
