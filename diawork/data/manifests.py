@@ -14,10 +14,15 @@ from diawork.base.files import shipped
 from diawork.data.documents import StrictModel, document_bytes, read_document, wrong
 from diawork.data.phantom import FINEST, PhantomSpec
 from diawork.data.phantom import KINDS as ANATOMIES
-from diawork.data.preprocess import MOST_CUT, WINDOWS, Window
 
 Split = Literal["train", "val", "test"]
 SPLITS = get_args(Split)
+Window = tuple[float, float]  # the stored values of black and white
+WINDOWS: dict[str, Window] = {  # of CT, in HU: a choice of what to see, whatever lies outside
+    "whole": (-1024, 3071), "lung": (-1350, 150), "soft tissue": (-160, 240), "mediastinum": (-125, 225),
+    "bone": (-500, 1300), "brain": (0, 80),
+}  # fmt: skip
+MOST_CUT = 0.01  # share of a set's values that may lie outside a window that is none of these
 
 
 def _printable_text(text: str) -> str:

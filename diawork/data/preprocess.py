@@ -14,18 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from diawork.base.errors import DataError, DiaworkError, printable
+from diawork.data.manifests import WINDOWS, Window
 
 NPY = b"\x93NUMPY"  # how an npy file begins
 CHUNK = 2**20  # values brought to light at a time
 TINT = 8 / 255  # channels that differ by no more are one grey picture, saved as colour
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-Window = tuple[float, float]  # the stored values of black and white
-WINDOWS: dict[str, Window] = {  # of CT, in HU: a choice of what to see, whatever lies outside
-    "whole": (-1024, 3071), "lung": (-1350, 150), "soft tissue": (-160, 240), "mediastinum": (-125, 225),
-    "bone": (-500, 1300), "brain": (0, 80),
-}  # fmt: skip
-MOST_CUT = 0.01  # share of a set's values that may lie outside a window that is none of these
 
 
 class PassingFault(DataError):

@@ -17,8 +17,8 @@ import numpy as np
 from diawork.base.errors import DataError, DiaworkError, UsageError, printable
 from diawork.base.files import write_text
 from diawork.data.documents import yaml_lines
-from diawork.data.manifests import SPLITS, check_manifest
-from diawork.data.preprocess import TINT, WINDOWS
+from diawork.data.manifests import SPLITS, WINDOWS, check_manifest
+from diawork.data.preprocess import TINT
 from diawork.data.readers.listing import IMAGE_COLUMNS, read_rows, walk
 from diawork.data.readers.picture import propose_window, read_picture, slices
 from diawork.data.splits import csv_text

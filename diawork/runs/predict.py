@@ -29,8 +29,8 @@ from diawork.base.locks import locked
 from diawork.base.registry import entry_of
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, at_once
-from diawork.data.manifests import FILE_KINDS, load_manifest
-from diawork.data.preprocess import MOST_CUT, Cut, Picture
+from diawork.data.manifests import FILE_KINDS, MOST_CUT, load_manifest
+from diawork.data.preprocess import Cut, Picture
 from diawork.data.readers.listing import image_files
 from diawork.data.readers.picture import Preprocessing, file_and_frame, slices
 from diawork.detectors.base import Detector

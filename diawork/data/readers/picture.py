@@ -21,14 +21,11 @@ from PIL.TiffImagePlugin import PREFIXES as TIFF
 from tqdm.auto import tqdm
 
 from diawork.base.errors import CheckpointError, DataError, UsageError, printable
-from diawork.data.manifests import FILE_KINDS, Manifest
+from diawork.data.manifests import FILE_KINDS, MOST_CUT, WINDOWS, Manifest, Window
 from diawork.data.preprocess import (
-    MOST_CUT,
     NPY,
-    WINDOWS,
     Picture,
     Stored,
-    Window,
     channels_first,
     decoding,
     parse_npy,
