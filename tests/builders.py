@@ -22,7 +22,8 @@ def numbers(scores, anomalous):
     """What ``metrics.summary`` writes, with cheap intervals."""
     area = auroc(scores, anomalous)
     row = {"auroc": area, "auprc": area, "fpr95": 1 - area}
-    row |= {f"{m}{end}": v + d for m, v in list(row.items()) for end, d in (("_low", -0.03), ("_high", 0.03))}
+    ends = (("_low", -0.03), ("_high", 0.03))
+    row |= {f"{m}{end}": min(1.0, max(0.0, v + d)) for m, v in list(row.items()) for end, d in ends}
     row |= {"n_normal": int((~anomalous).sum()), "n_anomalous": int(anomalous.sum()), "threshold": 1.6}
     return row | {"f1": 0.5, "accuracy": 0.6, "sensitivity": 0.4, "specificity": 0.95}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, kstest
+from scipy.stats import beta, false_discovery_control, kstest
 
 from diawork.base.errors import DataError, NumericError, UsageError
-from diawork.evaluation.conformal import alarm, calibrate, check_alarm, images_needed, realised
+from diawork.evaluation.conformal import alarm, calibrate, check_alarm, false_discoveries, images_needed, realised
 
 SCORES = np.array([0.3, 0.1, 0.2, 0.4])
 
@@ -191,3 +191,40 @@ def test_on_real_images_the_rate_holds_among_alike_and_is_checked_among_others(c
               f"{made.rate:.2%}\n{made.guarantee}\ntest: {checked.sentence}")  # fmt: skip
     assert np.mean(rates) <= 0.05
     assert (checked.p < 0.05) == ("more than chance allows" in checked.sentence)
+
+
+# --- a batch of new images ----------------------------------------------------------------------------------
+
+
+def test_few_of_those_flagged_in_a_batch_are_healthy():
+    rng, false = np.random.default_rng(0), []
+    for _ in range(400):
+        made = calibrate(rng.normal(size=200))
+        p = made.p_values(np.concatenate([rng.normal(size=80), rng.normal(4, 1, 20)]))
+        found = false_discoveries(p, made)
+        flagged = p <= found.p
+        assert flagged.sum() == found.flagged or not found.flagged
+        false.append(flagged[:80].sum() / max(found.flagged, 1) if found.flagged else 0.0)
+    assert 0.05 <= np.mean(false) <= 0.1
+
+
+def test_the_threshold_is_that_of_benjamini_and_hochberg():
+    p, made = np.random.default_rng(0).random(500) ** 3, calibrate(np.arange(9_999.0))
+    assert false_discoveries(p, made).flagged == (false_discovery_control(p) <= 0.1).sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [(7, "nothing can be flagged here: that takes 9 or more"), (135, "At least 15 images must score above all")],
+)
+def test_a_batch_says_when_nothing_can_be_flagged(n, words):
+    made = calibrate(np.arange(float(n)))
+    found = false_discoveries(np.full(200, made.finest) if n == 7 else made.p_values(np.zeros(200)), made)
+    assert found.flagged == 0 and found.sentence.startswith("None of 200 images flagged") and words in found.sentence
+
+
+def test_by_patient_the_batch_claims_no_proof():
+    made = calibrate(np.arange(60.0), np.arange(60) // 2)
+    assert "30 healthy patients of the calibration; for several images a patient no proof is known." in (
+        false_discoveries(made.p_values(np.zeros(5)), made).sentence
+    )

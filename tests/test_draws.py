@@ -149,7 +149,7 @@ def test_the_page_prints_draws_and_the_noise_of_copies(tmp_path):
 
     make_run(tmp_path / "runs", "DIA", draws=2, summary=noisy)
     page = write_html(tmp_path / "runs", tmp_path / "page.html", title="t", asked="a").read_text()
-    assert "draws 2. Other copies would move a score by this share" in page and "DIA 0.08 (AUROC ± 0.0021)" in page
+    assert "(scheme 2). With other copies the AUROC would change by about: DIA ±0.0021." in page
 
 
 def test_tables_set_runs_of_older_draws_apart(tmp_path):

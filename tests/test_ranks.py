@@ -1,5 +1,8 @@
 """Ranks over data sets: by hand, beside SciPy's Friedman, at its level under the null, and on the page."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
@@ -33,10 +36,25 @@ def test_few_sets_err_no_more_often_than_they_say(monkeypatch):
 
 def test_sentences():
     ordered = np.tile([0.9, 0.8, 0.7], (6, 1))
-    assert (
-        "mean ranks differ" in rank_over_sets(ordered).sentence and "Nemenyi, 95%" in rank_over_sets(ordered).sentence
-    )
-    assert "Over 2 data sets and 3 rows the mean ranks are not told apart" in rank_over_sets(ordered[:2]).sentence
+    said = rank_over_sets(ordered).sentence
+    assert "the mean ranks of 3 rows differ" in said and "Nemenyi, 95%" in said
+    assert "Over 2 data sets the mean ranks of 3 rows are not told apart" in rank_over_sets(ordered[:2]).sentence
+
+
+def test_sets_that_share_their_anatomy_are_one_draw():
+    ordered, clusters = np.tile([0.9, 0.8, 0.7], (6, 1)), ["lung"] * 3 + ["eye"] * 3
+    alone, together = rank_over_sets(ordered), rank_over_sets(ordered, clusters)
+    assert alone.p < 0.001 and together.p == pytest.approx(rank_over_sets(ordered[:2]).p, abs=0.02) and together.p > 0.1
+    assert together.critical > alone.critical and (alone.mean == together.mean).all()
+    assert "Over 6 data sets in 2 clusters" in together.sentence
+
+
+def test_the_published_page_of_eleven_sets_shows_no_lead_over_its_four_clusters():
+    report = json.loads((Path(__file__).parent.parent / "reports" / "travels.json").read_text("utf-8"))
+    rows = [toy_row(**{name: row[name] for name in ("label", "auroc", "section", "dataset", "oracle")})
+            for row in report["rows"]]  # fmt: skip
+    found = over_sets(rows)
+    assert "Over 11 data sets in 4 clusters" in found.sentence and 0.09 < found.p < 0.15
 
 
 def test_rows_of_every_set_are_ranked_and_oracles_are_not():

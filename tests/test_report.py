@@ -7,10 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from diawork import figures
 from diawork.base.errors import DataError, UsageError
 from diawork.evaluation.comparison import CROSSED, IMAGES, Comparison, _tested
+from diawork.evaluation.metrics import auroc
 from diawork.figures import player_html
 from diawork.report import page as report
 from diawork.report.page import write_html
@@ -157,7 +159,7 @@ def test_means_and_spread_over_seeds(suite):
     values = np.array([run.metric("auroc") for run in row.runs])
     assert row.auroc.value == pytest.approx(values.mean())
     assert row.auroc.sd == pytest.approx(np.std(values, ddof=1))
-    assert row.auroc.low == pytest.approx(values.mean() - 0.03)
+    assert row.auroc.low < values.min() and row.auroc.high > values.max() and row.auroc.seeds == tuple(values)
     assert (row.seeds, row.n_normal, row.n_anomalous) == (3, 20, 40)
 
 
@@ -204,7 +206,7 @@ def test_paired_difference_is_that_of_the_means(suite):
     row, rows = results.paired("dia", "csi").iloc[0], by_method(results)
     assert row["difference"] == pytest.approx(rows["dia"].auroc.value - rows["csi"].auroc.value)
     assert row["low"] < row["difference"] < row["high"]
-    assert (row["n_normal"], row["n_anomalous"], row["seeds_a"], row["seeds_b"]) == (20, 40, 3, 3)
+    assert (row["n_normal"], row["n_anomalous"], *map(len, row["areas"])) == (20, 40, 3, 3)
     assert row["covers"] == "images and seeds"
 
 
@@ -354,10 +356,9 @@ def told(rows, difference=None, se=0.005, **changes):
 
 
 def compared(difference, se, covers=CROSSED, seeds=3):
-    test = _tested(difference, se, 40.0, 0.95)._asdict()
-    return Comparison(
-        **test, se=se, df=40.0, covers=covers, n_normal=234, n_anomalous=390, seeds_a=seeds, seeds_b=seeds
-    )
+    test = _tested(difference, t(40, scale=se), 1)
+    areas = ((0.8,) * seeds,) * 2
+    return Comparison(difference, **test._asdict(), covers=covers, n_normal=234, n_anomalous=390, areas=areas)
 
 
 DIA_ROW, CSI_ROW = ("DIA", 0.85, False, False), ("CSI", 0.83, False, False)
@@ -366,7 +367,7 @@ DIA_ROW, CSI_ROW = ("DIA", 0.85, False, False), ("CSI", 0.83, False, False)
 @pytest.mark.parametrize(
     ("other", "test", "says"),
     [
-        (CSI_ROW, {"difference": 0.02}, "DIA is ahead of CSI. This rests on 624 images (234 healthy, 390 anomalous)"),
+        (CSI_ROW, {"difference": 0.02}, "DIA is ahead of CSI. This rests on 234 healthy and 390 anomalous images"),
         (CSI_ROW, {"difference": 0.02, "se": 0.02}, "DIA is not told apart from CSI (differences from 0.05"),
         (CSI_ROW, {"difference": 0.001, "se": 0.002}, "DIA is equal within 0.01 to CSI."),
         (CSI_ROW, {"difference": -0.03}, "DIA is behind CSI."),
@@ -381,14 +382,16 @@ def test_headline_says_who_is_ahead_and_what_cannot_be_told(other, test, says):
 
 def test_one_seed_supports_no_lead_however_small_p_is():
     said = told([DIA_ROW, CSI_ROW], difference=0.05, se=0.001, covers=IMAGES, seeds=1)
-    assert "not decided against CSI (one seed)" in said and "ahead" not in said
+    assert "One seed gives no verdict on the methods DIA and CSI." in said and ". DIA is ahead" not in said
+    assert "This trained DIA is ahead of CSI (DeLong, over images)." in said
 
 
 def test_the_page_of_one_seed_names_nobody_ahead(quick, tmp_path):
     make_run(tmp_path / "runs", "DIA", strength=2.5)
     make_run(tmp_path / "runs", "CSI", strength=0.5)
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
-    assert "undecided: one seed" in text and "is ahead" not in text
+    assert "One seed gives no verdict on the methods DIA and CSI." in text
+    assert "one seed, so of these trained models alone: DIA is ahead" in text and ". DIA is ahead" not in text
 
 
 def test_every_comparison_of_a_data_set_is_adjusted_for_their_number(suite):
@@ -396,7 +399,8 @@ def test_every_comparison_of_a_data_set_is_adjusted_for_their_number(suite):
     tests, failures = compare_all([(rows["dia"], rows[other]) for other in ("csi", "stats_knn")])
     alone = compare(rows["dia"], rows["csi"])
     assert not failures and {one.test.family for one in tests} == {2}
-    assert tests[0].test.low < alone.low and tests[0].test.high > alone.high
+    assert tests[0].test.p >= alone.p and (tests[0].test.low, tests[0].test.high) == (alone.low, alone.high)
+    assert tests[0].test.detectable > alone.detectable
 
 
 @pytest.mark.parametrize(("area", "says"), [(0.5, "small"), (0.9, "how much training alone moves")])
@@ -424,7 +428,7 @@ def test_the_page_says_how_features_spread_and_whether_the_shift_was_a_task(tmp_
     for seed in (0, 1):
         make_run(tmp_path / "runs", "DIA", seed=seed, self_check=check, shift_probe=probe)
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
-    assert "DIA: features of variance 0.61 (1: in all directions) in 14.2 dimensions, 96% of the shifts named" in text
+    assert "in all directions), on healthy validation images: DIA 0.61." in text and "DIA 96% (chance 25%)" in text
     assert text.count("named 90% ± 2% (standard error) of the rotation shifts") == 1
     assert "Shift 1 is near a symmetry" in text
 
@@ -443,20 +447,73 @@ def test_a_page_over_several_sets_ranks_the_rows_that_ran_on_all(tmp_path, quick
         make_run(tmp_path / "runs", "DIA", dataset=dataset)
         make_run(tmp_path / "runs", CONTROL, dataset=dataset, strength=0.2)
     text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
-    assert "Over 2 data sets and 2 rows the mean ranks are not told apart" in text and "DIA1.00" in text.replace(
-        " ", ""
+    assert "Over 2 data sets the mean ranks of 2 rows are not told apart" in text and "DIA1.00" in text.replace(" ", "")
+
+
+def test_the_self_check_is_set_beside_the_labels_on_a_page_of_any_number_of_rows():
+    areas, checks = np.linspace(0.6, 0.9, 7), np.linspace(0.7, 0.5, 7)
+    pairs = enumerate(zip("abcdefg", areas, checks, strict=True))
+    rows = [toy_row(label, area, check=check, control=i == 6) for i, (label, area, check) in pairs]
+    taken, ranked = agreement(rows)
+    assert taken == (
+        "Of 7 rows (1 control among them) the self-check would take a (test AUROC 0.600; the best has 0.900)."
     )
+    assert ranked.startswith("It ranks them backwards: rank correlation −1.00") and ranked.endswith("p < 0.001).")
+    assert agreement(rows[:2]) == ["Of 2 rows the self-check would take a (test AUROC 0.600; the best has 0.650)."]
+    assert ", which may be chance: rank correlation" in agreement(rows[:4])[1] and agreement(rows[:1]) == []
+    assert len(agreement([toy_row(row.label, row.auroc.value, check=0.5) for row in rows])) == 1
 
 
-def test_the_self_check_is_ranked_beside_eight_rows_or_more():
-    areas, checks = np.linspace(0.6, 0.9, 8), np.linspace(0.5, 0.7, 8)
-    pairs = enumerate(zip("abcdefgh", areas, checks, strict=True))
-    rows = [toy_row(label, area, check=check, control=i == 7) for i, (label, area, check) in pairs]
-    said = "The self-check ranks 8 rows (1 control among them) as their test AUROC does with a rank correlation of +1.0"
-    assert agreement(rows).startswith(said) and agreement(rows[:7]) == ""
-    assert agreement(rows).endswith("p < 0.001).")
-    alike = [toy_row(row.label, row.auroc.value, check=0.5) for row in rows]
-    assert "have no rank correlation: all 8 checks are equal" in agreement(alike)
+def test_a_row_whose_seeds_scatter_shows_its_seeds_and_no_interval(quick, tmp_path):
+    for seed, strength in enumerate((0.2, 2.5)):
+        make_run(tmp_path / "runs", "SimSID", seed, strength=strength)
+        make_run(tmp_path / "runs", "CSI", seed)
+    rows = {row.label: row for row in collect(tmp_path / "runs").rows}
+    assert not rows["SimSID"].auroc.bounded and rows["SimSID"].auroc.seeds == tuple(
+        run.metric("auroc") for run in rows["SimSID"].runs
+    )
+    low, value, high = rows["CSI"].auroc.low, rows["CSI"].auroc.value, rows["CSI"].auroc.high
+    assert low < min(rows["CSI"].auroc.seeds) < value < max(rows["CSI"].auroc.seeds) < high
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert re.search(r"0\.\d{3} ± 0\.\d{3}seeds 0\.\d{3} and 0\.\d{3}", text) and "two seeds that scatter" in text
+
+
+def test_each_kind_of_anomaly_is_set_against_all_healthy_images(quick, tmp_path):
+    folder = make_run(tmp_path / "runs", "DIA")
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "Each kind of anomaly" not in text  # one kind alone
+    path = folder / "scores.csv"
+    table = pd.read_csv(path)
+    table["class_name"] = np.where(table["anomalous"] == 0, "healthy", np.where(table["index"] % 2, "drusen", "fluid"))
+    table.to_csv(path, index=False)
+    page = write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()
+    (row,), healthy = collect(tmp_path / "runs").rows, table["anomalous"] == 0
+    kept = table[healthy | (table["class_name"] == "fluid")]
+    area = auroc(kept["score"].to_numpy(), kept["anomalous"].to_numpy())
+    told = Page(page).text.split("Each kind of anomaly")[1]
+    assert f"{area:.3f}" in told.partition("AUROC of one kind")[0] and f"{row.sensitivity(0.95):.3f}" in told
+    limit = np.sort(table.loc[healthy, "score"])[int(np.ceil(0.95 * healthy.sum())) - 1]
+    assert row.sensitivity(0.95) == np.mean(table.loc[~healthy, "score"] > limit)
+
+
+@pytest.mark.parametrize(
+    ("strength", "says"), [(1.3, "No difference between DIA and CSI was found."), (-1.0, "ahead of CSI")]
+)
+def test_the_page_says_whether_dissolving_pays(quick, tmp_path, strength, says):
+    for seed in range(3):
+        make_run(tmp_path / "runs", "DIA", seed, strength=1.4)
+        make_run(tmp_path / "runs", "CSI", seed, strength=strength)
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert says in text.partition("Does dissolving pay? ")[2][:60]
+
+
+def test_nothing_is_said_to_be_ahead_of_a_training_that_ended_early(quick, tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / "runs", "DIA", seed, strength=2.0)
+        make_run(tmp_path / "runs", "RD4AD", seed, strength=0.0, published_share=0.12)
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "Nothing is said to be ahead of RD4AD (12% of its published steps, not converged)." in text
+    assert "no verdict: RD4AD, 12% of its published steps, not converged" in text and "is ahead" not in text
 
 
 def test_the_focus_is_chosen_on_val_not_on_test():
@@ -472,7 +529,7 @@ def test_headline_of_oracles_alone_names_no_winner():
 
 def test_headline_calls_an_oracle_a_bar():
     said = told([DIA_ROW, ("looked", 0.91, True, True)])
-    assert "not a detector: looked" in said
+    assert "Reference only, chosen with the test labels: looked has 0.910" in said
     assert "no label-free detector here reaches it" in said
     assert "DIA lies above it" in told([DIA_ROW, ("looked", 0.80, True, True)])
 

@@ -75,7 +75,7 @@ class Mean(Detector):
 @pytest.fixture
 def fake(run):
     real = load_detector(run)
-    return Predictor(run, Mean(), real.cfg, real.opening, real.calibration, real.threshold)
+    return Predictor(run, Mean(), real.cfg, real.opening, real.calibration, real.alarm)
 
 
 # --- as in the run ------------------------------------------------------------------------------------
@@ -116,7 +116,9 @@ def test_share_p_value_and_alarm_are_those_of_healthy_validation_images(run, tmp
     assert len(healthy) == 6 and scores["p_value"].min() == pytest.approx(2 / 7, rel=1e-5)
     order = scores.sort_values("score")
     np.testing.assert_allclose(order["share_below"], np.arange(6) / 6, atol=1e-5)
-    assert (scores["alarm"] == (scores["score"] > predictor.threshold)).all()
+    assert predictor.alarm is None and scores["alarm"].isna().all()  # 6 images promise no rate below 1 in 7
+    alarm, found = predictor.guarantees(scores["p_value"].to_numpy())
+    assert "that takes 19 of them" in alarm and "nothing can be flagged here: that takes 9 or more" in found
 
 
 def test_the_nearest_healthy_image_is_named_by_its_file(own, tmp_path, small):

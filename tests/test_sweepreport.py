@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from diawork.base.files import read_json
-from diawork.evaluation.comparison import _tested
 from diawork.evaluation.metrics import holm
-from diawork.report.rows import Place, Results
+from diawork.report.rows import Place, Results, compare
 from diawork.report.sweep import (
     AXES,
     _curve,
@@ -67,7 +66,7 @@ def test_rows_are_named_by_the_sweep(folder):
 def test_every_row_is_tested_against_the_baseline_with_holm(folder):
     tests, failures = baseline_tests(collect_sweep(folder).rows, "5-NN on statistics")
     assert [one.b.label for one in tests] == ["5-NN on statistics"] * 2 and not failures
-    alone = [_tested(one.test.difference, one.test.se, one.test.df, 0.95).p for one in tests]
+    alone = [compare(one.a, one.b).p for one in tests]
     assert [one.test.p for one in tests] == pytest.approx(list(holm(alone)))
 
 

@@ -49,6 +49,8 @@ def score(
     if html and len(scores):
         _write_page(predictor, scores, files, html, left_out=left_out, maps=(name, make))
     say(f"{len(scores):,} images in {table}" + (f", page: {html}" if html and len(scores) else ""))
+    for sentence in predictor.guarantees(scores["p_value"].to_numpy()) if len(scores) else ():
+        say(sentence)
     if predictor.opening.intensity and cut.n:
         say(cut.words(predictor.opening.intensity), err=True)
     for reason, n in Counter(left_out.values()).most_common(5):
@@ -94,5 +96,5 @@ def _write_page(
         pictures.append(figures.colours(image) if values is None else figures.overlay(image, values))
     nearest = predictor.neighbours(worst(scores)["nearest"].dropna())
     healthy = {name: figures.colours(image) for name, image in nearest.items()}
-    facts = predictor.record
+    facts = predictor.record | {"guarantees": predictor.guarantees(scores["p_value"].to_numpy())}
     write_scored(scores, pictures, html, facts=facts, left_out=left_out, map_name=map_name, healthy=healthy)

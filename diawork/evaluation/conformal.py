@@ -22,6 +22,7 @@ from scipy.stats import beta, betabinom
 from diawork.base.errors import DataError, UsageError
 from diawork.evaluation.metrics import finite
 
+FALSE_ALARMS = 0.05  # share of healthy images, where nobody says another
 ROUNDING = 1e-9  # of α (n + 1): 0.29 · 100 is 29, not 28.999…
 REALISED = 0.95  # share of calibrations whose realised rate the stated range holds
 
@@ -143,6 +144,37 @@ def _too_few(calibration: Calibration, alpha: float, confidence: float | None) -
         f"a false-alarm rate of {alpha:g} is beyond {calibration.units} healthy {calibration.unit}s{sure}: the "
         f"smallest they reach is {least:.4g}, and {alpha:g} takes {images_needed(alpha, confidence):,} of them."
     )
+
+
+class Batch(NamedTuple):
+    """Which images of a batch stand out: those with p ≤ ``p``, ``flagged`` of them, and what holds of them."""
+
+    p: float
+    flagged: int
+    sentence: str
+
+
+def false_discoveries(p: np.ndarray, calibration: Calibration, rate: float = 0.1) -> Batch:
+    """Flag images by their conformal p values (m,) so that few flagged ones are healthy (Benjamini and Hochberg, 1995).
+
+    The share of healthy ones among those flagged is at most ``rate`` on average (Bates et al., 2023, Theorem 2).
+    """
+    p, (m, n) = np.sort(p), (len(p), calibration.units)
+    passing = np.flatnonzero(p <= rate * np.arange(1, m + 1) / m + ROUNDING)
+    flagged = int(passing[-1]) + 1 if passing.size else 0
+    least = math.ceil(m / (rate * (n + 1)) - ROUNDING)  # images at the smallest p there can be
+    limit = float(p[flagged - 1]) if flagged else 0.0
+    those = f"{flagged:,} of {m:,} images (p ≤ {limit:.3g})" if flagged else f"None of {m:,} images"
+    said = (
+        f"{those} flagged: on average at most {_percent(rate)} of flagged images are healthy (false-discovery rate). "
+    )
+    said += f"It holds if healthy images to come are like the {n:,} healthy {calibration.unit}s of the calibration"
+    said += "." if calibration.unit == "image" else "; for several images a patient no proof is known."
+    if least > m:
+        said += f" With so few of them nothing can be flagged here: that takes {math.ceil(1 / rate) - 1:,} or more."
+    elif least > 1:
+        said += f" At least {least:,} images must score above all of them before any is flagged."
+    return Batch(limit, flagged, said)
 
 
 # --- does the guarantee hold where the images come from elsewhere? ------------------------------------

@@ -156,6 +156,18 @@ def threshold_at_specificity(normal_scores: np.ndarray, specificity: float = 0.9
     return float(np.quantile(finite(normal_scores), specificity, method="inverted_cdf"))
 
 
+def sensitivity_at(scores: np.ndarray, anomalous: np.ndarray, specificity: float) -> float:
+    """Return the share of anomalous images above the threshold that these healthy ones give a specificity."""
+    abnormal, normal = by_class(scores, anomalous)
+    return float((abnormal > threshold_at_specificity(normal, specificity)).mean())
+
+
+def by_kind(scores: np.ndarray, anomalous: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
+    """Return the AUROC of each anomalous kind of ``kinds`` (N,) against all healthy images."""
+    found = {str(kind): ~anomalous | (kinds == kind) for kind in np.unique(kinds[anomalous])}
+    return {kind: auroc(scores[rows], anomalous[rows]) for kind, rows in found.items()}
+
+
 def summary(
     scores: np.ndarray, anomalous: np.ndarray, *, threshold: float | None = None, seed: int = 0
 ) -> dict[str, float | int]:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 
 from diawork.base.errors import UsageError
-from diawork.evaluation.comparison import CROSSED, Comparison, seen_from
+from diawork.evaluation.comparison import BORROWED, CELLS, IMAGES, MARGIN, S0, Comparison, seen_from
 
-_KNOWN = {"ahead": "ahead of {}", "equal": "equal within {margin:g} to {}", "behind": "behind {}"}  # by verdict
+_KNOWN = {"ahead": "ahead of {}", "equal": f"equal within {MARGIN:g} to {{}}", "behind": "behind {}"}  # by verdict
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -36,7 +36,7 @@ def counted(n: int, thing: str) -> str:
 
 
 def conclusion(focus: str, rivals: Mapping[str, Comparison]) -> list[str]:
-    """Return at most three short sentences on a family: what is known, what is open, and on how much it rests.
+    """Return short sentences on a family: what is known, what is open, and on how much it rests.
 
     ``rivals`` maps a rival's name to the comparison of the focus (a) with it (b), adjusted for the family.
     """
@@ -45,49 +45,43 @@ def conclusion(focus: str, rivals: Mapping[str, Comparison]) -> list[str]:
     by: dict[str, list[str]] = {}
     for rival, c in rivals.items():
         by.setdefault(c.verdict, []).append(rival)
-    margin = max(c.margin for c in rivals.values())
-    known = [text.format(listed(by[v]), margin=margin) for v, text in _KNOWN.items() if v in by]
-    unknown = []
+    known = [text.format(listed(by[verdict])) for verdict, text in _KNOWN.items() if verdict in by]
+    said = [f"{focus} is {listed(known)}."] if known else []
     if "open" in by:
         reach = max(rivals[rival].detectable for rival in by["open"])
-        unknown.append(f"not told apart from {listed(by['open'])} ({seen_from(reach)})")
+        said.append(f"{focus} is not told apart from {listed(by['open'])} ({seen_from(reach)}).")
+    if "withheld" in by:
+        why = "seeds scatter too far, or training ended before its published length and before it converged"
+        said.append(f"No verdict against {listed(by['withheld'])}: {why}.")
     if "undecided" in by:
-        unknown.append(f"not decided against {listed(by['undecided'])} (one seed)")
-    said = [f"{focus} is {listed(parts)}." for parts in (known, unknown) if parts]
-    return [*said, f"This rests on {_basis(rivals)}."]
-
-
-def _basis(rivals: Mapping[str, Comparison]) -> str:
+        said.append(f"One seed gives no verdict on the methods {focus} and {listed(by['undecided'])}.")
+        leads = [rival for rival in by["undecided"] if rivals[rival].found == "ahead"]
+        said += [f"This trained {focus} is ahead of {listed(leads)} (DeLong, over images)."] if leads else []
     first = next(iter(rivals.values()))
-    sides = [(n, c.covers) for c in rivals.values() for n in (c.seeds_a, c.seeds_b)]
-    seeds = sorted({n for n, covers in sides if n > 1 or covers != CROSSED} or {1})  # a control's one row is no seed
+    seeds = sorted({len(x) for c in rivals.values() for x in c.areas if len(x) > 1 or c.covers == IMAGES} or {1})
     several = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    images = f"{first.n_normal:,} healthy and {first.n_anomalous:,} anomalous images"
     family = f", adjusted for {first.family} comparisons" if first.family > 1 else ""
-    images = (
-        f"{first.n_normal + first.n_anomalous:,} images ({first.n_normal:,} healthy, {first.n_anomalous:,} anomalous)"
-    )
-    return f"{images} and {several} a side{family}"
+    return [*said, f"This rests on {images} and {several} a side{family}."]
 
 
 def limits(rivals: Mapping[str, Comparison]) -> list[str]:
     """Return what the comparisons cannot say, for the box beside a conclusion."""
     said = ["One data set: the intervals say nothing about images from another hospital, device or selection."]
-    few = {name: c for name, c in rivals.items() if c.covers != CROSSED}
+    few = [name for name, c in rivals.items() if c.covers == IMAGES]
     if few:
-        said.append(f"One seed on a side ({listed(list(few))}): the interval covers images only, not another training.")
-    crossed = [min(c.seeds_a, c.seeds_b) for c in rivals.values() if c.covers == CROSSED]
-    if 2 in crossed:
-        said.append("With two seeds a false lead comes up in as many as 8 % of cases, not in 5 %.")
-    if len(rivals) > 1 and any(c.family == 1 for c in rivals.values()):
+        said.append(f"One seed on a side ({listed(few)}): the interval covers images only, not another training.")
+    if any(c.covers == BORROWED for c in rivals.values()):
         said.append(
-            f"{len(rivals)} comparisons, none adjusted for the others: each may lead by chance in 5 % of cases."
+            "Two seeds show little of how much trainings differ. Part of that variance is borrowed from "
+            f"{CELLS} cells of earlier reports (standard deviation {S0:g} of the logit of the AUROC)."
         )
     return said
 
 
 def p_value(p: float) -> str:
     """Return a p value as it stands in a table."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else "–" if math.isnan(p) else f"{p:.3f}"
 
 
 def p_said(p: float) -> str:

@@ -23,11 +23,12 @@ from markupsafe import Markup
 from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
+from diawork.evaluation.comparison import CELLS, MARGIN
 from diawork.evaluation.sentences import interval, p_value, signed
 from diawork.report.pictures import draw_losses
-from diawork.report.rows import Finished, Measured, Results, collect
+from diawork.report.rows import Finished, Results, collect
 from diawork.report.sections import SweepSection, section
-from diawork.report.sentences import over_sets
+from diawork.report.sentences import ends, over_sets
 from diawork.runs.presets import preset
 
 MAX_BYTES = 5_000_000
@@ -105,8 +106,9 @@ def templates() -> Environment:
     )  # fmt: skip
     made.filters |= {
         "number": _decimal, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": p_value,
-        "interval": interval, "ends": _ends, "spread": _spread, "base64": _base64,
+        "interval": interval, "ends": ends, "spread": _spread, "base64": _base64,
     }  # fmt: skip
+    made.globals |= {"margin": MARGIN, "cells": CELLS}
     return made
 
 
@@ -126,10 +128,6 @@ def _decimal(value: float, digits: int = 3) -> str:
 def _spread(value: float, sd: float) -> str:
     """Return "0.903 ± 0.010", or the value alone where it has no spread."""
     return _decimal(value) if math.isnan(sd) else f"{_decimal(value)} ± {_decimal(sd)}"
-
-
-def _ends(measured: Measured, lead: str = "", sign: bool = False) -> str:
-    return interval(measured.low, measured.high, lead=lead, sign=sign)
 
 
 def _place(value: float, low: float) -> float:

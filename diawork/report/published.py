@@ -92,7 +92,10 @@ class Beside(NamedTuple):
     @property
     def difference(self) -> Measured:
         """Return ours minus published; its interval moves ours alone, as if the published number were exact."""
-        return Measured(*(end - self.theirs.value for end in self.ours.auroc[:3])) if self.ours else Measured()
+        if not self.ours:
+            return Measured()
+        value, low, high, *_ = self.ours.auroc
+        return Measured(value - self.theirs.value, low - self.theirs.value, high - self.theirs.value)
 
 
 def beside_paper(rows: Sequence[Row], table: str = "t1") -> list[Beside]:

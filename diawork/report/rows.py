@@ -22,8 +22,9 @@ from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, BeforeV
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, did_you_mean
 from diawork.base.registry import DETECTORS, OLD_NAMES, is_control
-from diawork.evaluation.comparison import SIDES, Comparison, adjust, compare_detectors
+from diawork.evaluation.comparison import SIDES, Comparison, adjust, compare_detectors, over_trainings
 from diawork.evaluation.diagnostics import Kept, ShiftProbe, by_selection
+from diawork.evaluation.metrics import sensitivity_at
 from diawork.figures import Named, Styles, styles_of
 from diawork.runs.run import Run, find_runs
 
@@ -48,12 +49,13 @@ DDPM = "ddpm"  # what dissolves in DIA itself; anything else in its place is a m
 
 
 class Measured(NamedTuple):
-    """A value, the ends of its interval and its spread over seeds; what is not known is NaN."""
+    """A value, the ends of its interval and its spread over seeds, and each seed's; what is not known is NaN."""
 
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     sd: float = math.nan
+    seeds: tuple[float, ...] = ()
 
     @property
     def known(self) -> bool:
@@ -115,6 +117,8 @@ class Finished(BaseModel, arbitrary_types_allowed=True):
     weights: str
     preset: str | None = None  # None where the run does not say, as the two below
     color: str | None = None
+    published_share: float | None = None  # of its paper's training steps; None: no training, or not known
+    converged: bool = False  # its loss on held-out healthy images stopped falling
     paper_rule: str = Field(default_factory=lambda known: getattr(DETECTORS.get(known["detector"]), "paper_rule", ""))
     metrics: dict[str, Annotated[dict[str, float], BeforeValidator(_numbers)]]  # by split
     cost: dict[str, Any] = {}
@@ -193,8 +197,7 @@ class Finished(BaseModel, arbitrary_types_allowed=True):
 class Row:
     """A line of a table: runs that differ in nothing but the seed, one a seed.
 
-    Values are means over seeds, with their spread over seeds (training). The ends of an interval are those of each
-    run's own (test images), averaged: the interval of averaged scores would belong to an ensemble.
+    Values are means over seeds, with their spread over seeds (training); an interval covers images and training.
     """
 
     section: str  # the data set, and which images where one name stands for several
@@ -220,6 +223,7 @@ class Row:
     def of(cls, runs: Sequence[Finished], section: str, variant: str, label: str) -> Row:
         """Return the row of these runs."""
         first = runs[0]
+        alone = (first.check.low, first.check.high) if len(runs) == 1 else ()  # no interval is the mean of others
         return cls(
             section, first.dataset, first.method, variant, label, first.split, len(runs),
             control=all(run.control for run in runs), oracle=any(run.oracle for run in runs),
@@ -227,7 +231,7 @@ class Row:
             draws=max((run.draws for run in runs if run.draws is not None), default=None),
             selection=joined([run.selection for run in runs]), weights=joined([run.weights for run in runs]),
             auroc=over_seeds(runs, "auroc", first.split), val=over_seeds(runs, "auroc", "val").value,
-            check=Measured(*(mean(getattr(run.check, end) for run in runs) for end in ("auroc", "low", "high"))),
+            check=Measured(mean(run.check.auroc for run in runs), *alone),
             runs=tuple(runs),
         )  # fmt: skip
 
@@ -236,9 +240,19 @@ class Row:
         """Return what its look in figures depends on."""
         return Named(self.label, self.method, not self.variant, self.control, self.runs[0].color if self.runs else None)
 
+    @property
+    def unfinished(self) -> str:
+        """Return how far a training went that reached neither its published length nor its own end; else nothing."""
+        shares = [run.published_share for run in self.runs if run.published_share is not None and not run.converged]
+        return f"{min(shares):.0%} of its published steps, not converged" if shares and min(shares) < 1 else ""
+
     def measured(self, metric: str) -> Measured:
         """Return a metric on the split that the row is about."""
         return over_seeds(self.runs, metric, self.split)
+
+    def sensitivity(self, specificity: float) -> float:
+        """Return the share of anomalous images found at a specificity on these images, the mean over seeds."""
+        return mean(sensitivity_at(*run.pair, specificity) for run in self.runs)
 
     def cost(self, name: str) -> float:
         """Return what a run cost, the mean over seeds; NaN where none says."""
@@ -253,7 +267,7 @@ class Row:
         said = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)[:14]}
         record = said | {"detector": self.runs[0].label, "val_auroc": self.val}
         for name in (*METRICS, *AT_THRESHOLD):
-            ends = dict(zip(("", "_low", "_high", "_sd"), self.measured(name), strict=True))
+            ends = dict(zip(("", "_low", "_high", "_sd"), self.measured(name), strict=False))
             record |= {f"{name}{end}": value for end, value in ends.items() if name in METRICS or end in ("", "_sd")}
         record |= dict(zip(("check_auroc", "check_low", "check_high"), self.check, strict=False))
         record |= {name: self.measured(name).value for name in NOISE} | {name: self.cost(name) for name in COSTS}
@@ -261,11 +275,13 @@ class Row:
 
 
 def over_seeds(runs: Sequence[Finished], metric: str, split: str) -> Measured:
-    """Return the mean of a metric over runs, and of the ends of its interval; its spread is that over seeds."""
+    """Return a metric over seeds. One seed has its interval over images; of several, AUROC has one over both."""
     names = (metric, f"{metric}_low", f"{metric}_high")
-    values = [[run.metrics.get(split, {}).get(name, math.nan) for run in runs] for name in names]
-    value, low, high = map(mean, values)
-    return Measured(value, low, high, float(pd.Series(values[0]).std(ddof=1)))
+    known = np.array([[run.metrics.get(split, {}).get(name, math.nan) for name in names] for run in runs])
+    values, (low, high) = known[:, 0], known[0, 1:]
+    if len(runs) > 1:
+        low, high = over_trainings(values, known[:, 1:]) if metric == "auroc" else (math.nan, math.nan)
+    return Measured(mean(values), float(low), float(high), float(pd.Series(values).std(ddof=1)), tuple(values.tolist()))
 
 
 def mean(values: Iterable[float | None]) -> float:
@@ -453,10 +469,10 @@ class Compared(NamedTuple):
         return names | dataclasses.asdict(self.test) | {"verdict": self.test.verdict, "reading": self.reading}
 
 
-def compare(a: Row, b: Row) -> Comparison:
-    """Return the comparison of two rows on the same images.
+def compare(a: Row, b: Row, family: int = 1) -> Comparison:
+    """Return the comparison of two rows on the same images, one of a ``family``.
 
-    The seeds are paired where both sides have the same ones; a control, which draws nothing, counts for every seed.
+    Variants of one detector share the draws of a seed; a control, which draws nothing, counts for every seed.
     """
     schemes: dict[int, list[str]] = {}
     for run in (*a.runs, *b.runs):
@@ -471,16 +487,18 @@ def compare(a: Row, b: Row) -> Comparison:
         raise DataError("they did not score the same images.")
     left, right = (np.stack([run.scores["score"].to_numpy() for run in row.runs]) for row in (a, b))
     fixed = [side for side, row in zip(SIDES, (a, b), strict=True) if row.control and row.seeds == 1]
-    same_seeds = not fixed and [run.seed for run in a.runs] == [run.seed for run in b.runs]
-    return compare_detectors(left, right, images["anomalous"].to_numpy(), paired_seeds=same_seeds, fixed=fixed)
+    draws = [[(run.detector, run.seed) for run in row.runs] for row in (a, b)]
+    truth = images["anomalous"].to_numpy()
+    test = compare_detectors(left, right, truth, paired_seeds=draws[0] == draws[1], fixed=fixed, family=family)
+    return dataclasses.replace(test, doubts=(a.unfinished, b.unfinished))
 
 
 def compare_all(pairs: Iterable[tuple[Row, Row]]) -> tuple[list[Compared], list[str]]:
     """Compare each pair, adjusted for their number, and say why some could not be compared."""
-    tests, failures = [], []
+    tests, failures, pairs = [], [], list(pairs)
     for a, b in pairs:
         try:
-            tests.append(Compared(a, b, compare(a, b)))
+            tests.append(Compared(a, b, compare(a, b, len(pairs))))
         except DiaworkError as error:
             failures.append(f"{a.label} and {b.label} could not be compared: {error.what}")
     adjusted = adjust([one.test for one in tests])

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,7 +15,7 @@ from diawork import figures
 from diawork.base.errors import DiaworkError
 from diawork.data.manifests import load_manifest
 from diawork.evaluation.comparison import Comparison
-from diawork.evaluation.metrics import at_best
+from diawork.evaluation.metrics import at_best, by_kind
 from diawork.evaluation.sentences import limits
 from diawork.report.pictures import Picture, Pictures, draw_pictures
 from diawork.report.published import Beside, PublishedTable, beside_paper, remarks_of
@@ -23,6 +24,7 @@ from diawork.report.sentences import (
     SPLITS,
     agreement,
     alarm_said,
+    dissolving,
     draws_said,
     features_said,
     focus_of,
@@ -104,6 +106,14 @@ class Section:
             f"oracle: chosen with the {self.split} labels": [row for row in self.rows if row.oracle],
         }
         return [(text, rows[0]) for text, rows in picks.items() if rows]
+
+    @cached_property
+    def kinds(self) -> dict[str, dict[Row, float]]:
+        """Return each anomalous class's AUROC against all healthy images, mean over seeds; of one class, nothing."""
+        found = {row: pd.DataFrame([by_kind(*run.pair, run.scores["class_name"].to_numpy()) for run in row.runs]).mean()
+                 for row in self.rows}  # fmt: skip
+        kinds = sorted({kind for means in found.values() for kind in means.index})
+        return {kind: {row: found[row].get(kind, math.nan) for row in self.rows} for kind in kinds if len(kinds) > 1}
 
     def color(self, row: Row) -> str:
         """Return a row's colour."""
@@ -192,10 +202,12 @@ def section(
     title, facts = _facts(rows[0].dataset)
     counted = dict.fromkeys(run.duplicates for row in rows for run in row.runs if run.duplicates)
     facts += [("duplicates", "; or ".join(counted))] if counted else []
-    captions = [features_said(rows), *shifts_said(rows), models_said(rows), draws_said(rows), agreement(rows)]
+    first, *more = headline(rows, rivals)
+    findings = [first, *dissolving(rows), *more]
+    captions = [*agreement(rows), *features_said(rows), *shifts_said(rows), models_said(rows), draws_said(rows)]
     return Section(
         title + name.removeprefix(rows[0].dataset), rows, styles, tests, paper, drawn, _paper_rules(rows),
-        question=question(rows), warnings=warnings(rows), headline=headline(rows, rivals), unnoticing=unnoticing(rows),
+        question=question(rows), warnings=warnings(rows), headline=findings, unnoticing=unnoticing(rows),
         limits=limits({row.label: test for row, test in rivals.items()}), captions=[one for one in captions if one],
         alarm=alarm_said(focus), failures=[*failures, *drawn.failures], remarks=remarks_of(paper, common_first=True),
         notes=list(dict.fromkeys(note for row in rows for run in row.runs for note in run.notes)), facts=facts,

@@ -10,17 +10,18 @@ import numpy as np
 import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError
+from diawork.data.manifests import load_manifest
 from diawork.evaluation.comparison import Comparison
-from diawork.evaluation.conformal import check_alarm
+from diawork.evaluation.conformal import FALSE_ALARMS, check_alarm
 from diawork.evaluation.diagnostics import CHANCE, Diagnostics, explain, rank_agreement
 from diawork.evaluation.ranks import rank_over_sets
-from diawork.evaluation.sentences import conclusion, counted, interval, p_said, signed
-from diawork.report.rows import DDPM_SEED, Measured, Row
+from diawork.evaluation.sentences import conclusion, counted, interval, listed, p_said, signed
+from diawork.method.operators import OPERATORS
+from diawork.report.rows import DDPM_SEED, Measured, Row, compare_all
 
 FOCUS = "dia"  # the method that a page is about, where it ran
-FALSE_ALARMS = 0.05  # share of healthy images
 CHOSEN_ON_VAL = ("best validation", "best self-check")
-ENOUGH = 8  # rows from which ranks are compared
+SHARED = {"pneumoniamnist": "zhanglab", "chestxray224": "zhanglab", "octmnist": "retinal_oct"}  # images of one source
 COARSE = 0.05  # half an interval: above, a set of images is called too small to tell detectors apart
 SPLITS = {"test": "test", "val": "validation"}  # in words
 
@@ -53,9 +54,17 @@ def question(rows: Sequence[Row]) -> str:
     return f"How well does {focus_of(rows).label} rank anomalous images above healthy ones{ahead}?"
 
 
-def _area(area: Measured, seeds: int) -> str:
-    spread = f" ± {area.sd:.3f} over {seeds} seeds" if seeds > 1 else ""
-    return f"{area.value:.3f}{spread} ({interval(area.low, area.high, lead='95 % interval ')})"
+def _area(area: Measured) -> str:
+    spread = f" ± {area.sd:.3f} over {len(area.seeds)} seeds" if len(area.seeds) > 1 else ""
+    return f"{area.value:.3f}{spread} ({ends(area, lead='95 % interval ')})"
+
+
+def ends(measured: Measured, lead: str = "", sign: bool = False) -> str:
+    """Return the interval; where seeds have none of their mean, they themselves."""
+    if measured.bounded or len(measured.seeds) < 2:
+        return interval(measured.low, measured.high, lead=lead, sign=sign)
+    runs = [f"{value:.3f}" for value in sorted(measured.seeds)]
+    return f"seeds {' and '.join(runs) if len(runs) == 2 else f'{runs[0]} to {runs[-1]}'}"
 
 
 def headline(rows: Sequence[Row], rivals: Mapping[Row, Comparison]) -> list[str]:
@@ -66,25 +75,28 @@ def headline(rows: Sequence[Row], rivals: Mapping[Row, Comparison]) -> list[str]
     if not fair:
         return [f"Only oracles were run on these {images}; none of them is a detector."]
     best = fair[0]
-    said = [f"On {images}, {best.label} has the highest AUROC, {_area(best.auroc, best.seeds)}."]
+    said = [f"On {images}, {best.label} has the highest AUROC, {_area(best.auroc)}."]
     if best.control:
         said.append("It is a trivial control: no trained detector here ranks better than simple image statistics.")
     if best is not focus:
-        said.append(f"{focus.label} reaches {_area(focus.auroc, focus.seeds)}.")
+        said.append(f"{focus.label} reaches {_area(focus.auroc)}.")
+    if unfinished := [f"{row.label} ({row.unfinished})" for row in fair if row.unfinished]:
+        said.append(f"Nothing is said to be ahead of {listed(unfinished)}.")
     if rivals:
         said += conclusion(focus.label, {row.label: test for row, test in rivals.items()})
     control = next((row for row in rivals_of(rows) if row.control and row in rivals), None)
     if control and not focus.control:
-        ahead = rivals[control].verdict == "ahead"
-        shown = "clears" if ahead else "has not shown that it sees more than"
-        said.append(f"{focus.label} {shown} the best label-free control, {control.label}.")
+        found, one_seed = rivals[control].found == "ahead", rivals[control].verdict == "undecided"
+        shown = "clears" if found else "has not shown that it sees more than"
+        name = f"This trained {focus.label}" if found and one_seed else focus.label
+        said.append(f"{name} {shown} the best label-free control, {control.label}.")
     if bar := next((row for row in rows if row.oracle), None):
         above = [row.label for row in fair if row.auroc.value > bar.auroc.value]
-        lies = f"{' and '.join(above[:3])} {'lies' if len(above) == 1 else 'lie'} above it"
-        verdict = lies if above else "no label-free detector here reaches it"
-        chosen = f"chosen with the {split} labels, has {bar.auroc.value:.3f}"
-        said.append(f"A bar, not a detector: {bar.label}, {chosen}; {verdict}.")
-    if not focus.auroc.bounded:
+        lies = f"{listed(above)} {'lies' if len(above) == 1 else 'lie'} above it"
+        reached = lies if above else "no label-free detector here reaches it"
+        has = f"{bar.label} has {bar.auroc.value:.3f}"
+        said.append(f"Reference only, chosen with the {split} labels: {has}; {reached}.")
+    if not focus.auroc.bounded and focus.seeds == 1:
         single = min(focus.n_normal, focus.n_anomalous) < 2
         why = "a class has a single image" if single else "every resample of these images says the same"
         said.append(f"No interval can be given for the AUROC of {focus.label}: {why}.")
@@ -93,6 +105,20 @@ def headline(rows: Sequence[Row], rivals: Mapping[Row, Comparison]) -> list[str]
     if focus.seeds == 1 and not focus.control:
         said.append("One seed was run, so how much training alone moves these numbers is unknown.")
     return said
+
+
+def dissolving(rows: Sequence[Row]) -> list[str]:
+    """Say whether DIA's dissolving made a difference to nothing (CSI) or to a plain operation in its place."""
+    focus = focus_of(rows)
+    others = [row for row in rows if row.method == "csi" or row.method in OPERATORS]
+    if focus.method != FOCUS or not others:
+        return []
+    tests, _ = compare_all((focus, other) for other in others)
+    told = {row.b.label: row.test for row in tests if row.test.verdict in ("ahead", "behind")}
+    if told:
+        return [f"Does dissolving pay? {conclusion(focus.label, told)[0]}"]
+    names = listed([row.label for row in others])
+    return [f"Does dissolving pay? No difference between {focus.label} and {names} was found."]
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
@@ -113,22 +139,25 @@ def unnoticing(rows: Sequence[Row]) -> list[str]:
     ]  # fmt: skip
 
 
-def agreement(rows: Sequence[Row]) -> str:
-    """Say how the self-check ranks ``ENOUGH`` rows or more against their AUROC on labelled images; else nothing."""
+def agreement(rows: Sequence[Row]) -> list[str]:
+    """Say how the self-check ranks the rows against their AUROC on labelled images, and which one it would take."""
     checked = [row for row in rows if not row.oracle and row.check.known]
-    if len(checked) < ENOUGH:
-        return ""
+    if len(checked) < 2:
+        return []
     split, controls = SPLITS[checked[0].split], sum(row.control for row in checked)
     basis = f"{len(checked)} rows" + (f" ({counted(controls, 'control')} among them)" if controls else "")
+    taken, best = (max(checked, key=lambda row: getattr(row, name).value) for name in ("check", "auroc"))
+    has = f"{split} AUROC {taken.auroc.value:.3f}; the best has {best.auroc.value:.3f}"
+    said = [f"Of {basis} the self-check would take {taken.label} ({has})."]
     try:
         checks, areas = (np.array([getattr(row, name).value for row in checked]) for name in ("check", "auroc"))
         ranks = rank_agreement(checks, areas)
-    except DataError as error:
-        return f"The self-check and the {split} AUROC of {basis} have no rank correlation: {error.what}"
-    return (
-        f"The self-check ranks {basis} as their {split} AUROC does with a rank correlation of {signed(ranks.rho, 2)} "
-        f"(95 % interval {signed(ranks.low, 2)} to {signed(ranks.high, 2)}, {p_said(ranks.p)})."
-    )
+    except DataError:  # too few, or all equal
+        return said
+    found = "backwards" if ranks.rho < 0 else "as the labels do"
+    sure = "" if ranks.p < 0.05 else ", which may be chance"
+    known = f"{interval(ranks.low, ranks.high, lead='95 % interval ', sign=True)}, {p_said(ranks.p)}"
+    return [*said, f"It ranks them {found}{sure}: rank correlation {signed(ranks.rho, 2)} ({known})."]
 
 
 class OverSets(NamedTuple):
@@ -147,7 +176,8 @@ def over_sets(rows: Sequence[Row]) -> OverSets | None:
     fair = table.pivot(index="section", columns="row", values="auroc").dropna(axis="columns")
     if min(fair.shape) < 2:
         return None
-    ranking = rank_over_sets(fair.to_numpy())
+    clusters = {row.section: _cluster(row.dataset) for row in rows}
+    ranking = rank_over_sets(fair.to_numpy(), [clusters[section] for section in fair.index])
     ranked = pd.DataFrame({
         "label": [label for label, *_ in fair.columns], "mean_rank": ranking.mean, "worst_rank": ranking.worst,
         "lowest": fair.min().to_numpy(), "lowest_on": fair.idxmin().to_numpy(),
@@ -156,21 +186,29 @@ def over_sets(rows: Sequence[Row]) -> OverSets | None:
     return OverSets(ranking.sentence, ranking.critical, ranking.p, ordered)
 
 
-def features_said(rows: Sequence[Row]) -> str:
+def _cluster(dataset: str) -> str:
+    """Return what a set shares its images or its anatomy with."""
+    try:
+        phantom = load_manifest(dataset).phantom
+    except DiaworkError:
+        phantom = None
+    return f"phantom {phantom.kind}" if phantom else SHARED.get(dataset, dataset)
+
+
+def features_said(rows: Sequence[Row]) -> list[str]:
     """Say how the features of each trained detector spread and how many shifts it names, means over seeds."""
-    parts = []
+    spreads, named = [], []
     for row in rows:
-        facts, said = [run.check.facts for run in row.runs], []
-        spreads = [one.features for one in facts if one.features is not None]
+        facts = [run.check.facts for run in row.runs]
+        if known := [one.features for one in facts if one.features is not None]:
+            spreads.append(f"{row.label} {np.mean([one.variance for one in known]):.2f}")
         shifts = [(one.shift_accuracy, one.shifts) for one in facts if one.shift_accuracy is not None and one.shifts]
-        if spreads:
-            variance, dimensions = np.mean(spreads, 0)
-            said.append(f"features of variance {variance:.2g} (1: in all directions) in {dimensions:.1f} dimensions")
         if shifts:
-            named = np.mean([accuracy for accuracy, _ in shifts])
-            said.append(f"{named:.0%} of the shifts named (chance {1 / shifts[0][1]:.0%})")
-        parts += [f"{row.label}: {', '.join(said)}"] if said else []
-    return f"On healthy validation images, which no training saw: {'; '.join(parts)}." if parts else ""
+            share = np.mean([accuracy for accuracy, _ in shifts])
+            named.append(f"{row.label} {share:.0%} (chance {1 / shifts[0][1]:.0%})")
+    said = {"Spread of the features (0: all point the same way, 1: in all directions)": spreads,
+            "Shifts that the classifier names": named}  # fmt: skip
+    return [f"{what}, on healthy validation images: {'; '.join(parts)}." for what, parts in said.items() if parts]
 
 
 def shifts_said(rows: Sequence[Row]) -> list[str]:
@@ -197,11 +235,11 @@ def draws_said(rows: Sequence[Row]) -> str:
     drawn = [row for row in rows if row.draws is not None]
     if not drawn:
         return ""
-    noise = [(row.label, row.measured("noise_share"), row.measured("noise_auroc").value) for row in drawn]
-    measured = [f"{label} {share.value:.2f} (AUROC ± {area:.4f})" for label, share, area in noise if share.known]
-    said = f" Other copies would move a score by this share of the scores' standard deviation: {', '.join(measured)}."
+    noise = {row.label: row.measured("noise_auroc") for row in drawn}
+    measured = [f"{label} ±{area.value:.4f}" for label, area in noise.items() if area.known]
+    said = f" With other copies the AUROC would change by about: {', '.join(measured)}." if measured else ""
     schemes = " and ".join(map(str, sorted({row.draws for row in drawn if row.draws is not None})))
-    return f"Augmented copies of the images: draws {schemes}.{said if measured else ''}"
+    return f"Scores use random copies of the images (scheme {schemes}).{said}"
 
 
 def alarm_said(row: Row) -> list[str]:

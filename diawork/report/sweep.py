@@ -60,7 +60,7 @@ def write_sweep_json(folder: Path | str, out: Path | str | None = None) -> Path:
     numbers = {
         "sweep": sweep.model_dump(include={"name", "title", "size", "baseline"}), "split": results.split,
         "rows": _plain([row.record() for row in results.rows]), "not_compared": failures,
-        "self_check_ranks": {name: agreement(rows) for name, rows in results.sections.items()},
+        "self_check_ranks": {name: " ".join(agreement(rows)) for name, rows in results.sections.items()},
         "over_sets": ranks._asdict() if ranks else {}, "tests": _plain([one.record() for one in tests]),
         "runs": _plain([run.record() for run in results.runs]),
     }  # fmt: skip

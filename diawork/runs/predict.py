@@ -34,7 +34,7 @@ from diawork.data.preprocess import Cut, Picture
 from diawork.data.readers.listing import image_files
 from diawork.data.readers.picture import Preprocessing, file_and_frame, slices
 from diawork.detectors.base import Detector
-from diawork.evaluation.conformal import Calibration
+from diawork.evaluation.conformal import FALSE_ALARMS, Alarm, Calibration, false_discoveries, images_needed
 from diawork.runs.resolve import Resolved
 from diawork.runs.run import Run
 
@@ -77,7 +77,7 @@ class Predictor:
     cfg: ExperimentConfig
     opening: Preprocessing
     calibration: Calibration | None  # by the run's healthy validation images, where it has any
-    threshold: float | None  # of its 95 % specificity on them
+    alarm: Alarm | None  # by them, at ``FALSE_ALARMS``; None where they are too few
     data_root: Path | str | None = None  # where the run's training images lie, if not where they are searched
 
     def predict(self, images: Any, *, progress: bool = True) -> Prediction:
@@ -141,8 +141,8 @@ class Predictor:
             known = self.calibration.scores
             columns["share_below"] = np.searchsorted(known, total) / len(known)
             columns["p_value"] = self.calibration.p_values(total)
-        if self.threshold is not None:
-            columns["alarm"] = [int(value > self.threshold) for value in total]
+        if self.alarm is not None:
+            columns["alarm"] = [int(value > self.alarm.threshold) for value in total]
         if "nearest" in scores.parts and self.detector.healthy is not None:
             places = self.detector.healthy[scores.parts["nearest"][:, 0].astype(int)]
             columns["nearest"] = [self._training_files.get(int(place), f"train/{place}") for place in places]
@@ -187,11 +187,19 @@ class Predictor:
         named = {self._training_files.get(int(place), f"train/{place}"): row for row, place in enumerate(train.index)}
         return {name: train.images[named[name]].numpy() for name in names if name in named}
 
+    def guarantees(self, p_values: np.ndarray) -> list[str]:
+        """Say what holds of the alarms, and of the images of a batch with these p values (m,) that stand out."""
+        if self.calibration is None:
+            return []
+        few = f"No alarm at {FALSE_ALARMS:.0%} of healthy images: that takes {images_needed(FALSE_ALARMS)} of them."
+        alarm = f"An alarm is a score above {self.alarm.threshold:.4g}. {self.alarm.guarantee}" if self.alarm else few
+        return [alarm, false_discoveries(p_values, self.calibration).sentence]
+
     @property
     def record(self) -> dict[str, Any]:
         """Return what scores belong to: the run, its draws, and how images are opened."""
         facts = {name: self.run.result().get(name) for name in ("dataset", "detector", "seed", "digest", "draws")}
-        facts |= {"run": self.run.folder.name, "threshold": self.threshold, "healthy": 0}
+        facts |= {"run": self.run.folder.name, "threshold": self.alarm and self.alarm.threshold, "healthy": 0}
         if self.calibration is not None:
             facts |= {"healthy": len(self.calibration.scores), "finest_p": self.calibration.finest}
         return facts | {"opening": as_json(self.opening._asdict())}
@@ -219,8 +227,9 @@ def load_detector(
         opening = Preprocessing.of(load_manifest(cfg.dataset))
         opening = opening._replace(size=cfg.data.size or opening.size)
     val = result["metrics"].get("val")
-    calibration, threshold = (None, None) if val is None else (run.calibration(), val.get("threshold"))
-    return Predictor(run, detector, cfg, opening, calibration, threshold, data_root)
+    calibration = None if val is None else run.calibration()
+    enough = calibration is not None and calibration.finest <= FALSE_ALARMS
+    return Predictor(run, detector, cfg, opening, calibration, run.alarm(FALSE_ALARMS) if enough else None, data_root)
 
 
 def _loose(x: Tensor) -> ImageSet:
