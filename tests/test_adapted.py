@@ -68,9 +68,9 @@ def test_mean_shift_contrasts_angles_around_the_centre():
     detector.shape = [1, 16, 16]
     detector._prepare()
     centre = F.normalize(torch.rand(96, generator=torch.Generator().manual_seed(0)), dim=0)
-    detector.own = detector.own.model_copy(update={"angular_weight": 0.0})
+    detector.hp = detector.hp.model_copy(update={"angular_weight": 0.0})
     plain = detector._loss(TRAIN.images, centre, 0)
-    detector.own = detector.own.model_copy(update={"angular_weight": 2.0})
+    detector.hp = detector.hp.model_copy(update={"angular_weight": 2.0})
     assert 0 < float((detector._loss(TRAIN.images, centre, 0) - plain).detach()) < 8  # 2 ‖f − c‖², both of length one
 
 

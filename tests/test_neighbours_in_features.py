@@ -58,7 +58,7 @@ def test_patchcore_with_a_whole_bank_is_the_distance_to_the_nearest_patch():
 def test_patchcore_weighs_a_score_by_how_lonely_its_neighbour_is():
     detector = build("patchcore")
     detector.kept = {"bank": torch.tensor([[0.0], [1.0], [5.0]])}
-    detector.own = detector.own.model_copy(update={"neighbours": 2})
+    detector.hp = detector.hp.model_copy(update={"neighbours": 2})
     found = detector._loneliness(torch.tensor([[-1.0]]), torch.tensor([0]), torch.tensor([1.0]))
     assert float(found) == pytest.approx(1 - np.e / (np.e + np.e**2))
 

@@ -10,7 +10,7 @@ import copy
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ class Compute:
     channels_last: bool = False
     compile: bool | None = None  # None: a frozen model, where its work pays for it; True: trainings, too
     group: Group = ALONE  # the processes that share a training
+    asked: bool = True  # whether this precision was asked for
 
     @classmethod
     def auto(
@@ -55,14 +56,19 @@ class Compute:
         """
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         chosen = _device(f"cuda:{group.card()}" if name == "cuda" and group.size > 1 else name)
-        if precision == "auto":
+        asked = precision != "auto"
+        if not asked:
             precision = "bf16" if has_bf16(chosen) else "fp32"
         if precision not in PRECISIONS:
             hint = "fp16 is known not to converge for a DDPM; use bf16 or fp32." if "16" in precision else ""
             raise UsageError(
                 f"precision={precision!r} is not offered.", hint=hint or did_you_mean(precision, PRECISIONS)
             )
-        return cls(chosen, precision, precision == "bf16" or chosen.type == "cpu", compile, group)
+        return cls(chosen, precision, precision == "bf16" or chosen.type == "cpu", compile, group, asked)
+
+    def exact(self) -> Compute:
+        """Return the choice for work whose results low precision moves: fp32, unless another one was asked for."""
+        return self if self.asked else replace(self, precision="fp32")
 
     def prepare(self, module: Module) -> Module:
         """Move a module to the device and memory format; compile it where asked."""

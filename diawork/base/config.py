@@ -210,7 +210,7 @@ class BackboneConfig(Frozen):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,60}$")] = "tf_efficientnet_lite0"  # timm's
     weights: Annotated[str, Field(min_length=1)] = "pretrained"  # or "random", or the path of a file
-    image_size: Count = 224  # px that it sees
+    image_size: Count | None = None  # px that it sees; None: the detector's
 
 
 @cache
@@ -335,6 +335,11 @@ class ExperimentConfig(Frozen, extra="allow"):
                 plain[name] = section.identity()
         return plain
 
+    def work(self) -> list[Any]:
+        """Return what tells one piece of work from another: these settings and how its detector takes them today."""
+        revision = entry_of(self.detector).revision
+        return [self.identity(), *([f"revision {revision}"] if revision > 1 else [])]
+
     def digest(self, *data_identity: str) -> str:
         """Return the identity of this config together with the data's."""
-        return digest([self.identity(), *data_identity])
+        return digest([*self.work(), *data_identity])

@@ -58,7 +58,8 @@ class Entry:
     extra: str = ""  # package that it is a model of, where diawork does not install it
     color: str = ""  # in every figure; "": one that is free
     paper_rule: str = ""  # metric that its paper's threshold maximises on the test images
-    paper: dict[str, Any] = field(default_factory=dict)  # its paper's network and size, by dotted key
+    revision: int = 1  # of what it computes at equal settings: a run of another one is other work
+    paper: dict[str, Any] = field(default_factory=dict)  # its paper's settings, where its section's defaults are others
     length: str = ""  # knob of its section that says how long it trains
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)  # preset → knobs of its section
     Section: type[Frozen] | None = None  # its section of the config, which has the detector's name

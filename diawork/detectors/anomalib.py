@@ -86,12 +86,12 @@ class Anomalib(Learned):
         batch_size: Count | None = None
 
     def _prepare(self) -> None:
-        known, model = models(), self.own.model
+        known, model = models(), self.hp.model
         if model not in known:
             raise UsageError(f"anomalib has no model {model!r}.", hint=did_you_mean(model, known))
-        side = self.cfg.backbone.image_size
+        side = self.cfg.backbone.image_size or 256  # the library's
         options: dict[str, Any] = dict.fromkeys(("post_processor", "evaluator", "visualizer"), False)
-        options |= {name: _value(text) for name, _, text in (option.partition("=") for option in self.own.options)}
+        options |= {name: _value(text) for name, _, text in (option.partition("=") for option in self.hp.options)}
         for chatty in ("anomalib", "lightning.pytorch"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
         with timm_weights(self.cfg.backbone) as weights, self._library_at_work("make"):
@@ -110,7 +110,7 @@ class Anomalib(Learned):
                 yield
             except (TypeError, ValueError, RuntimeError, OSError) as error:  # such as weights that cannot be fetched
                 reason = " ".join(str(error).split())[:300]
-                raise UsageError(f"anomalib cannot {verb} its {self.own.model}: {reason}.") from error
+                raise UsageError(f"anomalib cannot {verb} its {self.hp.model}: {reason}.") from error
 
     @property
     def pretrained(self) -> bool:
@@ -134,7 +134,7 @@ class Anomalib(Learned):
                     rows.append({"loss": float(loss)})
 
         device = self.compute.device
-        options |= {"max_epochs": self.own.epochs or options.get("max_epochs", EPOCHS)}
+        options |= {"max_epochs": self.hp.epochs or options.get("max_epochs", EPOCHS)}
         options |= {"accelerator": "gpu" if device.type == "cuda" else device.type, "devices": 1}
         with self._library_at_work("train"):
             trainer = lightning.Trainer(
@@ -147,7 +147,7 @@ class Anomalib(Learned):
     def _data(self, x: Images) -> Any:
         """Return our healthy images as the library asks for them."""
         lightning, batch = library("lightning.pytorch"), library("anomalib.data").ImageBatch
-        size = 1 if self.own.model in ONE_AT_A_TIME else self.own.batch_size or BATCH_SIZE
+        size = 1 if self.hp.model in ONE_AT_A_TIME else self.hp.batch_size or BATCH_SIZE
         seed = key(self.cfg.seed, "anomalib", "order")
 
         def collated(rows: Any) -> Any:
@@ -182,7 +182,7 @@ class Anomalib(Learned):
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         self.module.to(self.compute.device).eval()
         x = x.expand(-1, 3, -1, -1)
-        if self.own.model in BY_BATCH:
+        if self.hp.model in BY_BATCH:
             scores, maps = zip(*(self._judged(row[None]) for row in x), strict=True)
             return torch.cat(scores), torch.cat(maps)
         return self._judged(x)

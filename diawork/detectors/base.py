@@ -51,6 +51,7 @@ class Detector(ABC):
     requires_weights: ClassVar[bool] = False  # pretrained elsewhere
     weights: str = ""  # which ones, in words
     healthy: np.ndarray | None = None  # places in the training split of the images that ``nearest`` counts
+    revision: ClassVar[int] = 1  # of what it computes at equal settings: a run of another one is other work
     shareable: ClassVar[bool] = False  # several processes may share its training
     has_map: ClassVar[bool] = False  # makes maps of its own, without a dissolver
     shift: str = ""  # of images whose instances it learns to tell apart, where it does

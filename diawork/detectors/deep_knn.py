@@ -36,7 +36,7 @@ class DeepKnn(SeesThrough):
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:
         features = pooled(self._features(x)).cpu()
-        return nearest_distances(features, self.kept["healthy"], self.own.neighbours)[0].mean(1), None
+        return nearest_distances(features, self.kept["healthy"], self.hp.neighbours)[0].mean(1), None
 
 
 def pooled(maps: list[Tensor]) -> Tensor:

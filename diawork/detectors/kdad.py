@@ -76,20 +76,20 @@ class KDAD(SeesThrough):
     def _prepare(self) -> None:
         super()._prepare()
         with isolated_rng(self.cfg.seed, "kdad", "init"):
-            self.net = Cloner(self.backbone.strides, self.backbone.channels, self.own.width)
+            self.net = Cloner(self.backbone.strides, self.backbone.channels, self.hp.width)
         self.net = self.compute.prepare(self.net)
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hp.lr)
 
         def take_step(step: int, index: Tensor) -> Row:
             rows = self.compute.to(x[index])
             return descend(self._losses(rows, self._features(rows)).mean(), optimizer)
 
-        size = self.own.batch_size
+        size = self.hp.batch_size
         self._train(
             take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=size,
-            steps=self.own.epochs * -(-len(x) // size), progress=progress,
+            steps=self.hp.epochs * -(-len(x) // size), progress=progress,
         )  # fmt: skip
 
     def _losses(self, x: Tensor, teacher: Sequence[Tensor]) -> Tensor:
@@ -98,7 +98,7 @@ class KDAD(SeesThrough):
         with self.compute.autocast():
             student = [s.float() for s in self.net(seen)]
         values = torch.stack([(e - s).square().flatten(1).mean(1) for e, s in zip(teacher, student, strict=True)], 1)
-        return (self.own.value_weight * values + distances(teacher, student)).sum(1)
+        return (self.hp.value_weight * values + distances(teacher, student)).sum(1)
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and |∂loss/∂x|, smoothed: which pixels the disagreement hangs on, through both networks."""

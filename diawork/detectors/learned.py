@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,7 +29,7 @@ from diawork.base.loop import (
     EpochHook,
     History,
     Progress,
-    TakeStep,
+    Row,
     fit_or_load,
     fit_steps,
     history_tensor,
@@ -60,11 +60,13 @@ class Learned(Detector):
 
     section: ClassVar[str] = ""  # of the config, where it is not the detector's own
     keeps: ClassVar[tuple[str, ...]] = ()  # names of ``kept`` after fitting
+    exact: ClassVar[bool] = False  # computes in fp32 where no precision was asked for: bf16 moves its scores
     has_map: ClassVar[bool] = True
 
     def __init__(self, cfg: ExperimentConfig | None = None, *, compute: Compute | None = None) -> None:
-        self.cfg, self.compute = cfg or ExperimentConfig(detector=self.name), compute or Compute.auto()
-        self.own = getattr(self.cfg, self.section or self.name)
+        compute = compute or Compute.auto()
+        self.cfg, self.compute = cfg or ExperimentConfig(detector=self.name), compute.exact() if self.exact else compute
+        self.hp = getattr(self.cfg, self.section or self.name)
         self.net: Any = None  # an nn.Module, where there is something to train
         self.kept: dict[str, Tensor] = {}
         self.shape: list[int] = []  # (C, H, W) of the images fitted on
@@ -129,18 +131,22 @@ class Learned(Detector):
         return self
 
     def _train(
-        self, take_step: TakeStep, optimizers: Mapping[str, torch.optim.Optimizer], checkpointer: Checkpointer, *,
-        n: int, batch_size: int, steps: int, rate: Callable[[int], float] | None = None, progress: Progress,
+        self, take_step: Callable[[int, Tensor], Row], x: Images, checkpointer: Checkpointer, *, progress: Progress,
+        steps: int | None = None, rate: Callable[[int], float] | None = None, **optimizers: torch.optim.Optimizer,
     ) -> None:  # fmt: skip
-        """Take so many steps on ``net``, which see the n images in an order drawn anew each epoch."""
+        """Train ``net`` for the knobs' ``steps`` or ``epochs``; a step gets its number and images (B, C, H, W).
+
+        Images come in an order drawn anew each epoch.
+        """
+        n, size = len(x), self.hp.batch_size
         if n < 2:
             raise UsageError(f"this training needs at least 2 images, there is {n}.")
         self.history = fit_steps(
-            take_step,
+            lambda step, index: take_step(step, x[index]),
             modules={"net": self.net},
             optimizers=optimizers,
-            batches=lambda epoch: batches(n, batch_size, generator(self.cfg.seed, "train", epoch, "order")),
-            steps=steps,
+            batches=lambda epoch: batches(n, size, generator(self.cfg.seed, "train", epoch, "order")),
+            steps=steps or getattr(self.hp, "steps", 0) or self.hp.epochs * -(-n // size),
             checkpointer=checkpointer,
             rate=rate,
             progress=progress,
@@ -148,8 +154,8 @@ class Learned(Detector):
         self.net.eval()
 
     def _frozen(self) -> dict[str, Any]:
-        """Return what identifies networks that are not saved with the detector."""
-        return {}
+        """Return what identifies networks that are not saved with the detector, and how it takes its settings."""
+        return {"revision": self.revision} if self.revision > 1 else {}
 
     @property
     def fitted(self) -> bool:
@@ -245,17 +251,21 @@ class SeesThrough(Learned):
     """A detector that looks through a backbone which itself stays as it is."""
 
     requires_weights = True
+    exact = True
+    seen_px: ClassVar[int] = 224  # size at which the backbone sees images, where the config names none
+
+    @property
+    def side(self) -> int:
+        """Size in px at which the backbone sees images."""
+        return self.cfg.backbone.image_size or self.seen_px
 
     def _prepare(self) -> None:
-        backbone = self._looked_through()
+        backbone = Backbone(self.cfg.backbone.but(image_size=self.side), self.hp.strides, seed=self.cfg.seed)
         self.weights, self._sha256 = backbone.weights, backbone.sha256
         self.backbone: Any = self.compute.prepare(backbone.requires_grad_(False).eval())
 
-    def _looked_through(self) -> Backbone:
-        return Backbone(self.cfg.backbone, self.own.strides, seed=self.cfg.seed)
-
     def _frozen(self) -> dict[str, Any]:
-        return {"backbone": self._sha256}
+        return super()._frozen() | {"backbone": self._sha256}
 
     @property
     def pretrained(self) -> bool:

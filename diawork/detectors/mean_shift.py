@@ -57,12 +57,12 @@ class MeanShift(SeesThrough):
     def _prepare(self) -> None:
         super()._prepare()
         self.net = self.backbone
-        for parameter in self.net.trainable_after(self.own.frozen):
+        for parameter in self.net.trainable_after(self.hp.frozen):
             parameter.requires_grad_(True)
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         centre = F.normalize(self._embedded(x, progress=progress).mean(0), dim=0)
-        own, trained = self.own, [p for p in self.net.parameters() if p.requires_grad]
+        own, trained = self.hp, [p for p in self.net.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=own.lr, weight_decay=own.weight_decay, momentum=0.9)
 
         def take_step(step: int, index: Tensor) -> Row:
@@ -82,9 +82,9 @@ class MeanShift(SeesThrough):
         with self.compute.autocast():
             f = F.normalize(pooled(self.net(self.compute.to(views))).float(), dim=1)
         image, branch = torch.arange(len(x)).repeat(2), torch.arange(2).repeat_interleave(len(x))
-        cfg = LossConfig(temperature=self.own.temperature, constant="mean")
+        cfg = LossConfig(temperature=self.hp.temperature, constant="mean")
         loss = nt_xent(f - centre.to(f.device), image, torch.zeros_like(image), branch, cfg=cfg)
-        return loss + self.own.angular_weight * (f - centre.to(f.device)).square().sum(1).mean()
+        return loss + self.hp.angular_weight * (f - centre.to(f.device)).square().sum(1).mean()
 
     def _embedded(self, x: Images, *, progress: Progress) -> Tensor:
         return torch.cat([self._direction(maps) for maps in self._all(x, progress=progress)])
@@ -98,5 +98,5 @@ class MeanShift(SeesThrough):
         return F.normalize(pooled(maps), dim=1).cpu()
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:
-        distances, _ = nearest_distances(self._direction(self._features(x)), self.kept["healthy"], self.own.neighbours)
+        distances, _ = nearest_distances(self._direction(self._features(x)), self.kept["healthy"], self.hp.neighbours)
         return distances.square().sum(1), None

@@ -37,7 +37,7 @@ class PaDiM(SeesThrough):
         super()._prepare()
         total = sum(self.backbone.channels)
         order = torch.randperm(total, generator=generator(self.cfg.seed, "padim", "channels"))
-        self.drawn = order[: self.own.dims].sort().values
+        self.drawn = order[: self.hp.dims].sort().values
 
     def _embedded(self, maps: list[Tensor]) -> Tensor:
         """Return the drawn channels at every position of the finest stage (P, B, d)."""
@@ -57,13 +57,12 @@ class PaDiM(SeesThrough):
     def _whitening(self, covariance: Tensor) -> Tensor:
         """Return L⁻¹ (P, d, d) of Σ + εI = LLᵀ: ‖L⁻¹(x − μ)‖ is the Mahalanobis distance."""
         identity = torch.eye(covariance.shape[-1], device=covariance.device)
-        lower = torch.linalg.cholesky(covariance + self.own.regularisation * identity)
+        lower = torch.linalg.cholesky(covariance + self.hp.regularisation * identity)
         return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = self._features(x)
         centred = self._embedded(maps).cpu() - self.kept["mean"][:, None]
         distance = (centred @ self.kept["whitening"].transpose(1, 2)).norm(dim=2).T
-        side = self.cfg.backbone.image_size
-        heat = smoothed(enlarged(distance.unflatten(1, maps[0].shape[-2:]), (side, side)))
+        heat = smoothed(enlarged(distance.unflatten(1, maps[0].shape[-2:]), (self.side, self.side)))
         return heat.amax((1, 2)), heat

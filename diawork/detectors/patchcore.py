@@ -39,7 +39,7 @@ class PatchCore(SeesThrough):
         neighbours: Count = 9  # of the weight that an image's score gets
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
-        patches, cfg, seed = self._drawn(x, progress=progress), self.own, self.cfg.seed
+        patches, cfg, seed = self._drawn(x, progress=progress), self.hp, self.cfg.seed
         axes = torch.randn(patches.shape[1], cfg.projection, generator=generator(seed, "patchcore", "projection"))
         flat = patches @ axes / cfg.projection**0.5 if cfg.projection < patches.shape[1] else patches
         first = int(torch.randint(len(patches), (1,), generator=generator(seed, "patchcore", "first")))
@@ -50,11 +50,11 @@ class PatchCore(SeesThrough):
         kept: list[Tensor] = []
         for maps in self._all(x, progress=progress):
             patches = self._patches(maps)
-            per_image = min(patches.shape[1], -(-self.own.most_patches // len(x)))
+            per_image = min(patches.shape[1], -(-self.hp.most_patches // len(x)))
             drawn = torch.rand(patches.shape[:2], generator=generator(self.cfg.seed, "patchcore", "drawn", len(kept)))
             rows = drawn.argsort(1)[:, :per_image]
             kept.append(patches.cpu().gather(1, rows[..., None].expand(-1, -1, patches.shape[2])).flatten(0, 1))
-        return torch.cat(kept)[: self.own.most_patches]
+        return torch.cat(kept)[: self.hp.most_patches]
 
     @staticmethod
     def _patches(maps: list[Tensor]) -> Tensor:
@@ -64,8 +64,7 @@ class PatchCore(SeesThrough):
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
         score, distance = self._compared(self._features(x))
-        side = self.cfg.backbone.image_size
-        return score, smoothed(enlarged(distance, (side, side)))
+        return score, smoothed(enlarged(distance, (self.side, self.side)))
 
     def _compared(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and the distance of each patch to the bank (B, h, w)."""
@@ -85,9 +84,9 @@ class PatchCore(SeesThrough):
         A bank of one knows no other neighbours: then there is no weight.
         """
         bank = self.kept["bank"]
-        if len(bank) < 2 or self.own.neighbours < 2:
+        if len(bank) < 2 or self.hp.neighbours < 2:
             return torch.ones(len(patch))
-        around = bank[self._nearest(bank[neighbour], self.own.neighbours)[1]]  # (B, k, C), the neighbour among them
+        around = bank[self._nearest(bank[neighbour], self.hp.neighbours)[1]]  # (B, k, C), the neighbour among them
         distances = (around - patch[:, None]).norm(dim=2)
         return 1 - (distance - distances.logsumexp(1)).exp()
 

@@ -19,7 +19,7 @@ from diawork.base.checkpoints import Checkpointer
 from diawork.base.errors import UsageError
 from diawork.base.knobs import Count, Frozen, Positive, Strides, Whole
 from diawork.base.loop import Progress, Row, descend
-from diawork.base.seeding import isolated_rng
+from diawork.base.seeding import generator, isolated_rng
 from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, enlarged, smoothed
 
@@ -28,38 +28,37 @@ DILATION = 2  # of the embedding: its channels over the deepest stage's
 
 
 class Residual(nn.Module):
-    """A bottleneck residual block of WideResNet's proportions that keeps, halves or doubles the size."""
+    """A bottleneck residual block of WideResNet's proportions that keeps, halves or doubles the size.
 
-    def __init__(self, channels: int, out: int, change: str = "") -> None:
+    A ``linear`` one has no ReLU at its end.
+    """
+
+    def __init__(self, channels: int, out: int, change: str = "", *, linear: bool = False) -> None:
         super().__init__()
-        inner = max(1, out // 2)
+        inner, self.linear = max(1, out // 2), linear
         self.body = nn.Sequential(
             nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(True),
             _changing(inner, inner, change), nn.BatchNorm2d(inner), nn.ReLU(True),
             nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out),
         )  # fmt: skip
         same = channels == out and not change
-        self.shortcut = nn.Identity() if same else nn.Sequential(_shortcut(channels, out, change), nn.BatchNorm2d(out))
+        self.shortcut = nn.Identity() if same else nn.Sequential(_changing(channels, out, change, 1), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out, h, w)."""
-        return F.relu(self.body(x) + self.shortcut(x))
+        y = self.body(x) + self.shortcut(x)
+        return y if self.linear else F.relu(y)
 
 
-def _changing(channels: int, out: int, change: str) -> nn.Module:
+def _changing(channels: int, out: int, change: str, kernel: int = 3) -> nn.Module:
     if change == "up":
         return nn.ConvTranspose2d(channels, out, 2, 2, bias=False)
-    return nn.Conv2d(channels, out, 3, 2 if change == "down" else 1, 1, bias=False)
+    return nn.Conv2d(channels, out, kernel, 2 if change == "down" else 1, kernel // 2, bias=False)
 
 
-def _shortcut(channels: int, out: int, change: str) -> nn.Module:
-    if change == "up":
-        return nn.ConvTranspose2d(channels, out, 2, 2, bias=False)
-    return nn.Conv2d(channels, out, 1, 2 if change == "down" else 1, bias=False)
-
-
-def _stage(channels: int, out: int, blocks: int, change: str) -> nn.Sequential:
-    return nn.Sequential(Residual(channels, out, change), *(Residual(out, out) for _ in range(blocks - 1)))
+def _stage(channels: int, out: int, blocks: int, change: str, *, linear: bool = False) -> nn.Sequential:
+    rows = [(channels if i == 0 else out, out, change if i == 0 else "") for i in range(blocks)]
+    return nn.Sequential(*(Residual(*row, linear=linear and i + 1 == blocks) for i, row in enumerate(rows)))
 
 
 class Bottleneck(nn.Module):
@@ -85,13 +84,19 @@ class Bottleneck(nn.Module):
 
 
 class Student(nn.Module):
-    """Bottleneck and decoder: a teacher's maps in, their reconstructions of the same shapes out."""
+    """Bottleneck and decoder: a teacher's maps in, their reconstructions of the same shapes out.
 
-    def __init__(self, channels: Sequence[int], blocks: Sequence[int]) -> None:
+    ``linear`` says of each of the teacher's stages, the finest first, whether it has negative values, such as those of
+    EfficientNet: a reconstruction that ended in a ReLU could not be one of them.
+    """
+
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int], linear: Sequence[bool] = ()) -> None:
         super().__init__()
         self.bottleneck = Bottleneck(channels)
         widths = [DILATION * channels[-1], *reversed(channels)]
-        self.decoder = nn.ModuleList(_stage(a, b, n, "up") for (a, b), n in zip(pairwise(widths), blocks, strict=True))
+        ends = list(linear)[::-1] or [False] * len(channels)
+        stages = zip(pairwise(widths), blocks, ends, strict=True)
+        self.decoder = nn.ModuleList(_stage(a, b, n, "up", linear=end) for (a, b), n, end in stages)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -100,7 +105,7 @@ class Student(nn.Module):
         """Return reconstructed maps, the finest first."""
         rebuilt = [embedding]
         for stage in self.decoder:
-            rebuilt.append(stage(rebuilt[-1]))
+            rebuilt.append(stage(F.relu(rebuilt[-1])))  # which what ended in a ReLU passes as it is
         return rebuilt[:0:-1]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -122,6 +127,22 @@ def distance_maps(teacher: Sequence[Tensor], student: Sequence[Tensor], size: in
     return torch.stack([enlarged(scale, (size, size), corners=True) for scale in scales], 1)
 
 
+class Knobs(Frozen):
+    """Knobs of both reverse distillations; what the paper says is the default."""
+
+    strides: Strides = (4, 8, 16)  # stages of the teacher, the finest first
+    blocks: Strides = (3, 4, 6)  # residual blocks of each stage of the student, the deepest first
+    batch_size: Annotated[Whole, Field(ge=2)] = 16
+    cosine: Literal["flat", "position"] = "flat"  # of whole maps (released) or at every position (paper)
+    combine: Literal["sum", "product"] = "sum"  # of the scales' maps
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.strides) != len(self.blocks):
+            raise ValueError(f"blocks={self.blocks} must name one number for each of strides={self.strides}")
+        return self
+
+
 class RD4AD(SeesThrough):
     """Reverse distillation: the score is the largest (or the mean) of the map of what the student did not rebuild."""
 
@@ -129,66 +150,46 @@ class RD4AD(SeesThrough):
     label = "RD4AD"
     uses = ("data", "backbone", "rd4ad")
     color = "#332288"
+    revision = 2
+    seen_px = 256
+    student: ClassVar[type[Student]] = Student
     paper: ClassVar = {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256}
     length = "epochs"
     sizes: ClassVar = {"smoke": {"strides": (4, 8), "blocks": (1, 1), "epochs": 1}, "cpu": {"epochs": 6}}
 
-    class Section(Frozen):
+    class Section(Knobs):
         """Its knobs; what the paper says is the default."""
 
-        strides: Strides = (4, 8, 16)  # stages of the teacher, the finest first
-        blocks: Strides = (3, 4, 6)  # residual blocks of each stage of the student, the deepest first
-        batch_size: Annotated[Whole, Field(ge=2)] = 16
-        cosine: Literal["flat", "position"] = "flat"  # of whole maps (released) or at every position (paper)
-        combine: Literal["sum", "product"] = "sum"  # of the scales' maps
         epochs: Count = 200
         lr: Positive = 0.005
         score: Literal["max", "mean"] = "max"  # of the map
 
-        @model_validator(mode="after")
-        def _as_many(self) -> Self:
-            if len(self.strides) != len(self.blocks):
-                raise ValueError(f"blocks={self.blocks} must name one number for each of strides={self.strides}")
-            return self
-
     def _prepare(self) -> None:
         super()._prepare()
-        self._refuse_odd_sizes()
-        with isolated_rng(self.cfg.seed, self.name, "init"):
-            self.net = self.compute.prepare(self._network(self.backbone.channels))
-
-    def _refuse_odd_sizes(self) -> None:
-        strides, size = self.backbone.strides, self.cfg.backbone.image_size
+        strides, size = self.backbone.strides, self.side
         if any(b != 2 * a for a, b in pairwise(strides)):
             raise UsageError(f"{self.name}.strides={list(strides)} must each be twice the one before.")
         if size % (2 * strides[-1]):
             factor = 2 * strides[-1]
             raise UsageError(f"backbone.image_size={size} must be a multiple of {factor} for strides {list(strides)}.")
-
-    def _network(self, channels: Sequence[int]) -> nn.Module:
-        return Student(channels, self.own.blocks)
-
-    def _training_steps(self, per_epoch: int) -> int:
-        """Return how many steps the training takes, ``per_epoch`` of which see every image once."""
-        return self.own.epochs * per_epoch
+        probe = self._features(torch.rand(1, 3, size, size, generator=generator(0, "probe")))
+        linear = [bool((f < 0).any()) for f in probe]
+        with isolated_rng(self.cfg.seed, self.name, "init"):
+            self.net = self.compute.prepare(self.student(self.backbone.channels, self.hp.blocks, linear))
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.own.lr, betas=BETAS)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hp.lr, betas=BETAS)
 
-        def take_step(step: int, index: Tensor) -> Row:
+        def take_step(step: int, rows: Tensor) -> Row:
             with self.compute.autocast():
-                loss = self._loss(self.compute.to(x[index]), step)
+                loss = self._loss(self.compute.to(rows), step)
             return descend(loss, optimizer)
 
-        size = self.own.batch_size
-        self._train(
-            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=size,
-            steps=self._training_steps(-(-len(x) // size)), progress=progress,
-        )  # fmt: skip
+        self._train(take_step, x, checkpointer, progress=progress, optimizer=optimizer)
 
     def _loss(self, x: Tensor, step: int) -> Tensor:
         teacher = self._features(x)
-        return distances(teacher, self._floats(self.net(teacher)), self.own.cosine).sum(1).mean()
+        return distances(teacher, self._floats(self.net(teacher)), self.hp.cosine).sum(1).mean()
 
     @staticmethod
     def _floats(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -199,9 +200,9 @@ class RD4AD(SeesThrough):
         teacher = self._features(x)
         with self.compute.autocast():
             student = self._floats(self.net(teacher))
-        maps = self._weighted(distance_maps(teacher, student, self.cfg.backbone.image_size), teacher)
-        heat = smoothed(maps.sum(1) if self.own.combine == "sum" else maps.prod(1))
-        return heat.amax((1, 2)) if self.own.score == "max" else heat.mean((1, 2)), heat
+        maps = self._weighted(distance_maps(teacher, student, self.side), teacher)
+        heat = smoothed(maps.sum(1) if self.hp.combine == "sum" else maps.prod(1))
+        return heat.amax((1, 2)) if self.hp.score == "max" else heat.mean((1, 2)), heat
 
     def _weighted(self, maps: Tensor, teacher: Sequence[Tensor]) -> Tensor:
         """Return the scales' maps (B, S, h, w) as they enter the sum."""

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diawork.base.knobs import Count, Frozen, Positive, Shares, Strides, Whole
+from diawork.base.knobs import Count, Positive, Shares
 from diawork.base.seeding import generator
 from diawork.detectors.backbones import resized
-from diawork.detectors.rd4ad import DILATION, RD4AD, Student, distances
+from diawork.detectors.rd4ad import DILATION, RD4AD, Knobs, Student, distances
 
 _TINY = 1e-6  # keeps the quotient finite where a patch changes nothing
 
@@ -29,8 +28,8 @@ _TINY = 1e-6  # keeps the quotient finite where a patch changes nothing
 class ScaledStudent(Student):
     """A student with a head that says how much each scale of an image counts."""
 
-    def __init__(self, channels: Sequence[int], blocks: Sequence[int]) -> None:
-        super().__init__(channels, blocks)
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int], linear: Sequence[bool] = ()) -> None:
+        super().__init__(channels, blocks, linear)
         self.head = nn.Linear(DILATION * channels[-1], len(channels))
 
     def scale_weights(self, embedding: Tensor) -> Tensor:
@@ -46,18 +45,13 @@ class SCRD4AD(RD4AD):
     uses = ("data", "backbone", "scrd4ad")
     color = "#AA4499"
     paper_rule = "f1"
-    paper: ClassVar = {"backbone.name": "wide_resnet50_2", "backbone.image_size": 256}
+    student = ScaledStudent
     length = "steps"
     sizes: ClassVar = {"smoke": {"strides": (4, 8), "blocks": (1, 1), "steps": 4}, "cpu": {"steps": 450}}
 
-    class Section(Frozen):
+    class Section(Knobs):
         """Its knobs; what the paper says is the default."""
 
-        strides: Strides = (4, 8, 16)  # stages of the teacher, the finest first
-        blocks: Strides = (3, 4, 6)  # residual blocks of each stage of the student, the deepest first
-        batch_size: Annotated[Whole, Field(ge=2)] = 16
-        cosine: Literal["flat", "position"] = "flat"  # of whole maps (released) or at every position (paper)
-        combine: Literal["sum", "product"] = "sum"  # of the scales' maps
         steps: Count = 40_000
         lr: Positive = 1e-3
         score: Literal["max", "mean"] = "mean"
@@ -69,29 +63,16 @@ class SCRD4AD(RD4AD):
         persistence: Positive = 0.6  # amplitude from octave to octave
         frequency: Positive = 32 / 256  # wavelength of the first octave, share of the side
 
-        @model_validator(mode="after")
-        def _as_many(self) -> Self:
-            if len(self.strides) != len(self.blocks):
-                raise ValueError(f"blocks={self.blocks} must name one number for each of strides={self.strides}")
-            return self
-
-    def _network(self, channels: Sequence[int]) -> nn.Module:
-        return ScaledStudent(channels, self.own.blocks)
-
-    def _training_steps(self, per_epoch: int) -> int:
-        """Return the steps of the training, whatever the number of images."""
-        return self.own.steps
-
     def _loss(self, x: Tensor, step: int) -> Tensor:
-        x = resized(x, self.cfg.backbone.image_size).cpu().expand(-1, 3, -1, -1)  # a colour has a noise of its own
-        own = [generator(self.cfg.seed, "scrd4ad", step, i) for i in range(len(x))]  # a new field for every image
-        clean, noisy = self._features(x), self._features(corrupted(x, self.own, own))
+        x = resized(x, self.side).cpu().expand(-1, 3, -1, -1)  # a colour has a noise of its own
+        draws = [generator(self.cfg.seed, "scrd4ad", step, i) for i in range(len(x))]  # a new field for every image
+        clean, noisy = self._features(x), self._features(corrupted(x, self.hp, draws))
         embedding = self.net.bottleneck(clean)
         student, weights = self._floats(self.net.decode(embedding)), self.net.scale_weights(embedding).float()
-        return near_over_far(clean, noisy, student, weights, scales=self.own.scales, cosine=self.own.cosine)
+        return near_over_far(clean, noisy, student, weights, scales=self.hp.scales, cosine=self.hp.cosine)
 
     def _weighted(self, maps: Tensor, teacher: Sequence[Tensor]) -> Tensor:
-        if self.own.scales == "official_noop":
+        if self.hp.scales == "official_noop":
             return maps
         with self.compute.autocast():
             weights = self.net.scale_weights(self.net.bottleneck(teacher)).float()

@@ -303,10 +303,10 @@ class SimSID(Learned):
         if self.shape[0] not in (1, 3):
             raise DataError(f"SimSID takes images of 1 or 3 channels, not {self.shape[0]}.")
         with isolated_rng(self.cfg.seed, "simsid", "init"):
-            self.net = self.compute.prepare(Networks(self.own, self.shape[0]))
+            self.net = self.compute.prepare(Networks(self.hp, self.shape[0]))
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
-        own, net = self.own, self.net
+        own, net = self.hp, self.net
         parts = {"generator": net.generating(), "critic": list(net.critic.parameters())}
         settings = {"lr": own.lr, "betas": BETAS, "weight_decay": own.weight_decay}
         optimizers = {name: torch.optim.Adam(some, **settings) for name, some in parts.items()}
@@ -325,7 +325,7 @@ class SimSID(Learned):
 
     def _step(self, x: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], *, generate: bool) -> Row:
         """Teach the critic and, where it is their turn, the generators."""
-        own, net = self.own, self.net
+        own, net = self.hp, self.net
         with torch.set_grad_enabled(generate), self.compute.autocast():
             features = net.encoded(x)
             student, by_student = net.rebuilt(features)
@@ -350,7 +350,7 @@ class SimSID(Learned):
     @torch.no_grad()
     def _judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the critic's logits (B,) of the rebuilt x and the rebuilding's error (B, h, w)."""
-        seen = resized(x, self.own.image_size)
+        seen = resized(x, self.hp.image_size)
         with self.compute.autocast():
             image, _ = self.net.rebuilt(self.net.encoded(seen))
             logits = self.net.critic(image)

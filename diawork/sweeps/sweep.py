@@ -251,7 +251,7 @@ def cell_digest(notebook: str, parameters: dict, overrides: dict, config: Experi
     if config is None or "method" not in parameters:
         return digest([stem, parameters, overrides])
     others = {k: v for k, v in parameters.items() if k not in ("preset", "dataset", "method", "seed")}
-    return digest([stem, others, resolve(config, load_manifest(config.dataset)).identity()])
+    return digest([stem, others, *resolve(config, load_manifest(config.dataset)).work()])
 
 
 def _require(name: str, names: Collection[str], what: str) -> None:
