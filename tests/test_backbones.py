@@ -31,6 +31,18 @@ def test_maps_come_at_the_strides_asked_for_whatever_the_images_size_and_channel
         ]
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "vgg11"])
+def test_without_strides_it_yields_what_the_classifier_sees(name):
+    import timm
+
+    backbone, x = Backbone(TINY.model_copy(update={"name": name}), (), seed=3).eval(), torch.rand(2, 3, 32, 32)
+    whole = timm.create_model(name, pretrained=False).eval()
+    whole.load_state_dict(backbone.net.state_dict(), strict=False)
+    wanted = whole.forward_head(whole.forward_features(backbone.normalised(x)), pre_logits=True)
+    assert torch.allclose(backbone(x)[0][:, :, 0, 0], wanted, atol=1e-5) and backbone.channels == [wanted.shape[1]]
+    assert 0 < len(backbone.trainable_after(8)) < len(list(backbone.parameters()))
+
+
 def test_grey_is_seen_as_colour_of_equal_parts():
     backbone, x = Backbone(TINY, (8,)).eval(), torch.rand(2, 1, 32, 32)
     assert torch.allclose(backbone(x)[0], backbone(x.expand(-1, 3, -1, -1))[0])

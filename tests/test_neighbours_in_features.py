@@ -20,9 +20,14 @@ def features(detector, images):
         return detector.backbone(images.images)
 
 
-def test_deep_knn_is_the_mean_distance_to_the_nearest_pooled_features():
-    detector = build("deep_knn").fit(TRAIN, progress=False)
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("strides", [(), (16,)])
+def test_deep_knn_is_the_mean_distance_to_the_nearest_pooled_features(strides, normalised):
+    changes = {"deep_knn__strides": strides, "deep_knn__normalised": normalised}
+    detector = build("deep_knn", **changes).fit(TRAIN, progress=False)
     train, test = (features(detector, images)[0].mean((2, 3)).numpy() for images in (TRAIN, TEST))
+    if normalised:
+        train, test = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, test))
     wanted = [np.sort(np.linalg.norm(train - row, axis=1))[:2].mean() for row in test]
     assert detector.anomaly_scores(TEST) == pytest.approx(wanted, rel=1e-3)
 

@@ -116,8 +116,8 @@ def test_a_patch_is_told_from_its_neighbours_and_from_no_patch_further_off():
 @pytest.mark.parametrize(
     "changes",
     [{}, {"space_aware": False}, {"hierarchical": False}, {"skips": False}, {"inpaint": "convolution"},
-     {"inpaint": "none"}, {"shrinkage": "none"}, {"memory": "random"}, {"memory": "queue"}, {"memories": 1},
-     {"patches": 2}],
+     {"inpaint": "none"}, {"inpaint": "pixels"}, {"shrinkage": "none"}, {"memory": "random"}, {"memory": "queue"},
+     {"memories": 1}, {"patches": 2}, {"patches": 1}, {"teacher_skips": False}, {"centre": "recalled"}],
 )  # fmt: skip
 def test_every_switch_keeps_the_shapes(changes):
     net, x = networks(**changes), torch.rand(2, 1, 32, 32)
@@ -125,6 +125,7 @@ def test_every_switch_keeps_the_shapes(changes):
     (student, s), (teacher, t) = net.rebuilt(features), net.taught(features)
     assert student.shape == teacher.shape == x.shape and [f.shape for f in s] == [f.shape for f in t]
     assert student.min() >= 0 and student.max() <= 1 and net.critic(x).shape == (2, 1)
+    assert all(f.isfinite().all() for f in (student, teacher, *s, *t))
 
 
 def test_switches_remove_what_they_name():
@@ -151,24 +152,62 @@ def test_whatever_the_student_is_shown_passes_a_memory():
     assert torch.allclose(first, second)
 
 
-def test_the_teacher_does_not_follow_the_student():
+@pytest.mark.parametrize("skips", [True, False])
+def test_the_teacher_is_the_student_without_memories_unless_its_skips_are_switched_off(skips):
+    net = networks(teacher_skips=skips)
+    shapes = [[p.shape for p in part.levels.parameters()] for part in (net.teacher, net.student)]
+    features = net.encoded(torch.rand(2, 1, 32, 32))
+    first, (second, _) = net.taught(features)[0], net.taught([f + (i < 2) for i, f in enumerate(features)])
+    assert (shapes[0] == shapes[1]) == skips and torch.equal(first, second) != skips
+
+
+def test_what_a_patch_recalls_itself_is_masked_in_its_in_painting():
+    for centre in ("masked", "recalled"):
+        inpainting, x = InPainting(16, 2, SimSID.Section(**SMALL, centre=centre)).eval(), random(16, 16, 2, 2)
+        before = inpainting(x)
+        with torch.no_grad():
+            inpainting.memory.items[5] += 1
+        moved = ((inpainting(x) - before).abs().amax((1, 2, 3)) > 1e-6).nonzero().flatten().tolist()
+        assert moved == [p for p in (0, 1, 2, 4, 5, 6, 8, 9, 10) if p != 5 or centre == "recalled"]
+
+
+def test_distillation_is_the_mean_square_of_each_level_and_moves_whom_it_may():
     student, teacher = [random(2, 3).requires_grad_()], [random(2, 3, seed=1).requires_grad_()]
     loss = distilled(student, teacher)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float((student[0] - teacher[0]).square().mean().detach()))
-    assert student[0].grad is not None and teacher[0].grad is None
+    assert student[0].grad is not None and teacher[0].grad is not None
+
+    def moves_the_teacher(distilled):
+        detector = prepared(simsid__distilled=distilled, simsid__teacher_weight=0.0, simsid__adversaries="student")
+        before = [p.clone() for p in detector.net.teacher.levels.parameters()]
+        step(detector, generate=True)
+        return any(not torch.equal(a, b) for a, b in zip(before, detector.net.teacher.levels.parameters(), strict=True))
+
+    assert moves_the_teacher("both") and not moves_the_teacher("student")
+
+
+def prepared(**changes):
+    detector = build("simsid", **changes)
+    detector.shape = [1, 16, 16]
+    detector._prepare()
+    return detector
+
+
+def step(detector, *, generate, blank=None):
+    parts = {"generator": detector.net.generating(), "critic": list(detector.net.critic.parameters())}
+    optimizers = {name: torch.optim.SGD(some, lr=0.1) for name, some in parts.items()}
+    blank = torch.zeros(len(TRAIN) * 16, dtype=torch.bool) if blank is None else blank
+    return detector._step(TRAIN.images, optimizers, blank=blank, generate=generate)
 
 
 @pytest.mark.parametrize("adversaries", ["both", "student"])
 def test_the_critic_steps_alone_in_between(adversaries):
-    detector = build("simsid", simsid__adversaries=adversaries)
-    detector.shape = [1, 16, 16]
-    detector._prepare()
+    detector = prepared(simsid__adversaries=adversaries)
     parts = {"generator": detector.net.generating(), "critic": list(detector.net.critic.parameters())}
-    optimizers = {name: torch.optim.SGD(some, lr=0.1) for name, some in parts.items()}
     for generate in (False, True):
         before = {name: [p.clone() for p in some] for name, some in parts.items()}
-        detector._step(TRAIN.images, optimizers, generate=generate)
+        step(detector, generate=generate)
         moved = {n: any(not torch.equal(a, b) for a, b in zip(before[n], parts[n], strict=True)) for n in parts}
         assert moved == {"critic": True, "generator": generate}
 
@@ -185,8 +224,47 @@ def test_scores_rise_as_the_critic_doubts_and_scoring_changes_no_statistic():
     assert float(train.mean()) == pytest.approx(float(detector.kept["mean"]), abs=1e-6)
 
 
-@pytest.mark.parametrize(("side", "layers"), [(16, 4), (28, 5), (128, 5)])
-def test_the_critic_convolves_no_single_pixel(side, layers):
+def test_where_pixels_are_in_painted_the_generators_do_not_see_the_blank_patches(monkeypatch):
+    detector, seen = prepared(simsid__inpaint="pixels"), []
+    encoded = Networks.encoded
+    monkeypatch.setattr(Networks, "encoded", lambda net, x: seen.append(x) or encoded(net, x))
+    blank = torch.arange(len(TRAIN) * 16) % 16 == 5
+    step(detector, generate=False, blank=blank)
+    patches = cut(seen[0], 4)
+    assert (patches[blank] == 0).all() and torch.equal(patches[~blank], cut(TRAIN.images, 4)[~blank])
+    detector.fit(TRAIN, progress=False)
+    assert 0.15 < float((cut(seen[1], 4) == 0).flatten(1).all(1).float().mean()) < 0.35
+
+
+def test_the_critic_judges_an_image_by_its_own_statistics_as_a_training_step_of_one_image_would():
+    net, x = networks(), torch.rand(4, 1, 32, 32)
+    for layer in net.critic:
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.weight, 1, 0.3)
+    found = net.eval().judged(x)[0]
+    assert torch.allclose(found[:1], net.judged(x[:1])[0], atol=1e-5)
+    running = networks(critic_statistics="running")
+    running.load_state_dict(net.state_dict())
+    assert torch.allclose(running.eval().judged(x)[0], net.critic(x)[:, 0]) and not torch.allclose(
+        found, net.critic(x)[:, 0], atol=1e-3
+    )
+    net.critic.train()
+    assert torch.allclose(found, torch.cat([net.critic(row[None])[:, 0] for row in x]), atol=1e-5)
+
+
+def test_the_map_is_grad_cam_of_the_critic():
+    net, x = networks(critic_statistics="running").eval(), torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        net.critic[-1].weight -= 0.01  # so that some place speaks for the rebuilding
+    activation = net.critic[:-2](x).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(-net.critic[-2:](activation).sum(), activation)
+    wanted = (gradient.mean((2, 3), keepdim=True) * activation).sum(1).clamp_min(0)
+    found = net.judged(x)[1]
+    assert torch.allclose(found, wanted, atol=1e-6) and found.max() > 0
+
+
+@pytest.mark.parametrize(("side", "layers"), [(16, 3), (28, 4), (64, 5), (128, 5)])
+def test_no_layer_of_the_critic_has_a_single_position(side, layers):
     made_of = [m for m in critic(side, 1) if isinstance(m, torch.nn.Conv2d)]
     assert len(made_of) == layers and critic(side, 1)(torch.rand(2, 1, side, side)).shape == (2, 1)
 

@@ -52,6 +52,7 @@ Area = Annotated[tuple[float, float], Listed, _increasing(0.01, 1, "of the area"
 Aspect = Annotated[tuple[float, float], Listed, _increasing(0.01, 100, "(width / height)")]
 Shares = Annotated[tuple[float, float], Listed, _increasing(0, 1, "of the side")]
 Strides = Annotated[tuple[Count, ...], Listed, Field(min_length=1, max_length=6)]  # of a network's stages
+Stages = Annotated[tuple[Count, ...], Listed, Field(max_length=6)]  # strides of a network's stages; (): its head
 Weight = Annotated[float, Field(ge=0)]
 Steps = Annotated[tuple[Whole, Whole], Listed, _increasing(0, 10**6, "steps")]
 LATER: dict[str, Any] = {"later": True}  # the mark of a knob that joined after runs had been made

@@ -31,6 +31,7 @@ _COUNTER = "num_batches_tracked"  # says nothing of a network in evaluation
 class Backbone(nn.Module):
     """Images (B, C, H, W) in [0, 1], grey or colour → one map (B, channels, h, w) a stride, the finest first.
 
+    Without strides it yields the values that the classifier sees, pooled, as a map of one position.
     ``weights`` says in words which ones these are, ``sha256`` identifies them.
     """
 
@@ -41,7 +42,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.cfg, self.strides = cfg, tuple(sorted(strides))
         self.net: Any = _network(cfg.name, self.strides, seed)
-        self.channels: list[int] = self.net.feature_info.channels()
+        if self.strides:
+            self.channels: list[int] = self.net.feature_info.channels()
+        else:
+            self.channels = [getattr(self.net, "head_hidden_size", self.net.num_features)]
         self._fill(seed)
 
     def _fill(self, seed: int) -> None:
@@ -59,11 +63,18 @@ class Backbone(nn.Module):
         """Return the maps of x, resized to ``image_size`` and normalised as the weights want it."""
         if x.shape[1] not in (1, 3):
             raise DataError(f"a backbone takes images of 1 or 3 channels, not {x.shape[1]}.")
-        return self.net((resized(x, self.cfg.image_size).expand(-1, 3, -1, -1) - self.mean) / self.std)
+        found = self.net(self.normalised(x))
+        return found if self.strides else [found[:, :, None, None]]
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Return x as the network takes it: in colour, at ``image_size``, of the weights' mean and spread."""
+        x = resized(x, self.cfg.image_size) if self.cfg.image_size else x
+        return (x.expand(-1, 3, -1, -1) - self.mean) / self.std
 
     def trainable_after(self, stride: int) -> list[nn.Parameter]:
         """Return the parameters of the layers that follow the stage at ``stride``."""
-        stages = [str(info["module"]) for info in self.net.feature_info.info if info["reduction"] <= stride]
+        known = getattr(self.net.feature_info, "info", self.net.feature_info)  # of a whole network, a list
+        stages = [str(info["module"]) for info in known if info["reduction"] <= stride]
         last = f"{stages[-1]}_".replace(".", "_") if stages else "_"  # timm's wrappers write layer1_0 for layer1.0
         after: list[nn.Parameter] = []
         for name, module in self.net.named_modules():
@@ -97,9 +108,12 @@ def resized(x: Tensor, size: int) -> Tensor:
 
 
 def _network(name: str, strides: Sequence[int], seed: int) -> Any:
-    """Return a timm network that yields its maps at ``strides``."""
+    """Return a timm network that yields its maps at ``strides``, or, without any, what its classifier sees."""
     if name not in timm.list_models(name):
         raise UsageError(f"{name!r} is not a backbone of timm.", hint=did_you_mean(name, timm.list_models()))
+    if not strides:
+        with isolated_rng(seed, "backbone"):
+            return timm.create_model(name, pretrained=False, num_classes=0)
     with isolated_rng(seed, "backbone"):
         whole: Any = timm.create_model(name, features_only=True, pretrained=False)
     known = whole.feature_info.reduction()

@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
-from diawork.base.knobs import Count, Frozen, Strides
+from diawork.base.knobs import Count, Frozen, Stages
 from diawork.base.loop import Progress
 from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, nearest_distances
 
 
 class DeepKnn(SeesThrough):
-    """Mean distance to the nearest healthy images in the pooled features of a frozen backbone."""
+    """Mean distance to the nearest healthy images in the pooled features of a frozen backbone.
+
+    The paper takes the layer before the classifier; of unit length its features are another row.
+    """
 
     name = "deep_knn"
     label = "deep kNN"
     uses = ("data", "backbone", "deep_knn")
     color = "#88CCEE"
+    revision = 2
     paper: ClassVar = {"backbone.name": "resnet101", "backbone.image_size": 224}
     keeps = ("healthy",)
     has_map = False
@@ -28,15 +33,20 @@ class DeepKnn(SeesThrough):
     class Section(Frozen):
         """Its knobs; what the paper says is the default."""
 
-        strides: Strides = (32,)  # stages pooled and put side by side
+        strides: Stages = ()  # stages pooled and put side by side; (): what the classifier sees
         neighbours: Count = 2
+        normalised: bool = False  # features of unit length
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
-        self.kept = {"healthy": torch.cat([pooled(maps).cpu() for maps in self._all(x, progress=progress)])}
+        self.kept = {"healthy": torch.cat([self._pooled(maps) for maps in self._all(x, progress=progress)])}
 
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:
-        features = pooled(self._features(x)).cpu()
+        features = self._pooled(self._features(x))
         return nearest_distances(features, self.kept["healthy"], self.hp.neighbours)[0].mean(1), None
+
+    def _pooled(self, maps: list[Tensor]) -> Tensor:
+        features = pooled(maps).cpu()
+        return F.normalize(features, dim=1) if self.hp.normalised else features
 
 
 def pooled(maps: list[Tensor]) -> Tensor:

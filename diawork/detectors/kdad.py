@@ -24,9 +24,11 @@ from diawork.detectors.rd4ad import distances
 
 
 class Cloner(nn.Module):
-    """Images (B, 3, H, W) → maps of a teacher's strides and channels, through narrow convolutions between poolings.
+    """Images (B, 3, H, W) → maps of a teacher's strides and channels: VGG-16, narrow but for what the teacher tells.
 
-    The wide convolution before a pooling has no BatchNorm, as published, so that its values can be the teacher's.
+    Two convolutions before the first two poolings, three before the others (16, 16 | 16, 128 | 16, 16, 256 | …); the
+    last before a pooling has no BatchNorm, as published, and no ReLU where it is the teacher's: EfficientNet's stages
+    have negative values. Xavier's initialisation.
     """
 
     def __init__(self, strides: Sequence[int], channels: Sequence[int], width: int) -> None:
@@ -35,8 +37,13 @@ class Cloner(nn.Module):
         for wanted, out in zip(strides, channels, strict=True):
             layers: list[nn.Module] = []
             while stride < wanted:
-                layers += [*_convolution(before, width), nn.Conv2d(width, out, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
-                before, stride = out, 2 * stride
+                for _ in range(1 if stride < 4 else 2):
+                    layers += [_convolution(before, width), nn.BatchNorm2d(width), nn.ReLU(True)]
+                    before = width
+                told = 2 * stride >= wanted
+                layers += [_convolution(width, out if told else width), *([] if told else [nn.ReLU(True)])]
+                layers.append(nn.MaxPool2d(2))
+                before, stride = out if told else width, 2 * stride
             self.stages.append(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -48,17 +55,24 @@ class Cloner(nn.Module):
         return maps
 
 
-def _convolution(channels: int, out: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(True)]
+def _convolution(channels: int, out: int) -> nn.Conv2d:
+    convolution = nn.Conv2d(channels, out, 3, 1, 1, bias=False)
+    nn.init.xavier_uniform_(convolution.weight)
+    return convolution
 
 
 class KDAD(SeesThrough):
-    """The score is the loss that the cloner leaves: λ Σ mean (E − S)² + Σ (1 − cos(E, S)) over critical layers."""
+    """The score is the loss that the cloner leaves: λ Σ mean (E − S)² + Σ (1 − cos(E, S)) over critical layers.
+
+    Four layers are trained and the deepest three scored, as released. The published teacher is VGG-16 after its
+    poolings; timm offers its stages before them.
+    """
 
     name = "kdad"
     label = "KDAD"
     uses = ("data", "backbone", "kdad")
     color = "#44AA99"
+    revision = 2
     paper: ClassVar = {"backbone.name": "vgg16", "backbone.image_size": 128}
     length = "epochs"
     sizes: ClassVar = {"smoke": {"epochs": 1, "strides": (4, 8)}, "cpu": {"epochs": 6, "batch_size": 32}}
@@ -66,10 +80,11 @@ class KDAD(SeesThrough):
     class Section(Frozen):
         """Its knobs; what the paper says is the default."""
 
-        strides: Strides = (8, 16, 32)  # critical layers
+        strides: Strides = (4, 8, 16, 32)  # critical layers
+        scored: Count = 3  # the deepest of them that a score compares
         width: Count = 16  # channels of the cloner between them
         epochs: Count = 200
-        batch_size: Annotated[Whole, Field(ge=2)] = 128
+        batch_size: Annotated[Whole, Field(ge=2)] = 64
         lr: Positive = 1e-3
         value_weight: Weight = 0.01  # λ, of the squared difference
 
@@ -82,33 +97,25 @@ class KDAD(SeesThrough):
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hp.lr)
 
-        def take_step(step: int, index: Tensor) -> Row:
-            rows = self.compute.to(x[index])
-            return descend(self._losses(rows, self._features(rows)).mean(), optimizer)
+        def take_step(step: int, rows: Tensor) -> Row:
+            rows = self.compute.to(rows)
+            return descend(self._losses(rows, self._features(rows)).sum(1).mean(), optimizer)
 
-        size = self.hp.batch_size
-        self._train(
-            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=size,
-            steps=self.hp.epochs * -(-len(x) // size), progress=progress,
-        )  # fmt: skip
+        self._train(take_step, x, checkpointer, progress=progress, optimizer=optimizer)
 
     def _losses(self, x: Tensor, teacher: Sequence[Tensor]) -> Tensor:
-        """Return the loss of each image (B,), differentiable in x through the cloner alone."""
-        seen = (resized(x, self.cfg.backbone.image_size).expand(-1, 3, -1, -1) - self.backbone.mean) / self.backbone.std
+        """Return the loss of each image and layer (B, L), differentiable in x through the cloner alone."""
         with self.compute.autocast():
-            student = [s.float() for s in self.net(seen)]
+            student = [s.float() for s in self.net(self.backbone.normalised(x))]
         values = torch.stack([(e - s).square().flatten(1).mean(1) for e, s in zip(teacher, student, strict=True)], 1)
-        return (self.hp.value_weight * values + distances(teacher, student)).sum(1)
+        return self.hp.value_weight * values + distances(teacher, student)
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and |∂loss/∂x|, smoothed: which pixels the disagreement hangs on, through both networks."""
-        side = self.cfg.backbone.image_size
         with torch.enable_grad():
-            seen = resized(x, side).detach().requires_grad_(True)
-            losses = self._losses(seen, self._differentiable(seen))
+            seen = resized(x, self.side).detach().requires_grad_(True)
+            with self.compute.autocast():
+                teacher = [f.float() for f in self.backbone(seen)]
+            losses = self._losses(seen, teacher)[:, -self.hp.scored :].sum(1)
             (gradient,) = torch.autograd.grad(losses.sum(), seen)
         return losses.detach(), smoothed(gradient.abs().mean(1))
-
-    def _differentiable(self, x: Tensor) -> list[Tensor]:
-        with self.compute.autocast():
-            return [f.float() for f in self.backbone(x)]

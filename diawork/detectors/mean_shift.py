@@ -6,6 +6,7 @@ around c; an angular term may hold the features near c.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar
 
 import torch
@@ -15,17 +16,19 @@ from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
 from diawork.base.config import LossConfig, ViewsConfig
-from diawork.base.knobs import Count, Frozen, Positive, Strides, Weight, Whole
+from diawork.base.knobs import Count, Frozen, Positive, Stages, Weight, Whole
 from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator
 from diawork.data.images import Images, ImageSet
+from diawork.detectors.backbones import resized
 from diawork.detectors.deep_knn import pooled
 from diawork.detectors.learned import SeesThrough, nearest_distances
 from diawork.evaluation.diagnostics import Diagnostics, feature_spread
 from diawork.method.loss import nt_xent
 from diawork.method.views import augment, draw_augmentation
 
-VIEWS = ViewsConfig(crop_scale=(0.2, 1.0))  # MoCo's
+VIEWS = ViewsConfig(crop_scale=(0.2, 1.0))  # MoCo's; beside them flips and, of half the views, blur
+BLUR = (0.1, 2.0)  # px at 224, the standard deviation of a blurred view
 
 
 class MeanShift(SeesThrough):
@@ -35,6 +38,7 @@ class MeanShift(SeesThrough):
     label = "mean-shifted contrastive"
     uses = ("data", "backbone", "mean_shift")
     color = "#661100"
+    revision = 2
     paper: ClassVar = {"backbone.name": "resnet152", "backbone.image_size": 224}
     length = "epochs"
     sizes: ClassVar = {"smoke": {"epochs": 1}, "cpu": {"epochs": 3}}
@@ -44,7 +48,7 @@ class MeanShift(SeesThrough):
     class Section(Frozen):
         """Its knobs; what the paper says is the default."""
 
-        strides: Strides = (32,)
+        strides: Stages = ()  # stages pooled and put side by side; (): what the classifier sees
         frozen: Count = 8  # stride up to which the backbone stays as it is
         temperature: Positive = 0.25
         epochs: Count = 20
@@ -61,30 +65,34 @@ class MeanShift(SeesThrough):
             parameter.requires_grad_(True)
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
-        centre = F.normalize(self._embedded(x, progress=progress).mean(0), dim=0)
-        own, trained = self.hp, [p for p in self.net.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(trained, lr=own.lr, weight_decay=own.weight_decay, momentum=0.9)
+        centre = self._embedded(x, progress=progress).mean(0)
+        if self.hp.angular_weight:
+            centre = F.normalize(centre, dim=0)
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=self.hp.lr, weight_decay=self.hp.weight_decay)
 
-        def take_step(step: int, index: Tensor) -> Row:
+        def take_step(step: int, rows: Tensor) -> Row:
             self.net.eval()  # the statistics stay the pretrained ones
-            return descend(self._loss(x[index], centre, step), optimizer)
+            return descend(self._loss(rows, centre, step), optimizer)
 
-        steps = own.epochs * -(-len(x) // own.batch_size)
-        self._train(
-            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=own.batch_size, steps=steps,
-            progress=progress,
-        )  # fmt: skip
+        self._train(take_step, x, checkpointer, progress=progress, optimizer=optimizer)
         self.kept = {"healthy": self._embedded(x, progress=progress)}
 
     def _loss(self, x: Tensor, centre: Tensor, step: int) -> Tensor:
-        two = x.repeat(2, 1, 1, 1)
-        views = augment(two, draw_augmentation(len(two), VIEWS, generator(self.cfg.seed, "mean_shift", step)))
+        draws = generator(self.cfg.seed, "mean_shift", step)
+        two = resized(x, self.side).repeat(2, 1, 1, 1)
+        flip = torch.rand(len(two), generator=draws)[:, None, None, None] < 0.5
+        views = torch.where(flip, two.flip(-1), two)
+        views = augment(views, draw_augmentation(len(views), VIEWS, draws))
+        low, high = (sigma * self.side / 224 for sigma in BLUR)
+        sigma = low + (high - low) * torch.rand(len(views), generator=draws)
+        views = blurred(views, sigma * (torch.rand(len(views), generator=draws) < 0.5))
         with self.compute.autocast():
             f = F.normalize(pooled(self.net(self.compute.to(views))).float(), dim=1)
         image, branch = torch.arange(len(x)).repeat(2), torch.arange(2).repeat_interleave(len(x))
-        cfg = LossConfig(temperature=self.hp.temperature, constant="mean")
-        loss = nt_xent(f - centre.to(f.device), image, torch.zeros_like(image), branch, cfg=cfg)
-        return loss + self.hp.angular_weight * (f - centre.to(f.device)).square().sum(1).mean()
+        cfg, around = LossConfig(temperature=self.hp.temperature, constant="mean"), f - centre.to(f.device)
+        loss = nt_xent(around, image, torch.zeros_like(image), branch, cfg=cfg)
+        return loss + self.hp.angular_weight * 2 * around.square().sum(1).mean()  # of either view, as released
 
     def _embedded(self, x: Images, *, progress: Progress) -> Tensor:
         return torch.cat([self._direction(maps) for maps in self._all(x, progress=progress)])
@@ -100,3 +108,13 @@ class MeanShift(SeesThrough):
     def _scored(self, x: Tensor) -> tuple[Tensor, None]:
         distances, _ = nearest_distances(self._direction(self._features(x)), self.kept["healthy"], self.hp.neighbours)
         return distances.square().sum(1), None
+
+
+def blurred(x: Tensor, sigma: Tensor) -> Tensor:
+    """Return images (B, C, H, W) blurred by a Gaussian of their own sigma (B,) in px; 0 leaves an image as it is."""
+    places = torch.arange(-math.ceil(3 * float(sigma.max())), math.ceil(3 * float(sigma.max())) + 1)
+    kernel = (-(places / sigma.clamp_min(1e-3)[:, None]).square() / 2).softmax(1)[:, None]  # (B, 1, n)
+    rows, half = x.transpose(0, 1), len(places) // 2
+    rows = F.conv2d(F.pad(rows, (half, half, 0, 0), "replicate"), kernel[:, :, None], groups=len(x))
+    rows = F.conv2d(F.pad(rows, (0, 0, half, half), "replicate"), kernel[..., None], groups=len(x))
+    return rows.transpose(0, 1)

@@ -41,8 +41,9 @@ class Residual(nn.Module):
             _changing(inner, inner, change), nn.BatchNorm2d(inner), nn.ReLU(True),
             nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out),
         )  # fmt: skip
-        same = channels == out and not change
-        self.shortcut = nn.Identity() if same else nn.Sequential(_changing(channels, out, change, 1), nn.BatchNorm2d(out))
+        other = channels != out or change
+        shortcut = [_changing(channels, out, change, 1), nn.BatchNorm2d(out)] if other else []
+        self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out, h, w)."""

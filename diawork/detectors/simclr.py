@@ -42,12 +42,12 @@ class SimCLR(Learned):
         optimizer = build_optimizer(self.net, cfg)
         per_epoch = len(epoch_batches(len(x), cfg, seed=self.cfg.seed, epoch=0))
 
-        def take_step(step: int, index: Tensor) -> Row:
-            return descend(self._loss(x[index], step), optimizer)
+        def take_step(step: int, rows: Tensor) -> Row:
+            return descend(self._loss(rows, step), optimizer)
 
         self._train(
-            take_step, {"optimizer": optimizer}, checkpointer, n=len(x), batch_size=cfg.batch_size,
-            steps=cfg.epochs * per_epoch, rate=lambda step: learning_rate(step / per_epoch, cfg), progress=progress,
+            take_step, x, checkpointer, steps=cfg.epochs * per_epoch, progress=progress, optimizer=optimizer,
+            rate=lambda step: learning_rate(step / per_epoch, cfg),
         )  # fmt: skip
         bank = FeatureBank.fit(self._embedded(x))
         self.kept = {"axes": bank.axes, "weight_similarity": bank.weight_similarity}

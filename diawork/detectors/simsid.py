@@ -3,7 +3,8 @@
 Xiang et al.: chest X-rays share their layout, so an image is cut into patches, and each place has a memory of its
 own. A student rebuilds the image from what the memories recall, a teacher rebuilds it from plain features and shows
 the student how; a discriminator learns real from rebuilt, and says of a test image how healthy its rebuilding looks.
-Written from the paper; the switches of its Table II are knobs.
+Written from the paper; the switches of its Table II are knobs, and so is what its release does otherwise. Not here:
+keeping the epoch that is best on labelled validation images, as the paper does; the last step's weights are kept.
 
 A memory holds N items M of a place and recalls a token z as ẑ = Σₖ G(⟨z, Mₖ⟩) Mₖ, where G keeps the k largest
 weights ("Gumbel shrinkage": the gradient reaches all of them).
@@ -28,11 +29,12 @@ from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator, isolated_rng
 from diawork.data.images import Images
 from diawork.detectors.backbones import resized
-from diawork.detectors.learned import BATCH, Learned, smoothed
+from diawork.detectors.learned import BATCH, Learned, enlarged, smoothed
 
 BETAS = (0.5, 0.999)
 SHIFT, ZOOM = 0.05, 0.05  # of the training images: share of the side, share of the scale
 CRITIC = (16, 32, 64, 128, 256)  # channels of the discriminator
+BLANK = 0.25  # of the patches, where pixels are in-painted
 _TINY = 1e-8  # keeps a spread of none, or the sum of no weights, finite
 
 
@@ -101,7 +103,8 @@ class Memory(nn.Module):
 class InPainting(nn.Module):
     """Deepest features (B·P, C, h, w) → the same, each patch told from what its neighbours recall.
 
-    The query is the patch's own feature; keys and values are the recalled features of its up to eight neighbours.
+    The query is the patch's own feature; keys and values are the recalled features of its up to eight neighbours. What
+    the patch itself recalls is masked (paper), or added (released). An image of one patch has no neighbours.
     """
 
     away: Tensor  # (P, P), True where two places are no neighbours
@@ -110,9 +113,9 @@ class InPainting(nn.Module):
         super().__init__()
         self.cfg, narrow = cfg, channels // NARROW
         dim = narrow * side**2
-        self.reduce, self.expand = nn.Conv2d(channels, narrow, 1), nn.Conv2d(narrow, channels, 1)
-        self.memory = Memory(dim, cfg)
-        if cfg.inpaint == "transformer":
+        self.reduce, self.expand = _normalised(channels, narrow, 1), _normalised(narrow, channels, 1)
+        self.memory, self.attends = Memory(dim, cfg), cfg.inpaint == "transformer" and cfg.patches > 1
+        if self.attends:
             self.attention = nn.MultiheadAttention(dim, cfg.heads, batch_first=True)
             self.feed = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(True), nn.Linear(dim // 4, dim))
             self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
@@ -124,7 +127,7 @@ class InPainting(nn.Module):
         """Return features of the shape of x."""
         small = self.reduce(x)
         recalled = self.memory(small)
-        if self.cfg.inpaint == "transformer":
+        if self.attends:
             recalled = self._attended(self._tokens(small), self._tokens(recalled)).flatten(0, 1).view_as(small)
         elif self.cfg.inpaint == "convolution":
             recalled = recalled + cut(self.mix(joined(recalled, self.cfg.patches)), self.cfg.patches)
@@ -136,7 +139,7 @@ class InPainting(nn.Module):
     def _attended(self, tokens: Tensor, recalled: Tensor) -> Tensor:
         """Return recalled tokens (B, P, D) after one transformer layer over their neighbours."""
         around, _ = self.attention(tokens, recalled, recalled, attn_mask=self.away, need_weights=False)
-        y = self.norms[0](recalled + around)
+        y = self.norms[0](around if self.cfg.centre == "masked" else recalled + around)
         return self.norms[1](y + self.feed(y))
 
 
@@ -149,11 +152,14 @@ def neighbours(patches: int) -> Tensor:
 # --- networks ------------------------------------------------------------------------------------------
 
 
-def _block(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+def _normalised(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, out, 3, stride, 1), nn.BatchNorm2d(out), nn.ReLU(True),
-        nn.Conv2d(out, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU(True),
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2), nn.BatchNorm2d(out), nn.ReLU(True)
     )  # fmt: skip
+
+
+def _block(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(*_normalised(channels, out, 3, stride), *_normalised(out, out, 3))
 
 
 class Generator(nn.Module):
@@ -167,7 +173,8 @@ class Generator(nn.Module):
         super().__init__()
         self.cfg, levels = cfg, list(pairwise(reversed(cfg.channels)))
         self.joins = min(cfg.memories, len(levels))
-        skips = [student and cfg.skips and i < self.joins for i in range(len(levels))]
+        skipped = cfg.skips and (student or cfg.teacher_skips)
+        skips = [skipped and i < self.joins for i in range(len(levels))]
         self.levels = nn.ModuleList(_block(a + b * skip, b) for (a, b), skip in zip(levels, skips, strict=True))
         recalls = self.joins if student and cfg.hierarchical else 0
         sides = (cfg.deepest * 2 ** (i + 1) for i in range(recalls))
@@ -208,13 +215,32 @@ class Networks(nn.Module):
 
     def rebuilt(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the student's images (B, C, H, W) and its features."""
-        skips = features[-2 : -2 - self.student.joins : -1] if self.cfg.skips else ()
-        return self.student(self.inpainting(features[-1]), skips)
+        return self.student(self.inpainting(features[-1]), self._skips(features))
 
     def taught(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the teacher's images (B, C, H, W) and features; its gradient stops before the encoder."""
-        deepest = features[-1].detach() if self.cfg.stop_gradient else features[-1]
-        return self.teacher(deepest)
+        if self.cfg.stop_gradient:
+            features = [f.detach() for f in features]
+        return self.teacher(features[-1], self._skips(features) if self.cfg.teacher_skips else ())
+
+    def _skips(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        return features[-2 : -2 - self.student.joins : -1] if self.cfg.skips else ()
+
+    def judged(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the critic's logits (B,) of images and where it sees the rebuilding in them (B, h, w), by Grad-CAM.
+
+        Its BatchNorm takes each image's own statistics, as in the release, or those of training. The last layer is
+        linear, so the gradient of the logit is that layer's weight: the map is ReLU(−Σ_c mean(w_c) A_c).
+        """
+        *layers, _, last = self.critic
+        y = images
+        for layer in layers:
+            if isinstance(layer, nn.BatchNorm2d) and self.cfg.critic_statistics == "image":
+                y = F.instance_norm(y, weight=layer.weight, bias=layer.bias, eps=layer.eps)
+            else:
+                y = layer(y)
+        weight = last.weight.view(y.shape[1:]).mean((1, 2))
+        return last(y.flatten(1))[:, 0], -torch.einsum("bchw,c->bhw", y.float(), weight).clamp_max(0)
 
     def generating(self) -> list[nn.Parameter]:
         """Return the parameters of everything but the critic."""
@@ -223,11 +249,14 @@ class Networks(nn.Module):
 
 
 def critic(side: int, image_channels: int) -> nn.Sequential:
-    """Return a discriminator of whole images (B, C, H, W): one logit each (B, 1), high for real ones."""
+    """Return a discriminator of whole images (B, C, H, W): one logit each (B, 1), high for real ones.
+
+    No layer has a single position: an image would be normalised to nothing there, by its own statistics.
+    """
     layers: list[nn.Module] = []
     width = image_channels
     for out in CRITIC:
-        if side == 1:  # nothing is left to convolve, and in bf16 such a gradient is not a number
+        if side <= 2:
             break
         norm = [nn.BatchNorm2d(out)] if layers else []
         layers += [nn.Conv2d(width, out, 5, 2, 2), *norm, nn.LeakyReLU(0.2)]
@@ -245,6 +274,7 @@ class SimSID(Learned):
     label = "SimSID"
     uses = ("data", "simsid")
     color = "#117733"
+    revision = 2
     paper_rule = "accuracy"
     length = "epochs"
     sizes: ClassVar = {
@@ -257,7 +287,7 @@ class SimSID(Learned):
         """Its knobs; what the paper says is the default."""
 
         image_size: Count = 128  # px
-        patches: Annotated[Whole, Field(ge=2)] = 4  # a side
+        patches: Count = 4  # a side
         # channels of each level
         channels: Annotated[tuple[Count, ...], Listed, Field(min_length=2, max_length=6)] = (32, 64, 128, 256, 512)
         items: Count = 100  # of each place's memory
@@ -268,9 +298,12 @@ class SimSID(Learned):
         space_aware: bool = True  # a memory for each place, or one for all
         hierarchical: bool = True  # memories in the student, too
         skips: bool = True  # from the encoder to the levels with a memory
-        inpaint: Literal["transformer", "convolution", "none"] = "transformer"
+        teacher_skips: bool = True  # the teacher's generator has them, too
+        inpaint: Literal["transformer", "convolution", "pixels", "none"] = "transformer"  # "pixels": of blank patches
+        centre: Literal["masked", "recalled"] = "masked"  # what a patch recalls itself, in the in-painting (released)
         heads: Count = 8  # of its attention
         stop_gradient: bool = True  # between teacher and encoder
+        distilled: Literal["both", "student"] = "both"  # generators that distillation moves
         adversaries: Literal["both", "student"] = "both"  # generators that the critic judges (released: the student)
         teacher_weight: Weight = 0.01
         student_weight: Weight = 10.0
@@ -278,6 +311,8 @@ class SimSID(Learned):
         adversarial_weight: Weight = 0.005
         critic_weight: Positive = 0.005
         critic_steps: Count = 2  # of the critic for each of the generators
+        critic_statistics: Literal["image", "running"] = "image"  # of its BatchNorm when it scores: the image's own
+        map: Literal["grad-cam", "reconstruction"] = "grad-cam"  # of the critic (paper), or |x − G(x)|
         epochs: Count = 200
         batch_size: Annotated[Whole, Field(ge=2)] = 16
         lr: Positive = 1e-4
@@ -306,34 +341,42 @@ class SimSID(Learned):
             self.net = self.compute.prepare(Networks(self.hp, self.shape[0]))
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
-        own, net = self.hp, self.net
+        hp, net = self.hp, self.net
         parts = {"generator": net.generating(), "critic": list(net.critic.parameters())}
-        settings = {"lr": own.lr, "betas": BETAS, "weight_decay": own.weight_decay}
+        settings = {"lr": hp.lr, "betas": BETAS, "weight_decay": hp.weight_decay}
         optimizers = {name: torch.optim.Adam(some, **settings) for name, some in parts.items()}
-        steps = own.epochs * -(-len(x) // own.batch_size)
+        steps = hp.epochs * -(-len(x) // hp.batch_size)
 
-        def take_step(step: int, index: Tensor) -> Row:
-            rows = jittered(resized(x[index], own.image_size), generator(self.cfg.seed, "simsid", step))
-            return self._step(self.compute.to(rows), optimizers, generate=step % own.critic_steps == 0)
+        def take_step(step: int, rows: Tensor) -> Row:
+            draws = generator(self.cfg.seed, "simsid", step)
+            rows = self.compute.to(jittered(resized(rows, hp.image_size), draws))
+            blank = torch.rand(len(rows) * hp.patches**2, generator=draws) < BLANK * (hp.inpaint == "pixels")
+            return self._step(rows, optimizers, blank=blank, generate=step % hp.critic_steps == 0)
 
         self._train(
-            take_step, optimizers, checkpointer, n=len(x), batch_size=own.batch_size, steps=steps, progress=progress,
-            rate=lambda step: own.last_lr + (own.lr - own.last_lr) * (1 + math.cos(math.pi * step / steps)) / 2,
+            take_step, x, checkpointer, steps=steps, progress=progress, **optimizers,
+            rate=lambda step: hp.last_lr + (hp.lr - hp.last_lr) * (1 + math.cos(math.pi * step / steps)) / 2,
         )  # fmt: skip
         logits = torch.cat([self._judged(self.compute.to(rows))[0] for rows in x.split(BATCH)])
         self.kept = {"mean": logits.mean(), "sd": logits.std().clamp_min(_TINY)}
 
-    def _step(self, x: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], *, generate: bool) -> Row:
-        """Teach the critic and, where it is their turn, the generators."""
-        own, net = self.hp, self.net
+    def _step(
+        self, x: Tensor, optimizers: Mapping[str, torch.optim.Optimizer], *, blank: Tensor, generate: bool
+    ) -> Row:  # fmt: skip
+        """Teach the critic and, where it is their turn, the generators; they are shown x without its ``blank`` patches.
+
+        ``blank`` (B·P,) says which.
+        """
+        hp, net = self.hp, self.net
+        shown = cut(x, hp.patches).masked_fill(blank.to(x.device)[:, None, None, None], 0)
         with torch.set_grad_enabled(generate), self.compute.autocast():
-            features = net.encoded(x)
+            features = net.encoded(joined(shown, hp.patches))
             student, by_student = net.rebuilt(features)
             teacher, by_teacher = net.taught(features)
-        made = [student, teacher] if own.adversaries == "both" else [student]
+        made = [student, teacher] if hp.adversaries == "both" else [student]
         with self.compute.autocast():
             false = sum(_wrong(net.critic(image.detach()), real=False) for image in made) / len(made)
-            judged = own.critic_weight * (_wrong(net.critic(x), real=True) + false)
+            judged = hp.critic_weight * (_wrong(net.critic(x), real=True) + false)
         row = {
             "critic": descend(judged, optimizers["critic"])["loss"],
             "loss": float(F.mse_loss(student.detach().float(), x)),
@@ -341,29 +384,31 @@ class SimSID(Learned):
         if generate:
             with self.compute.autocast():
                 fooling = sum(_wrong(net.critic(image), real=True) for image in made) / len(made)
-            loss = own.student_weight * F.mse_loss(student.float(), x)
-            loss = loss + own.teacher_weight * F.mse_loss(teacher.float(), x) + own.adversarial_weight * fooling
-            loss = loss + own.distil_weight * distilled(by_student, by_teacher)
+            loss = hp.student_weight * F.mse_loss(student.float(), x)
+            loss = loss + hp.teacher_weight * F.mse_loss(teacher.float(), x) + hp.adversarial_weight * fooling
+            target = by_teacher if hp.distilled == "both" else [f.detach() for f in by_teacher]
+            loss = loss + hp.distil_weight * distilled(by_student, target)
             descend(loss, optimizers["generator"])
         return row
 
     @torch.no_grad()
     def _judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the critic's logits (B,) of the rebuilt x and the rebuilding's error (B, h, w)."""
+        """Return the critic's logits (B,) of the rebuilt x and the anomaly map (B, h, w)."""
         seen = resized(x, self.hp.image_size)
         with self.compute.autocast():
             image, _ = self.net.rebuilt(self.net.encoded(seen))
-            logits = self.net.critic(image)
-        return logits[:, 0].double().cpu(), (seen - image.float()).abs().mean(1)
+            logits, heat = self.net.judged(image)
+        return logits.double().cpu(), heat if self.hp.map == "grad-cam" else (seen - image.float()).abs().mean(1)
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, error = self._judged(x)
-        return ((self.kept["mean"] - logits) / self.kept["sd"]).sigmoid(), smoothed(error)
+        logits, heat = self._judged(x)
+        heat = enlarged(heat, (self.hp.image_size,) * 2)
+        return ((self.kept["mean"] - logits) / self.kept["sd"]).sigmoid(), smoothed(heat)
 
 
 def distilled(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Return Σ over levels of the mean squared difference of features; the teacher does not follow the student."""
-    return torch.stack([F.mse_loss(s.float(), t.detach().float()) for s, t in zip(student, teacher, strict=True)]).sum()
+    """Return Σ over levels of the mean squared difference of features (Eq. 4)."""
+    return torch.stack([F.mse_loss(s.float(), t.float()) for s, t in zip(student, teacher, strict=True)]).sum()
 
 
 def jittered(x: Tensor, generator: torch.Generator) -> Tensor:
