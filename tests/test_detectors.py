@@ -19,7 +19,7 @@ SIZE = 16
 LONG_ENOUGH = {
     "rd4ad.epochs": 30,
     "scrd4ad.steps": 40,
-    "kdad.epochs": 60,
+    "kdad.epochs": 100,
     "simsid.epochs": 15,
     "simsid.lr": 2e-3,
     "train.epochs": 4,
@@ -132,6 +132,22 @@ def test_a_loaded_one_refuses_them_too(name, fitted):
 def test_refuses_to_score_before_fitting(name):
     with pytest.raises(UsageError, match=r"Call fit\(train\)"):
         build(name).score(TEST)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if "backbone" in DETECTORS[name].uses and name != "anomalib"])
+def test_looks_through_the_packaged_backbone(name):
+    changes = {f"{name}.{DETECTORS[name].length}": 2} if DETECTORS[name].length else {}
+    detector = build(name, backbone__name="tf_efficientnet_lite0", **changes).fit(TRAIN, progress=False)
+    scores = detector.score(TEST)
+    assert np.isfinite(scores.total).all() and np.ptp(scores.total) > 0
+    assert scores.maps is None or np.ptp(scores.maps) > 0
+
+
+def test_computes_in_fp32_what_low_precision_moves_unless_bf16_is_asked_for(monkeypatch):
+    monkeypatch.setattr("diawork.base.compute.has_bf16", lambda device: True)
+    kind, cfg = DETECTORS["deep_knn"].load(), method_config(SMOKE, "deep_knn")
+    chosen = [kind(cfg, compute=Compute.auto("cpu", precision)).compute.precision for precision in ("auto", "bf16")]
+    assert chosen == ["fp32", "bf16"] and DETECTORS["simsid"].load()(compute=Compute.auto()).compute.precision == "bf16"
 
 
 @pytest.mark.parametrize("name", OURS)

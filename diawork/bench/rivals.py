@@ -51,7 +51,7 @@ def one_rival(name: str, *, quick: bool, compute: Compute) -> dict[str, Any]:
         cfg = cfg.override({f"{name}.{length}": 2, f"{name}.batch_size": IMAGES})
     detector: Any = entry.load().build(cfg, compute=compute)
     backbone = cfg.backbone if "backbone" in entry.uses else None
-    size = backbone.image_size if backbone else cfg.simsid.image_size
+    size = detector.side if backbone else cfg.simsid.image_size
     x = torch.rand(IMAGES, 1, size, size, generator=generator(0, "bench", "rivals"))
     healthy = np.zeros(IMAGES, bool)
     images = ImageSet(x, np.full(IMAGES, "a"), healthy, np.arange(IMAGES), "train", "random")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -232,9 +232,9 @@ class Networks(nn.Module):
         Its BatchNorm takes each image's own statistics, as in the release, or those of training. The last layer is
         linear, so the gradient of the logit is that layer's weight: the map is ReLU(−Σ_c mean(w_c) A_c).
         """
-        *layers, _, last = self.critic
-        y = images
-        for layer in layers:
+        layers: list[Any] = list(self.critic)
+        last, y = layers[-1], images
+        for layer in layers[:-2]:
             if isinstance(layer, nn.BatchNorm2d) and self.cfg.critic_statistics == "image":
                 y = F.instance_norm(y, weight=layer.weight, bias=layer.bias, eps=layer.eps)
             else:

@@ -10,6 +10,7 @@ from diawork.base.errors import pick
 from diawork.base.registry import CONTROLS, DETECTORS, NOT_BUILT, entry_of
 from diawork.data.manifests import load_manifest
 from diawork.method.operators import OPERATORS, operator_class
+from diawork.runs.presets import MOST_PX
 from diawork.runs.resolve import resolve
 
 METHODS: dict[str, dict[str, Any]] = {name: {"detector": name} for name in DETECTORS if name not in CONTROLS}
@@ -18,12 +19,20 @@ METHODS |= {name: {"detector": name} for name in CONTROLS}
 
 
 def method_config(cfg: ExperimentConfig, method: str) -> ExperimentConfig:
-    """Return ``cfg`` with a method's detector and slot, e.g. "csi", "gaussian_blur" or "anomalib_fastflow"."""
+    """Return ``cfg`` with a method's detector and slot, e.g. "csi", "gaussian_blur" or "anomalib_fastflow".
+
+    A preset's ``data.size`` is for what learns from scratch: a pretrained network gets the set's own pixels, and
+    ``backbone.image_size`` decides.
+    """
     if method in NOT_BUILT:
         entry_of(method)  # which says what is missing
     if method.startswith("anomalib_"):
-        return cfg.override({"detector": "anomalib", "anomalib.model": method.removeprefix("anomalib_")})
-    return cfg.override(pick(METHODS, method, "method"))
+        changes: dict[str, Any] = {"detector": "anomalib", "anomalib.model": method.removeprefix("anomalib_")}
+    else:
+        changes = pick(METHODS, method, "method")
+    if "backbone" in entry_of(changes["detector"]).uses and cfg.data.size == MOST_PX.get(str(cfg.preset)):
+        changes = changes | {"data.size": None}
+    return cfg.override(changes)
 
 
 def runnable(cfg: ExperimentConfig, method: str) -> ExperimentConfig:

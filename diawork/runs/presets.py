@@ -158,7 +158,7 @@ def repo2024() -> dict[str, Any]:
     }
 
 
-# px, to which larger sets are brought; data.size=null keeps theirs
+# px, to which a larger set is brought for what learns from scratch; data.size=null keeps the set's own
 MOST_PX = {"smoke": 32, "demo": 32, "demo_short": 32, "cpu": 64}
 PRESETS = {f.__name__: f for f in (smoke, demo, demo_short, cpu, paper, repo2023, repo2024)}
 
