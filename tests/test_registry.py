@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from diawork.base.registry import BUILT_IN, DETECTORS
+from diawork.report.published import published_settings, trained
 from diawork.report.rows import collect
+from diawork.runs.methods import method_config
+from diawork.runs.presets import preset
 from tests.toys import TOY
 
 DETECTOR = '''
@@ -152,3 +155,37 @@ def test_it_is_a_sweeps_row(outside, diawork):
     assert "2 of 2 cells done" in diawork("sweep", root / "toys.yaml")
     page = (root / "runs" / "sweeps" / "toys" / "report.html").read_text()
     assert "ours" in page and "2 of 2 cells finished" in page
+
+
+def test_a_rival_is_compared_with_its_own_paper():
+    found = {name: published_settings(name) for name in ("scrd4ad", "kdad", "dia", "anomalib")}
+    backbones = {name: (one.get("backbone.name"), one.get("backbone.image_size")) for name, one in found.items()}
+    assert backbones == {
+        "scrd4ad": ("wide_resnet50_2", 256), "kdad": ("vgg16", 128), "dia": (None, None), "anomalib": (None, None)
+    }  # fmt: skip
+    assert (found["scrd4ad"]["scrd4ad.steps"], found["kdad"]["kdad.batch_size"]) == (40_000, 64)
+    assert found["dia"]["train.epochs"] == 200 and not found["anomalib"]
+
+
+def test_a_run_says_how_far_of_its_papers_training_it_went():
+    found = trained("scrd4ad", preset("cpu").override({"detector": "scrd4ad"}).flat())
+    assert found == (450, 40_000, "steps") and found.share == pytest.approx(0.011, abs=1e-3)
+    assert trained("kdad", {"kdad.epochs": 50}).share == 0.25
+    assert all(trained(name, preset("cpu").flat()) is None for name in ("dia", "patchcore", "stats_knn", "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("method", "size"), [("dia", 64), ("simsid", 64), ("deep_knn", None), ("anomalib_padim", None)]
+)
+def test_a_presets_size_is_for_what_learns_from_scratch(method, size):
+    cfg = preset("cpu", dataset="chestxray224")
+    assert method_config(cfg, method).data.size == size
+    assert method_config(cfg.override({"data.size": 100}), method).data.size == 100
+
+
+@pytest.mark.parametrize("name", ["deep_knn", "rd4ad", "scrd4ad", "simsid", "kdad", "mean_shift"])
+def test_a_run_of_a_detector_that_computed_otherwise_is_other_work(name, monkeypatch):
+    cfg = preset("smoke").override({"detector": name})
+    today = cfg.digest("data")
+    monkeypatch.setitem(vars(DETECTORS[name]), "revision", 1)
+    assert cfg.digest("data") != today

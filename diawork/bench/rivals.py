@@ -45,7 +45,8 @@ def rivals(*, quick: bool = False, compute: Compute | None = None) -> list[dict[
 def one_rival(name: str, *, quick: bool, compute: Compute) -> dict[str, Any]:
     """Return what one detector costs: it learns from one batch of ``IMAGES`` images, twice, then scores them."""
     entry = entry_of(name)
-    cfg = preset("smoke") if quick else ExperimentConfig().override(entry.paper)
+    seen = {key: value for key, value in entry.paper.items() if key.startswith("backbone.")}
+    cfg = preset("smoke") if quick else ExperimentConfig().override(seen)
     cfg = cfg.override({"detector": name, "backbone.weights": "random"})
     if length := entry.length:
         cfg = cfg.override({f"{name}.{length}": 2, f"{name}.batch_size": IMAGES})

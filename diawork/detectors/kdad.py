@@ -75,7 +75,7 @@ class KDAD(SeesThrough):
     revision = 2
     paper: ClassVar = {"backbone.name": "vgg16", "backbone.image_size": 128}
     length = "epochs"
-    sizes: ClassVar = {"smoke": {"epochs": 1, "strides": (4, 8)}, "cpu": {"epochs": 6, "batch_size": 32}}
+    sizes: ClassVar = {"smoke": {"epochs": 1, "strides": (4, 8)}, "cpu": {"epochs": 10}}
 
     class Section(Frozen):
         """Its knobs; what the paper says is the default."""

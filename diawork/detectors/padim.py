@@ -22,7 +22,7 @@ class PaDiM(SeesThrough):
     label = "PaDiM"
     uses = ("data", "backbone", "padim")
     color = "#CC6677"
-    paper: ClassVar = {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224}
+    paper: ClassVar = {"backbone.name": "wide_resnet50_2", "backbone.image_size": 224, "padim.dims": 550}
     sizes: ClassVar = {"smoke": {"dims": 20}}
     keeps = ("mean", "whitening")
 

@@ -156,12 +156,49 @@ def remarks_of(beside: Sequence[Beside], common_first: bool = False) -> list[str
 
 
 def _differs(row: Row, setting: str) -> list[str]:
-    """Return the settings in which a row differs from what the paper says (preset ``paper``, and its own setting)."""
+    """Return the settings in which a row differs from what its own paper says, and this table of its setting."""
     ours, detector = row.runs[0].settings, row.runs[0].detector
-    uses = DETECTORS[detector].uses if detector in DETECTORS else ()
-    theirs = preset("paper").flat() | _published_yaml()["settings"].get(setting, {})
-    keys = [key for key in theirs if key.partition(".")[0] in uses and key in ours and key not in SILENT]
-    return [f"{key} {ours[key]}, published {theirs[key]}" for key in keys if ours[key] != theirs[key]]
+    theirs = published_settings(detector) | _published_yaml()["settings"].get(setting, {})
+    if ours.get("backbone.weights") != "random":  # a file is the pretrained ones, too
+        theirs.pop("backbone.weights", None)
+    return [f"{k} {ours[k]}, published {v}" for k, v in theirs.items() if k in ours and ours[k] != v]
+
+
+def published_settings(detector: str) -> dict[str, Any]:
+    """Return the settings of a detector's own paper or code, by dotted key: DIA's of preset ``paper``.
+
+    A rival's are the defaults of its section and what it declares as ``paper`` (backbone, size). A library's model has
+    none.
+    """
+    entry, dia = DETECTORS.get(detector), preset("paper").flat()
+    if entry is None or entry.extra:
+        return {}
+    own = entry.Section().model_dump(mode="json") if entry.Section else {}
+    if not own:
+        return {k: v for k, v in dia.items() if k.partition(".")[0] in entry.uses and k not in SILENT}
+    data = {key: value for key, value in dia.items() if key.startswith("data.")}
+    weights = {"backbone.weights": "pretrained"} if "backbone" in entry.uses else {}
+    return data | {f"{detector}.{knob}": value for knob, value in own.items()} | weights | entry.paper
+
+
+class Trained(NamedTuple):
+    """How far a rival was trained, of what its paper trained it."""
+
+    done: int
+    published: int
+    unit: str  # "epochs" or "steps"
+
+    @property
+    def share(self) -> float:
+        """Return done / published."""
+        return self.done / self.published
+
+
+def trained(detector: str, settings: Mapping[str, Any]) -> Trained | None:
+    """Return how far a run of these settings trains a rival; None where nothing is trained or nothing is known."""
+    unit = DETECTORS[detector].length if detector in DETECTORS else ""
+    done, theirs = settings.get(f"{detector}.{unit}"), published_settings(detector).get(f"{detector}.{unit}")
+    return Trained(done, theirs, unit) if done and theirs else None
 
 
 def paper_comparison(results: Results, table: str = "t1") -> pd.DataFrame:
