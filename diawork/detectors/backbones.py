@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -188,6 +189,10 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
         else:
+            if zipfile.is_zipfile(path):  # torch stores its tensors as they are: what is packed smaller is a trap
+                size = sum(member.file_size for member in zipfile.ZipFile(path).infolist())
+                if size > path.stat().st_size:
+                    raise ValueError(f"{size:,} bytes are packed into {path.stat().st_size:,}")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError("this file of weights is missing.", path=path) from None
@@ -198,6 +203,9 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         found = next((found[name] for name in ("state_dict", "model") if isinstance(found.get(name), dict)), found)
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError("this file does not hold a state dict, a name and a tensor each.", path=path)
+    size = sum(value.numel() * value.element_size() for value in found.values())
+    if size > 2 * path.stat().st_size:  # one value may stand for many: stride 0; tied weights lie there once
+        raise CheckpointError(f"its tensors declare {size:,} bytes, which the file does not hold.", path=path)
     return {str(name): value.detach() for name, value in found.items()}
 
 
