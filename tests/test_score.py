@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gzip
 import io
 import re
 import shutil
@@ -308,3 +309,121 @@ def test_overlays_keep_cold_pixels_and_colour_hot_ones():
     drawn = figures.overlay(image, values)
     np.testing.assert_allclose(drawn[1:], 0.5)
     assert np.ptp(drawn[0, 0]) > 0.1
+
+
+# --- what people's files are like --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(fake, run, tmp_path, monkeypatch, capsys):
+    """Run ``score`` on the folder "new" and return its exit status and what it said."""
+    monkeypatch.setattr("diawork.runs.predict.load_detector", lambda *_, **__: fake)
+
+    def scored(*argv):
+        code = main(["score", str(run.folder), str(tmp_path / "new"), *argv])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return scored
+
+
+def test_any_name_is_scored_mapped_and_shown(call, tmp_path):
+    names = [
+        "Screenshot 3.04.05\u202fPM.png",
+        "x" * 240 + ".png",
+        "=1+1.png",
+        "+a.png",
+        "-b.png",
+        "@c.png",
+        "é\u0301.png",
+    ]
+    for n, name in enumerate(names):
+        save(tmp_path / "new" / name, picture(n))
+    code, said = call("--maps", "maps", "--html", "page.html")
+    assert code == 0 and "7 images" in said and len(list((tmp_path / "maps").iterdir())) == 7
+    assert (tmp_path / "page.html").read_text().count("<img") == 7
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-b.png", "@c.png"])
+def test_no_cell_is_a_formula(fake, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / name, picture(0))
+    for _ in range(2):
+        score_files(fake, [name], tmp_path / "scores.csv", progress=False)
+    (row,) = rows_of(tmp_path / "scores.csv")
+    assert row["image"] == f"./{name}" and fake.predict(name, progress=False).scores["image"][0] == f"./{name}"
+
+
+def test_maps_of_finished_rows_are_made_once(call, fake, tmp_path):
+    for n in range(3):
+        save(tmp_path / f"new/{n}.png", picture(n))
+    call()
+    rows = (tmp_path / "scores.csv").read_bytes()
+    assert call("--maps", "maps")[0] == 0 and len(list((tmp_path / "maps").iterdir())) == 3
+    fake.detector.seen = ()
+    call("--maps", "maps")
+    assert not fake.detector.seen and (tmp_path / "scores.csv").read_bytes() == rows
+
+
+@pytest.mark.parametrize(
+    ("foreign", "content"),
+    [("cases.json", '{"mine": 1}'), ("cases.json", "[]"), ("cases-left-out.csv", "case,why\n"), ("cases.csv", "a,b\n"),
+     ("cases-volumes.csv", "")],
+)  # fmt: skip
+def test_no_file_of_another_is_replaced(call, tmp_path, foreign, content):
+    save(tmp_path / "new/a.png", picture(0))
+    (tmp_path / foreign).write_text(content)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code, said = call("--out", "cases.csv")
+    assert code == 2 and foreign in said and (tmp_path / foreign).read_text() == content
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == before
+
+
+def test_a_runs_own_records_are_never_replaced(call, run, tmp_path):
+    save(tmp_path / "new/a.png", picture(0))
+    result = (run.folder / "result.json").read_bytes()
+    for name in ("result.csv", "config.csv", "result.json"):
+        assert call("--out", str(run.folder / name))[0] == 2
+    assert (run.folder / "result.json").read_bytes() == result
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    assert call("--html", "mine.html")[0] == 2 and (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+
+
+def test_files_that_are_no_images_are_counted_by_kind(call, tmp_path):
+    save(tmp_path / "new/a.png", picture(0))
+    for name in ("a.pdf", "b.pdf", "notes.txt", "DICOMDIR"):
+        (tmp_path / "new" / name).write_text("text")
+    code, said = call()
+    assert code == 0 and "2 files, first" in said and "not used: file .pdf" in said and "file DICOMDIR" in said
+    assert len(rows_of(tmp_path / "scores-left-out.csv")) == 4
+
+
+def test_what_lies_outside_the_runs_window_is_said_or_left_out(fake, run, tmp_path):
+    fake = Predictor(run, fake.detector, fake.cfg, fake.opening._replace(intensity=(0.0, 1000.0)), None, None)
+    for n, top in enumerate((900, 1010, 4000)):
+        save(tmp_path / f"new/{n}.png", np.linspace(0, top, 400).reshape(20, 20).astype(np.uint16))
+    outcome = score_files(fake, [tmp_path / "new"], tmp_path / "scores.csv", progress=False)
+    (reason,) = outcome.left_out.values()
+    assert "300 of 400 values (75.00%) lie outside" in reason and "intensity: [0, 4000]" in reason
+    assert outcome.cut.n > 0 and len(rows_of(tmp_path / "scores.csv")) == 2
+
+
+def test_a_volume_gets_a_score_from_its_slices(fake, run, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(0).integers(0, 255, (16, 16, 40)).astype(np.uint8)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/v.nii.gz").write_bytes(gzip.compress(nibabel.Nifti1Image(values, np.eye(4)).to_bytes()))
+    save(tmp_path / "new/a.png", picture(0))
+    for _ in range(2):
+        score_files(fake, [tmp_path / "new"], tmp_path / "scores.csv", progress=False)
+    rows, (volume,) = rows_of(tmp_path / "scores.csv"), rows_of(tmp_path / "scores-volumes.csv")
+    own = sorted((float(row["score"]) for row in rows if "#" in row["image"]), reverse=True)
+    assert len(rows) == 25 and [row["image"].split("#")[1] for row in rows if "#" in row["image"]] == [
+        f"z{k}" for k in range(8, 32)
+    ]
+    assert volume["volume"].endswith("v.nii.gz") and volume["slices"] == "24"
+    assert float(volume["score"]) == pytest.approx(np.mean(own[:3]), rel=1e-5)
+    one = fake.predict(f"{tmp_path / 'new/v.nii.gz'}#x3", progress=False).scores
+    assert one["score"][0] == pytest.approx(values[3].mean() / 255, rel=1e-5)
+    chosen = Predictor(run, fake.detector, fake.cfg, fake.opening._replace(frame="middle"), None, None)
+    assert len(chosen.predict(tmp_path / "new/v.nii.gz", progress=False).scores) == 1
