@@ -46,7 +46,7 @@ _ROOMS = {  # what the notebooks type; the rest is imported from its room
     "runs.artifacts": ("ddpm_folder", "run_dissolver", "shared_ddpm"),
     "runs.experiment": ("run_experiment", "run_suite"),
     "runs.predict": ("load_detector",),
-    "runs.presets": ("preset",),
+    "runs.presets": ("banner", "preset"),
     "runs.resolve": ("resolve",),
     "runs.run": ("runs_root",),
     "sweeps.launch": ("run_sweep", "sweep_folder"),

@@ -158,7 +158,8 @@ def test_reasons_hold_neighbour_residual_map_and_mask(scored, finished):
     nearest = splits.train.normal().images[int(row[f"nearest_{best}"])].numpy()
     assert np.array_equal(reasons.nearest, nearest) and reasons.nearest_shift == f"{90 * best}°"
     assert reasons.residual.shape == (1, 16, 16) and reasons.map.shape == reasons.mask.shape == (16, 16)
-    assert reasons.title.startswith("rank 1 of 24: ") and "called" in reasons.title
+    assert reasons.title.startswith("rank 1 of 24: ") and scored.sentence().startswith(reasons.title)
+    assert "called" in scored.sentence()
     assert scored.remark == "" and scored.methods()[0] == "neighbours"
 
 
@@ -168,11 +169,11 @@ def test_the_score_widget_follows_its_controls(scored):
     scored.choose(place=9)
     assert scored.picture != first and scored.place == 9
     scored.choose(show="healthy")
-    assert scored.place == scored.state["place"] == 1 and scored.controls["place"].max == 12
+    assert scored.place == scored.controls["place"].value == 1 and scored.controls["place"].max == 12
     scored.choose(method="residual")
     assert scored.method == "residual" and scored.message == ""
     scored.choose(show="anomalous")
-    assert scored.state["method"] == "residual"
+    assert scored.controls["method"].value == "residual"
 
 
 def test_without_weights_the_rest_is_shown_with_a_sentence(scored, finished, tmp_path):

@@ -161,20 +161,54 @@ def coloured(tmp_path_factory):
     return folder
 
 
-def test_03_runs_on_data_without_masks(runs, without_masks):
-    parameters = {"preset": "smoke", "dataset": str(without_masks), "out": str(runs)}
-    out = run_notebook(find_notebook("03"), runs / "03-grey.ipynb", parameters=parameters, progress=False)
-    assert not list(unreadable(code_cells(out))) and "has no masks" in out.read_text("utf-8")
+ON_DATA = [find_notebook(n) for n in ("01", "02", "03", "04", "08", "09", "10")]  # what takes a data set
+SOME = [path if path.stem[:2] in ("02", "03") else pytest.param(path, marks=pytest.mark.slow) for path in ON_DATA]
 
 
-def test_00_02_and_03_run_on_a_folder_in_colour(runs, coloured, monkeypatch):
+def run_on(dataset, path, runs, name):
+    """Run a notebook at its smallest on a data set; return its code cells."""
+    seeds = [0] if path.stem.startswith("10") else 1
+    wanted = {"preset": "smoke", "dataset": str(dataset), "out": str(runs), "seeds": seeds}
+    wanted["knobs"] = {"csi": {"loss.temperature": [0.2, 0.5]}}
+    given = {name: value for name, value in wanted.items() if name in notebook_parameters(path)}
+    cells = code_cells(run_notebook(path, runs / f"{path.stem[:2]}-{name}.ipynb", parameters=given, progress=False))
+    assert not list(unreadable(cells))
+    return cells
+
+
+@pytest.mark.parametrize("path", SOME, ids=lambda path: path.stem[:2])
+def test_runs_on_data_without_masks(path, runs, without_masks):
+    cells = run_on(without_masks, path, runs, "grey")
+    assert path.stem[:2] not in ("03", "08") or "has no masks" in str(cells)
+
+
+def test_00_shows_the_folder_it_is_given(runs, coloured, monkeypatch):
     monkeypatch.setenv("DIAWORK_HOME", str(runs / "coloured"))
-    first = {"preset": "smoke", "folder": str(coloured)}
-    run_notebook(find_notebook("00"), runs / "00-colour.ipynb", parameters=first, progress=False)
-    rest = {"preset": "smoke", "dataset": str(runs / "coloured" / "bring-your-data" / "mine.yaml")}
-    for number in ("02", "03"):
-        out = run_notebook(find_notebook(number), runs / f"{number}-colour.ipynb", parameters=rest, progress=False)
-        assert not list(unreadable(code_cells(out)))
+    for folder in ("", str(coloured)):  # the drawn one first: its manifest stays there
+        given = {"preset": "smoke", "folder": folder}
+        out = run_notebook(find_notebook("00"), runs / "00-colour.ipynb", parameters=given, progress=False)
+    shown = "".join(o.get("text", "") for cell in code_cells(out) for o in cell.outputs)
+    assert 'name: "images"' in shown and "drawn" not in shown
+
+
+@pytest.mark.parametrize("path", SOME, ids=lambda path: path.stem[:2])
+def test_runs_on_a_folder_in_colour(path, runs, coloured):
+    manifest = runs / "colour.yaml"
+    if not manifest.exists():
+        diawork.write_guess(diawork.guess_manifest(coloured), coloured, manifest)
+    run_on(manifest, path, runs, "colour")
+
+
+def test_smoke_and_an_untrained_model_are_called_so(runs, without_masks):
+    cells = run_on(without_masks, find_notebook("02"), runs, "grey")
+    assert "mean nothing" in str(cells[1].outputs) and "it has learnt nothing yet" in str(cells)
+
+
+def test_09_scores_the_images_it_is_given(runs, without_masks, coloured):
+    given = {"preset": "smoke", "dataset": str(without_masks), "out": str(runs), "method": "stats_knn"}
+    given["images"] = str(write_pngs(np.zeros((3, 1, 28, 28), np.float32), runs / "mine"))
+    out = run_notebook(find_notebook("09"), runs / "09-mine.ipynb", parameters=given, progress=False)
+    assert "scored: 3 images" in code_cells(out)[-1].outputs[0].text
 
 
 def unreadable(cells):

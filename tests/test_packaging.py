@@ -49,6 +49,7 @@ def test_every_import_is_a_declared_dependency():
     known = {name.replace("-", "_") for name in names(declared)} | {
         "diawork",
         "sklearn",
+        "IPython",
         "PIL",
         "yaml",
         "pydantic_core",

@@ -152,8 +152,10 @@ def test_a_manifest_elsewhere_names_its_root_and_none_is_overwritten(tmp_path, c
     folder, out = make(tmp_path, BY_SPLIT), tmp_path / "other/own.yaml"
     assert main(["data", "scan", str(folder), "--manifest", str(out)]) == 0
     assert counts_of(load(out))[2] == (4, 4) and json.dumps(str(tmp_path)) in out.read_text()
+    assert main(["data", "scan", str(folder), "--out", str(out)]) == 0, "the same manifest is written again"
+    out.write_text(out.read_text() + "# read\n")
     assert main(["data", "scan", str(folder), "--out", str(out)]) == 2
-    assert "this manifest exists" in capsys.readouterr().err
+    assert "this manifest exists and says something else" in capsys.readouterr().err
 
 
 def test_download_is_get():

@@ -130,7 +130,7 @@ def test_a_class_that_the_new_split_lacks_gives_way_to_all(model):
 
 def test_a_data_set_that_cannot_be_opened_is_said_and_not_chosen(live):
     live.choose(dataset="gone")
-    assert live.message == "nowhere.npz was not found." and live.state["dataset"] == live.dataset == "toy"
+    assert live.message == "nowhere.npz was not found." and live.controls["dataset"].value == live.dataset == "toy"
     live.choose(index=1)
     assert live.message == ""
 
@@ -151,13 +151,13 @@ def test_an_own_image_is_fitted_and_shown(live, tmp_path):
     np.save(tmp_path / "a.npy", np.arange(64, dtype=np.uint16).reshape(8, 8) * 100)
     live.fit = lambda image: image[:, ::2, ::2]
     live.choose(path=str(tmp_path / "a.npy"))
-    live.press("open")
+    live.controls["open"].click()
     assert "it needs an intensity window" in live.message and live.dataset == "toy"
     live.choose(low="0")
-    live.press("open")
+    live.controls["open"].click()
     assert "needs two numbers" in live.message
     live.choose(high="3000")
-    live.press("open")
+    live.controls["open"].click()
     assert "33 of 64 values of a.npy lie outside" in live.message
     assert (live.dataset, live.stacks.images("your own")["file"][0].shape) == ("your own", (1, 1, 4, 4))
 
@@ -166,7 +166,7 @@ def test_a_text_file_named_png_is_one_sentence(live):
     file = {"name": "x.png", "type": "image/png", "size": 5, "content": b"hello"}
     live.choose(upload=({**file, "last_modified": datetime.now(UTC)},))
     shown = live.picture
-    live.press("open")
+    live.controls["open"].click()
     assert (
         live.message.startswith("x.png: this is no PNG, JPEG, TIFF, npy, DICOM or NIfTI file") and live.picture == shown
     )
@@ -174,11 +174,11 @@ def test_a_text_file_named_png_is_one_sentence(live):
 
 def test_another_model_is_put_beside_or_refused(live):
     live.choose(model="some/folder")
-    live.press("load")
+    live.controls["load"].click()
     assert "no model can be loaded here" in live.message
     live.open_model = lambda folder: Fading(0.2)
-    live.press("load")
-    assert (live.message, live.beside, live.state["beside"]) == ("", "some/folder", "some/folder")
+    live.controls["load"].click()
+    assert (live.message, live.beside, live.controls["beside"].value) == ("", "some/folder", "some/folder")
 
 
 def test_a_failing_model_becomes_a_sentence_and_the_widget_lives_on(live):
@@ -197,7 +197,7 @@ def test_messages_are_escaped(live):
 
     live.stacks.operators["DDPM"] = Answering(hostile)
     live.choose(index=1)
-    assert "&lt;script&gt;" in live.widget.children[-2].value
+    assert any("&lt;script&gt;" in str(child.value) for child in live.widget.children if hasattr(child, "value"))
 
 
 @pytest.mark.parametrize(

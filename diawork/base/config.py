@@ -31,6 +31,7 @@ from diawork.base.knobs import (
     validated,
 )
 from diawork.base.registry import DETECTORS, entry_of
+from diawork.base.shown import Shown
 
 K = 4  # shifts, fixed by the method
 DRAWS = 2  # the scheme by which scoring draws: 1 by an image's position in its split, 2 by its pixels
@@ -220,7 +221,7 @@ def _holder(name: str, section: type[Frozen]) -> type[BaseModel]:
     return create_model(name, __config__=ConfigDict(strict=True), **fields)
 
 
-class ExperimentConfig(Frozen, extra="allow"):
+class ExperimentConfig(Shown, Frozen, extra="allow"):
     """One run: a data set, a detector, a seed and all their knobs.
 
     A detector's own section is declared by the detector; it is here where the config's detector uses it or where it
@@ -290,6 +291,15 @@ class ExperimentConfig(Frozen, extra="allow"):
                 raise UsageError(f"{dotted!r} is not a parameter.", hint=did_you_mean(dotted, self.keys()))
             place[name] = value
         return validated(ExperimentConfig, values)
+
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return what is asked for, and the settings that differ from the defaults."""
+        usual = ExperimentConfig(detector=self.detector).flat()
+        changed = {key: value for key, value in self.flat().items() if usual.get(key) != value}
+        asked = {"data set": f"{self.dataset}, seed {self.seed}", "detector": self.detector}
+        own = [key for key in changed if "." in key]
+        few = ", ".join(f"{key}={changed[key]}" for key in own)
+        return f"settings, preset {self.preset or 'none'}", asked | {f"{len(own)} of {len(usual)} changed": few or "-"}
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -25,6 +25,10 @@ class DiaworkError(Exception):
         where = "".join(f"{printable(part)}: " for part in (self.path, self.field) if part)
         return printable(f"{where}{self.what} {self.hint}".rstrip(" "), keep="\n")
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows in place of a traceback."""
+        return [str(self)]
+
 
 class UsageError(DiaworkError):
     """A parameter, preset, manifest or argument is not what it may be."""
@@ -72,6 +76,9 @@ class Interrupted(DiaworkError):
     """Stopped on request with everything saved; the same command goes on."""
 
     code, exit_code = "S750", 75
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{self.what} Run this cell again to go on."]
 
 
 def out_of_memory(error: Exception) -> ResourceError | None:

@@ -1,4 +1,4 @@
-"""The command line: ``diawork doctor | data | demo | run | score | sweep | report | bench | notebook``."""
+"""The command line: ``diawork doctor | data | demo | lab | run | score | sweep | report | bench | notebook``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from diawork.base.stopping import StopNow, stop_at_once
 from diawork.cli import options
 from diawork.cli.data import data
 from diawork.cli.demo import demo
+from diawork.cli.lab import lab
 from diawork.cli.options import STOPS, Renamed, pairs, parse_overrides, path_option, say
 from diawork.cli.run import report, run
 from diawork.cli.score import score
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (data, demo, run, report, score, sweep):
+for command in (data, demo, lab, run, report, score, sweep):
     cli.add_command(command)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diawork.base.errors import DataError
 from diawork.base.files import digest
+from diawork.base.shown import Shown
 from diawork.data.manifests import Manifest
 from diawork.data.store import StoredImages, StoredMasks
 
@@ -98,8 +99,8 @@ class ImageSet:
         return self.take(~self.anomalous)
 
 
-@dataclass(frozen=True, eq=False)
-class Splits:
+@dataclass(frozen=True, eq=False, repr=False)
+class Splits(Shown):
     """The splits of one data set; ``val`` is empty where the source has none."""
 
     train: ImageSet
@@ -114,6 +115,16 @@ class Splits:
     def identity(self) -> str:
         """Short digest of the set's name and the content of all splits."""
         return digest([self.manifest.name, *(images.identity for images in self.all())])
+
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return the set's title, and what each split holds."""
+        image = self.manifest.image
+        rows = {
+            part.split: f"{int((~part.anomalous).sum()):,} healthy, {int(part.anomalous.sum()):,} anomalous"
+            for part in self.all()
+        }
+        size = {"image": f"{image.size} × {image.size} px, {'colour' if image.channels == 3 else 'grey'}"}
+        return f"{self.manifest.name}: {self.manifest.title}", size | rows
 
     def all(self) -> tuple[ImageSet, ImageSet, ImageSet]:
         """Return train, val and test."""

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from diawork.base.errors import DataError, printable
-from diawork.data.manifests import Manifest
+from diawork.data.manifests import Manifest, load_manifest
 
 
 def cache_root() -> Path:
@@ -50,6 +50,12 @@ def find_folder(manifest: Manifest, root: Path | str | None = None) -> Path:
         if path.exists():
             raise DataError("not a folder.", path=path)
     raise _not_found(manifest, roots)
+
+
+def on_disk(name: str, root: Path | str | None) -> bool:
+    """Say whether a data set lies on this disk, or is drawn."""
+    manifest = load_manifest(name)
+    return manifest.kind == "phantom" or any(manifest.path_in(at).exists() for at in data_roots(root, manifest))
 
 
 def root_of(base: Path, manifest: Manifest) -> Path:

@@ -121,8 +121,6 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
 def write_guess(guess: Guess, folder: Path, out: Path | None = None) -> Path:
     """Write the manifest, checked, to ``out`` or beside the folder, and a table where it needs one; return its path."""
     path = (out or folder.parent / f"{guess.values['name']}.yaml").absolute()
-    if path.exists():
-        raise UsageError("this manifest exists.", path=path, hint="Name another with --out, or remove it.")
     if path.parent != folder.parent:
         if guess.table:
             hint = f"Use --out {folder.parent / path.name}."
@@ -130,6 +128,9 @@ def write_guess(guess: Guess, folder: Path, out: Path | None = None) -> Path:
                 "where a table says the labels, manifest and folder lie side by side.", path=path, hint=hint
             )
         guess.values["root"] = str(folder.parent)
+    if path.exists() and path.read_text("utf-8") != guess.text:
+        hint = "Keep it and use it as it is, remove it, or name another with --out."
+        raise UsageError("this manifest exists and says something else.", path=path, hint=hint)
     check_manifest(guess.text, path)
     if guess.table:
         write_text(path.parent / guess.values["file"], guess.table)

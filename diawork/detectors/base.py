@@ -12,6 +12,7 @@ import numpy as np
 
 from diawork.base.errors import DataError
 from diawork.base.loop import EpochHook, Progress
+from diawork.base.shown import Shown
 from diawork.data.images import ImageSet
 from diawork.evaluation.diagnostics import Diagnostics
 
@@ -26,8 +27,8 @@ def refuse_other_shapes(images: ImageSet, shape: Sequence[int]) -> None:
         raise DataError(what, hint="A shape is (channels, height, width).")
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Shown):
     """One score an image and, where a detector knows them, its parts and maps."""
 
     total: np.ndarray  # (N,)
@@ -35,8 +36,14 @@ class Scores:
     maps: np.ndarray | None = None  # (N, H, W)
     noise: np.ndarray | None = None  # (N,) by how much each would move under other draws, where it draws any
 
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return how many scores there are, their spread, and what else is kept."""
+        low, middle, high = np.quantile(self.total, (0, 0.5, 1))
+        rows = {"range": f"{low:.3g} to {high:.3g}, median {middle:.3g}", "parts": ", ".join(self.parts) or "none"}
+        return f"scores of {len(self.total):,} images; higher = more anomalous", rows
 
-class Detector(ABC):
+
+class Detector(Shown, ABC):
     """What a run, a sweep and a report need of a detector.
 
     A new one: a file with a subclass, which declares what ``base.registry.Entry`` lists, and its line there.
@@ -55,6 +62,13 @@ class Detector(ABC):
     shareable: ClassVar[bool] = False  # several processes may share its training
     has_map: ClassVar[bool] = False  # makes maps of its own, without a dissolver
     shift: str = ""  # of images whose instances it learns to tell apart, where it does
+
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return its weights and what it was fitted on."""
+        rows = {"weights": f"{self.parameters / 1e6:.2f} M"} if self.parameters else {}
+        if self.healthy is not None:
+            rows["fitted on"] = f"{len(self.healthy):,} healthy images" if len(self.healthy) else "nothing yet"
+        return f"detector {self.label}; higher score = more anomalous", rows
 
     @property
     def pretrained(self) -> bool:

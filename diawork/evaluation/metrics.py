@@ -5,13 +5,15 @@ Ties count half in the AUROC and stand or fall together elsewhere, so constant s
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import bootstrap, rankdata
 
 from diawork.base.errors import DataError, NumericError, UsageError, did_you_mean
+from diawork.base.shown import Shown
 
 BCA_MAX_IMAGES = 5_000  # above, the jackknife of BCa costs minutes and moves the interval by nothing visible
 _BATCH_VALUES = 2_000_000  # resampled scores in memory at once
@@ -168,20 +170,37 @@ def by_kind(scores: np.ndarray, anomalous: np.ndarray, kinds: np.ndarray) -> dic
     return {kind: auroc(scores[rows], anomalous[rows]) for kind, rows in found.items()}
 
 
+class Summary(Shown, dict[str, float | int]):
+    """Name → number; shows itself as a sentence and a table with intervals."""
+
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return what the AUROC is of, and each metric with its interval."""
+        images = f"{self['n_anomalous']:,} anomalous and {self['n_normal']:,} healthy images"
+        words = {"auroc": "AUROC", "auprc": "AUPRC", "fpr95": "FPR at 95 % TPR"}
+        title = f"Of {images}, an anomalous one scores higher than a healthy one in {self['auroc']:.1%} of all pairs."
+        return title, {words[name]: self._cell(name) for name in words}
+
+    def _cell(self, name: str) -> str:
+        low, high = self[f"{name}_low"], self[f"{name}_high"]
+        ends = "no interval can be given" if math.isnan(low + high) else f"95 % interval {low:.3f} to {high:.3f}"
+        return f"{self[name]:.3f}   {ends}"
+
+
 def summary(
     scores: np.ndarray, anomalous: np.ndarray, *, threshold: float | None = None, seed: int = 0
-) -> dict[str, float | int]:
+) -> Summary:  # fmt: skip
     """Return AUROC, AUPRC and FPR@95TPR with 95 % intervals; with ``threshold`` also what it achieves.
 
     The ends of an interval that cannot be given are NaN.
     """
     abnormal, normal = by_class(scores, anomalous)
-    row: dict[str, float | int] = {}
+    row = Summary()
     for name, statistic in METRICS.items():
         row[name] = float(statistic(abnormal, normal))
         row[f"{name}_low"], row[f"{name}_high"] = bootstrap_ci(scores, anomalous, name, seed=seed)
     row |= {"n_normal": len(normal), "n_anomalous": len(abnormal)}
-    return row if threshold is None else row | _at_threshold(abnormal, normal, threshold)
+    row.update({} if threshold is None else _at_threshold(abnormal, normal, threshold))
+    return row
 
 
 def _at_threshold(abnormal: np.ndarray, normal: np.ndarray, threshold: float) -> dict[str, float]:

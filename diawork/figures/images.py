@@ -109,11 +109,12 @@ def image_grid(images: Any, titles: Sequence[str] | None = None, columns: int = 
 
 @styled
 def dissolve_strip(
-    strip: np.ndarray, ts: Sequence[int], row_labels: Sequence[str] | None = None, *, difference: bool = False
+    strip: np.ndarray, ts: Sequence[int | str], row_labels: Sequence[str] | None = None, *, difference: bool = False
 ) -> Figure:
     """Return the paper's Fig. 1: ``strip`` (n, T+1, H, W), a row an image: the input, then one a step.
 
-    With ``difference`` every row is followed by what changed, dissolved minus input, centred at 0.
+    A step may be a word, of a column that is no step. With ``difference`` every row is followed by what changed,
+    dissolved minus input, centred at 0.
     """
     strip = np.asarray(strip, np.float32)
     if strip.ndim < 4 or strip.shape[1] != len(ts) + 1 or strip.size == 0:
@@ -126,7 +127,7 @@ def dissolve_strip(
         show_image(axes[r * per, c], strip[r, c])
         if difference:
             drawn = show_change(axes[r * per + 1, c], strip[r, c] - strip[r, 0], limit)
-    for ax, title in zip(axes[0], ["input", *(f"t = {t}" for t in ts)], strict=True):
+    for ax, title in zip(axes[0], ["input", *(t if isinstance(t, str) else f"t = {t}" for t in ts)], strict=True):
         ax.set_title(title)
     figure.suptitle(f"{STEP_LABEL} →", fontsize=9.5, x=0.5 + 0.5 / (len(ts) + 1))
     for r, label in enumerate(row_labels if row_labels is not None else ()):

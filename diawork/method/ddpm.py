@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,18 @@ from diawork.base.config import DiffusionConfig
 from diawork.base.errors import DataError
 from diawork.base.loop import NotFinite, Progress, Row, fit_or_load, fit_steps, update
 from diawork.base.seeding import RowDraws, generator, isolated_rng
+from diawork.base.shown import Shown
 from diawork.data.images import Images, ImageSet, batches
 from diawork.method.dissolve import to_model
 from diawork.method.unet import build_unet, release, restate
 
 WEIGHTS = "ddpm"
 VALUE_RANGE = [-1, 1]  # of the images that the model sees
+ZERO_GUESS = {"l1": math.sqrt(2 / math.pi), "l2": 1.0}  # loss of a guess of no noise
 
 
-@dataclass
-class DDPM:
+@dataclass(repr=False)
+class DDPM(Shown):
     """A pretrained diffusion model: the raw and the averaged weights, and what they were made from."""
 
     raw: GaussianDiffusion
@@ -48,6 +52,25 @@ class DDPM:
     def weights(self, which: str = "ema") -> GaussianDiffusion:
         """Return the model with the "ema" or the "raw" weights."""
         return {"ema": self.ema, "raw": self.raw}[which]
+
+    @property
+    def verdict(self) -> str:
+        """Return in a sentence what the loss of the last tenth of the steps says."""
+        if not self.losses:
+            return "Its loss was not kept."
+        last = self.losses[-max(5, len(self.losses) // 10) :]
+        share = 1 - sum(last) / len(last) / ZERO_GUESS[self.config.loss]
+        if share < 0.5:
+            return f"{len(self.losses):,} steps: it has learnt nothing yet; what it draws and dissolves means nothing."
+        return f"{len(self.losses):,} steps: it predicts {share:.0%} of the noise."
+
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return what it is, what it learnt from, and how far it came."""
+        weights, cfg = sum(p.numel() for p in self.raw.parameters()), self.config
+        size = f"{cfg.image_size} × {cfg.image_size} px, {cfg.timesteps:,} noise levels, {weights / 1e6:.2f} M weights"
+        images = f"{self.data.get('images', '?')} healthy images of {self.data.get('name', '?')}"
+        rows = {"model": size, "learnt from": images, "training": self.verdict, "folder": self.folder or "not saved"}
+        return "diffusion model (DDPM)", rows
 
 
 def build_ddpm(cfg: DiffusionConfig) -> GaussianDiffusion:

@@ -111,6 +111,17 @@ class Dissolver(Diffusion):
         return self.ddpm.num_timesteps
 
     @property
+    def size(self) -> int:
+        """The size of the images that the model sees, px."""
+        return int(self.ddpm.image_size[0])
+
+    def resized(self, x: Tensor) -> Tensor | None:
+        """Return images (B, C, H, W) at the model's size and back, not dissolved; None where none is resized."""
+        if self.bridge != "resize" or x.shape[-1] == self.size:
+            return None
+        return from_model(to_model(x, self.size, "resize", antialias=self.cfg.antialias), x, "resize")
+
+    @property
     def compiled(self) -> bool:
         """Whether the model was compiled."""
         return self._batch > 0

@@ -550,5 +550,6 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
         return str(value)
     if math.isnan(value):
         return "–"
-    text = f"{value:.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
+    digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+    text = f"{value:,.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
     return text if math.isnan(low) or math.isnan(high) else f"{text} [{low:.3f}, {high:.3f}]"

@@ -175,7 +175,8 @@ def _evaluate(
     start = time.perf_counter()
     scores = [detector.score(images) for images in evaluated]
     cost["score_seconds"] = time.perf_counter() - start
-    threshold, healthy, metrics, rows = None, None, {}, []
+    threshold, healthy, rows = None, None, list[dict]()
+    metrics: dict[str, dict] = {}
     for images, one in zip(evaluated, scores, strict=True):
         if images.split == "val" and not detector.oracle:  # an oracle has no rule to carry over
             threshold = threshold_at_specificity(one.total[~images.anomalous], SPECIFICITY)

@@ -7,10 +7,12 @@ defaults are chosen by measurement, and say by which.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import UsageError, pick
+from diawork.base.shown import Shown
 from diawork.data.manifests import load_manifest
 
 
@@ -156,6 +158,22 @@ def repo2024() -> dict[str, Any]:
         "diffusion.steps": 312_500,
         "loss.mask": "shifted_removed",
     }
+
+
+class Banner(Shown):
+    """What a reader must know before the numbers of the preset ``smoke``."""
+
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return one sentence, and no table."""
+        return "Smoke run: everything is tiny so that it ends in seconds; its pictures and numbers mean nothing.", {}
+
+    def _repr_html_(self) -> str:
+        return f"<p style='padding:.4em .8em;background:#fff3cd;color:#664d03'><b>{self.shown()[0]}</b></p>"
+
+
+def banner(name: str) -> Banner | None:
+    """Return what stands above the numbers of a preset; None where they can be read as they are."""
+    return Banner() if name == "smoke" else None
 
 
 # px, to which a larger set is brought for what learns from scratch; data.size=null keeps the set's own

@@ -10,7 +10,7 @@ import platform
 import re
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -35,6 +35,7 @@ from diawork.base.files import (
 )
 from diawork.base.locks import locked
 from diawork.base.registry import BUILT_IN, is_control
+from diawork.base.shown import Shown
 from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
 from diawork.method.pipelines.folder import in_pipeline
 
@@ -81,7 +82,7 @@ def known_patients(patients: np.ndarray | None) -> np.ndarray | None:
     return patients if patients is not None and all(patients) else None
 
 
-class Run:
+class Run(Shown):
     """One run's folder. Its ``result.json`` says that it is done; nothing else does."""
 
     def __init__(self, folder: Path | str) -> None:
@@ -114,6 +115,16 @@ class Run:
         ]
         if changed:
             warnings.warn(f"run {self.folder.name} was made with {', '.join(changed)}", stacklevel=3)
+
+    def shown(self) -> tuple[str, Mapping[str, object]]:
+        """Return what was run, its AUROC where it is finished, and its folder."""
+        known = self.config()
+        rows: dict[str, object] = {"data set": known["data"]["name"], "state": "not finished"}
+        if (self.folder / "result.json").exists():
+            split, metrics = self.primary_split, self.result()["metrics"][self.primary_split]
+            ends = f"95 % interval {metrics['auroc_low']:.3f} to {metrics['auroc_high']:.3f}"
+            rows["state"] = f"finished: {split} AUROC {metrics['auroc']:.3f}, {ends}"
+        return f"run of {known['label']}", rows | {"folder": self.folder}
 
     def config(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""

@@ -7,9 +7,11 @@ import contextlib
 import html
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Self
 
 import ipywidgets as w
+from IPython.display import display
 
 from diawork import figures
 from diawork.base.errors import DiaworkError, pick
@@ -19,6 +21,9 @@ _ALERT = "<p role='alert'>"
 WIDE = {"description_width": "initial"}
 WRAP = {"flex_flow": "row wrap"}
 BROAD = {"width": "100%", "max_width": "640px"}
+_STILL = """<style>body:has(.live-{0}) .still-{0},
+body:not(:has(.live-{0})) .jp-OutputArea-child:has(+ .jp-OutputArea-child .still-{0}){{display:none}}</style>
+<div class="still-{0}">{1}</div>"""  # shown where no live widget is, in place of the frontend's error
 
 
 class Explorer:
@@ -40,18 +45,6 @@ class Explorer:
             pick(self.controls, name, "control").value = value
         return self
 
-    def press(self, name: str) -> Self:
-        """Press a button by name."""
-        self.widget  # noqa: B018
-        pick(self.controls, name, "control").click()
-        return self
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Return what every control is set to."""
-        self.widget  # noqa: B018
-        return {name: control.value for name, control in self.controls.items() if hasattr(control, "value")}
-
     @property
     def picture(self) -> bytes:
         """Return the picture on show as PNG; empty where none is."""
@@ -70,24 +63,46 @@ class Explorer:
     def widget(self) -> w.Widget:
         """The explorer as a widget: its controls, a message where there is one, and the picture."""
         self._picture = w.Image(format="png", layout={"max_width": "100%", "border": "6px solid white"})
-        self._message = w.HTML()
+        self._message, self._caption = w.HTML(), w.HTML()
         rows = self._build()
         for name, control in self.controls.items():
             if hasattr(control, "value") and name not in self.unwatched:
                 control.observe(partial(self._changed, name), "value")
         self._refresh()
-        return w.VBox([*rows, self._message, self._picture])
+        save = w.Button(description="save figure", icon="save", tooltip="write the picture as PNG and SVG")
+        save.on_click(lambda _: self._guarded(lambda: self._say(f"saved: {self.save()} and its twin in SVG")))
+        return w.VBox([*rows, self._message, self._caption, self._picture, save], layout={"overflow": "hidden"})
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """Return the live face and, in the same output, what a saved or headless notebook shows in its place."""
-        return self.widget._repr_mimebundle_() | self.fallback()
-
-    def fallback(self) -> dict[str, Any]:
-        """Return the picture of the present choice, by MIME type; where there is none, the sentence that says why."""
+    def _ipython_display_(self) -> None:
+        """Show the live face and, in the same cell, what a saved or headless notebook shows in its place."""
+        name = self.widget.add_class(f"live-{self.widget.model_id}").model_id
+        display(self.widget)
         try:
-            return {"image/png": base64.b64encode(figures.png_bytes(self.still(), DPI)).decode("ascii")}
+            words = self.fallback()
         except DiaworkError as error:
-            return {"text/plain": str(error)}
+            words = html.escape(str(error))
+        display({"text/html": _STILL.format(name, words), "text/plain": type(self).__name__}, raw=True)
+
+    def fallback(self) -> str:
+        """Return the picture of the present choice as HTML that needs no kernel."""
+        picture = base64.b64encode(figures.png_bytes(self.still(), DPI)).decode("ascii")
+        return f'<img alt="{type(self).__name__}" src="data:image/png;base64,{picture}">'
+
+    def sentence(self) -> str:
+        """Return the picture in words; it stands above."""
+        return ""
+
+    def shown(self) -> figures.Figure:
+        """Return what the widget shows as a figure."""
+        return self.still()
+
+    def save(self, path: Path | str = "") -> Path:
+        """Write the picture on show as PNG, and as SVG beside it; return the path of the first."""
+        path = Path(path or f"{type(self).__name__}.png")
+        figure = self.shown()
+        for one in (path, path.with_suffix(".svg")):
+            figure.savefig(one, bbox_inches="tight")
+        return path
 
     def _take_over(self, *names: str) -> None:
         """Set the attributes of these names to what their controls say."""
@@ -117,7 +132,8 @@ class Explorer:
         self._picture.layout.display = None if self._guarded(self._draw) else "none"
 
     def _draw(self) -> None:
-        self._picture.value = figures.png_bytes(self.still(), DPI)
+        self._picture.value = figures.png_bytes(self.shown(), DPI)
+        self._caption.value = html.escape(self.sentence())
         self._say("")
 
     def _guarded(self, act: Callable[[], None]) -> bool:

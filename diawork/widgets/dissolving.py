@@ -12,31 +12,25 @@ from typing import Any
 
 import ipywidgets as w
 import numpy as np
+import torch
 
 from diawork import figures
 from diawork.base.compute import Compute
-from diawork.base.config import DissolveConfig
+from diawork.base.config import DissolveConfig, ExperimentConfig
 from diawork.base.errors import DiaworkError, UsageError, pick
 from diawork.data.datasets import load
 from diawork.data.images import Splits
+from diawork.data.locations import on_disk
 from diawork.data.manifests import list_manifests
+from diawork.data.preprocess import resized
 from diawork.data.readers.picture import read_image
 from diawork.method.ddpm import DDPM
+from diawork.method.dissolve import Dissolver
 from diawork.widgets.controls import DPI, WIDE, Explorer, line, menu, number, offer, row
-from diawork.widgets.stacks import (
-    ALL,
-    NOTHING,
-    STEPS,
-    Images,
-    Stacking,
-    Stacks,
-    fitted,
-    saved_operator,
-    shown_operators,
-)
+from diawork.widgets.stacks import ALL, NOTHING, STEPS, Images, Stacks, saved_operator, shown_operators
 
 VIEWS = ("one image", "strip of images", "your own image or model")
-OWN = "your own"
+OWN, KINDS = "your own", ".png,.jpg,.jpeg,.tif,.tiff,.npy,.dcm"
 PLAYED = (10, 30, 50, 75, 100, 130, 160, 200, 300, 400, 600)  # stops of the slider that stays when the kernel is gone
 _PULSE = 0.004  # s between two pictures drawn ahead, so that the kernel stays ready to answer
 
@@ -51,10 +45,10 @@ class DissolveExplorer(Explorer):
     unwatched = ("play", "upload", "path", "low", "high", "model")
 
     def __init__(
-        self, sets: Mapping[str, Images | Callable[[], Any]], operators: Mapping[str, Stacking], *,
+        self, sets: Mapping[str, Images | Callable[[], Any]], operators: Mapping[str, Any], *,
         ts: Sequence[int] = STEPS, dataset: str | None = None, split: str | None = None, class_name: str = ALL,
         index: int = 0, operator: str | None = None, beside: str = NOTHING, t: int = 100,
-        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Stacking] | None = None,
+        fit: Callable[[np.ndarray], np.ndarray] | None = None, open_model: Callable[[str], Any] | None = None,
     ) -> None:  # fmt: skip
         self.stacks = Stacks(sets, operators, ts)
         self.ts = self.stacks.ts
@@ -68,6 +62,7 @@ class DissolveExplorer(Explorer):
             pick({NOTHING: None, **operators}, name, "operator")
         self.t = self._nearest(t)
         self.fit, self.open_model = fit, open_model
+        self.remarks: list[str] = []  # on the image of one's own, for as long as it is shown
 
     @classmethod
     def of(
@@ -76,15 +71,19 @@ class DissolveExplorer(Explorer):
     ) -> DissolveExplorer:  # fmt: skip
         """Return the explorer of an opened data set and a model, with the alternatives beside it.
 
-        Other data sets are opened when they are chosen, images and models of one's own when they are named.
+        Other data sets on this disk are opened when they are chosen, at the model's size; images and models of one's
+        own when they are named.
         """
         cfg = cfg or DissolveConfig()
         sets: dict[str, Any] = {data.manifest.name: data}
-        sets |= {name: partial(load, name, data_root) for name in list_manifests() if name != data.manifest.name}
+        at = ExperimentConfig().override({"data.size": ddpm.config.image_size})
+        for name in list_manifests():
+            if name not in sets and on_disk(name, data_root):
+                sets[name] = partial(load, at.but(dataset=name), data_root)
         operators = shown_operators(ddpm, cfg, compute=compute)
         blur = next(name for name in operators if "blur" in name)
         return cls(
-            sets, operators, beside=beside or blur, fit=partial(fitted, size=ddpm.config.image_size),
+            sets, operators, beside=beside or blur, fit=partial(resized, size=ddpm.config.image_size, rule="pad"),
             open_model=partial(saved_operator, like=ddpm, cfg=cfg, compute=compute), **choice,
         )  # fmt: skip
 
@@ -100,13 +99,12 @@ class DissolveExplorer(Explorer):
     def _nearest(self, t: int) -> int:
         return min(self.ts, key=lambda step: abs(step - t))
 
-    def fallback(self) -> dict[str, Any]:
-        """Return the same picture on a slider that needs no kernel, and as it stands."""
+    def fallback(self) -> str:
+        """Return the same picture on a slider that needs no kernel."""
         ats = [self.ts.index(t) for t in dict.fromkeys(map(self._nearest, PLAYED))]
         frames, labels = [self.frames().png(at) for at in ats], [self.ts[at] for at in ats]
         start = min(range(len(ats)), key=lambda i: abs(labels[i] - self.t))
-        player = figures.player_html(frames, labels, figures.STEP_LABEL, start=start)
-        return {"text/html": str(player)} | super().fallback()
+        return str(figures.player_html(frames, labels, figures.STEP_LABEL, start=start))
 
     def strip(
         self, classes: Sequence[str] = (), n: int = 2, ts: Sequence[int] = figures.FIGURE_STEPS,
@@ -124,15 +122,22 @@ class DissolveExplorer(Explorer):
         if not rows:
             raise UsageError(f"there is no image in {self.split!r} for the strip.")
         x = self.stacks.x(self.dataset, self.split, rows)
-        strip = np.concatenate([x[None], self.stacks.dissolved(x, ts, self.operator)]).swapaxes(0, 1)
-        return figures.dissolve_strip(strip, ts, labels, difference=difference)
+        columns, titles = [x, *self.stacks.dissolved(x, ts, self.operator)], list[int | str](ts)
+        model = self.stacks.made(self.operator)
+        if isinstance(model, Dissolver) and (resized := model.resized(torch.from_numpy(x))) is not None:
+            columns.insert(1, resized.numpy())
+            titles.insert(0, f"{model.size} px,\nnot dissolved")
+        return figures.dissolve_strip(np.stack(columns, 1), titles, labels, difference=difference)
 
     def add_image(self, source: Any, *, name: str = "", window: tuple[float, float] | None = None) -> list[str]:
-        """Add an image of one's own (PNG, TIFF, npy; a path or bytes), fitted to the model's size; return notes."""
+        """Add an image of one's own (a path or bytes) at the model's size; return notes."""
         read = read_image(source, name=name, window=window)
         image = self.fit(read.image) if self.fit else read.image
         self.stacks.add(OWN, {"file": (image[None], np.array([read.name]))})
-        return read.notes
+        sizes = [" × ".join(map(str, shape[-2:])) for shape in (read.image.shape, image.shape)]
+        self.remarks = [*read.notes, f"The model learnt from {next(iter(self.stacks.sets))}, perhaps of other organs."]
+        self.remarks += [f"Your image of {sizes[0]} px was brought to {sizes[1]} px."] if sizes[0] != sizes[1] else []
+        return self.remarks
 
     def frames(self) -> figures.DissolveFrames:
         """Return the pictures of the chosen image at all steps, each drawn when first asked for."""
@@ -173,7 +178,7 @@ class DissolveExplorer(Explorer):
             "change": w.Checkbox(value=False, description="with the change", indent=False),
         }
         own = {
-            "upload": w.FileUpload(accept=".png,.tif,.tiff,.npy", description="image file", tooltip="PNG, TIFF or npy"),
+            "upload": w.FileUpload(accept=KINDS, description="image file", tooltip=KINDS),
             "path": line("or its path", placeholder="scan.tiff"),
             "low": line("stored value of black", placeholder="16-bit and float only"),
             "high": line("of white", placeholder="e.g. 4095"),
@@ -225,13 +230,12 @@ class DissolveExplorer(Explorer):
             what = f"the window {[low, high]} needs two numbers, the stored values of black and white."
             raise UsageError(what) from None
         source, name = (bytes(uploaded[0]["content"]), str(uploaded[0]["name"])) if uploaded else (path, "")
-        notes = self.add_image(source, name=name, window=window)
+        self.add_image(source, name=name, window=window)
         with self._settle():
             offer(self.controls["dataset"], list(self.stacks.sets), OWN)
             self._follow("dataset")
             self.controls["show"].value = VIEWS[0]
         self._refresh()
-        self._say(" ".join(notes))
 
     def _take_model(self) -> None:
         """Open the model whose folder was written and put it beside."""
@@ -251,16 +255,22 @@ class DissolveExplorer(Explorer):
         view = VIEWS.index(self.controls["show"].value)
         for i, pane in enumerate(self._panes):
             pane.layout.display = None if i == view or (i == 0 and view == 2) else "none"
+        for name in ("class_name", "beside"):  # a strip shows several classes, and one operator
+            self.controls[name].disabled = view == 1
         super()._refresh()
 
-    def _draw(self) -> None:
+    def shown(self) -> figures.Figure:
+        """Return what the widget shows as a figure: one image, or the strip."""
         view, classes, n, change = (self.controls[name].value for name in ("show", "classes", "n", "change"))
-        if view == VIEWS[1]:
-            self._picture.value = figures.png_bytes(self.strip(classes, n, difference=change), DPI)
+        return self.strip(classes, n, difference=change) if view == VIEWS[1] else self.still()
+
+    def _draw(self) -> None:
+        if self.controls["show"].value == VIEWS[1]:
+            super()._draw()
         else:
             self._picture.value = self.frames().png(self.ts.index(self.t))
             self._draw_ahead()
-        self._say("")
+        self._say(" ".join(self.remarks) if self.dataset == OWN else "")
 
     def _draw_ahead(self) -> None:
         """Draw the other steps while the kernel has nothing to do, the nearest first; a new choice ends it."""

@@ -145,17 +145,21 @@ class ScoreExplorer(Explorer):
         )  # fmt: skip
 
     def _title(self, scored: pd.Series) -> str:
-        opened, role = self.opened(), "anomalous" if scored["anomalous"] else "healthy"
+        role = "anomalous" if scored["anomalous"] else "healthy"
         kind = role if scored["class_name"] == role else f"{scored['class_name']} ({role})"
-        rank = f"rank {scored['rank']} of {len(opened.scores)}"
-        text = f"{rank}: {kind}, score {scored['score']:.3f} (higher = more anomalous)"
-        if not np.isnan(scored["p_value"]):
-            text += f", p {scored['p_value']:.3g} among healthy images"
-        if opened.threshold is None:
-            return text
-        called = "anomalous" if scored["score"] > opened.threshold else "healthy"
-        verdict = "rightly" if called == role else "wrongly"
-        return f"{text}, {verdict} called {called} at the threshold {opened.threshold:.3f}"
+        rank = f"rank {scored['rank']} of {len(self.opened().scores)}"
+        return f"{rank}: {kind}, score {scored['score']:.3f} (higher = more anomalous)"
+
+    def sentence(self) -> str:
+        """Return the picked image's score in words, and whether it is rightly called healthy or anomalous."""
+        scored, threshold = self.listed().iloc[self.place - 1], self.opened().threshold
+        p = scored["p_value"]
+        text = self._title(scored) + ("" if np.isnan(p) else f"; p {p:.3g} among healthy images")
+        if threshold is None:
+            return f"{text}."
+        right = "Rightly" if (scored["score"] > threshold) == scored["anomalous"] else "Wrongly"
+        called = "anomalous" if scored["score"] > threshold else "healthy"
+        return f"{text}. {right} called {called} at the threshold {threshold:.3f}."
 
     def _map(self, i: int) -> dict[str, Any]:
         """Return map, its name and its colour limits; without one, nothing and a remark."""
@@ -209,5 +213,6 @@ class ScoreExplorer(Explorer):
             offer(self.controls["method"], options, self.method)
             places.max = max(len(self.listed()), 1)
             places.value = self.place
+        self.controls["method"].disabled = len(options) == 1
         super()._draw()
         self._say(self.remark)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from diawork import figures
 from diawork.base.compute import Compute
 from diawork.base.config import DissolveConfig
 from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.method.ddpm import DDPM, load_ddpm
-from diawork.method.dissolve import Dissolver, to_model
+from diawork.method.dissolve import Dissolver
 from diawork.method.operators import OPERATORS
 from diawork.method.pipelines.folder import PipelineFolder, is_pipeline
 from diawork.method.pipelines.pipeline import pipeline_dissolver
@@ -30,31 +28,8 @@ KEPT = 48  # stacks, and half as many pictures
 RANGES = {"normalized": "[-1, 1] as trained", "released": "[0, 1] as released"}
 
 
-class Stacking(Protocol):
-    """What an explorer asks of an operator."""
-
-    def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
-        """Return (T, B, [C,] H, W): images (B, [C,] H, W) at every step."""
-
-
-class OnFirstUse:
-    """An operator that is made when it is first asked: until then its model takes no room on the device."""
-
-    def __init__(self, make: Callable[[], Stacking]) -> None:
-        self.make = make
-
-    @cached_property
-    def operator(self) -> Stacking:
-        """The operator itself."""
-        return self.make()
-
-    def stack(self, x: Tensor, ts: Sequence[int], *, progress: Callable[[float], None] | None = None) -> Tensor:
-        """Return what the operator makes of the images at every step."""
-        return self.operator.stack(x, ts, progress=progress)
-
-
-def shown_operators(ddpm: DDPM, cfg: DissolveConfig, *, compute: Compute | None = None) -> dict[str, Stacking]:
-    """Return name → operator: this model, its other weights and range, and the alternatives of Fig. 5."""
+def shown_operators(ddpm: DDPM, cfg: DissolveConfig, *, compute: Compute | None = None) -> dict[str, Any]:
+    """Return name → operator, or what makes it: this model, its other weights and range, the alternatives of Fig. 5."""
     weights = "raw" if cfg.weights == "ema" else "ema"
     range_mode = "released" if cfg.range_mode == "normalized" else "normalized"
     models = {
@@ -62,8 +37,8 @@ def shown_operators(ddpm: DDPM, cfg: DissolveConfig, *, compute: Compute | None 
         f"DDPM, {'EMA' if weights == 'ema' else 'raw'} weights": cfg.but(weights=weights),
         f"DDPM, range {RANGES[range_mode]}": cfg.but(range_mode=range_mode),
     }
-    operators: dict[str, Stacking] = {
-        name: OnFirstUse(partial(Dissolver, ddpm, settings, compute=compute)) for name, settings in models.items()
+    operators: dict[str, Any] = {
+        name: cache(partial(Dissolver, ddpm, settings, compute=compute)) for name, settings in models.items()
     }
     alternatives = [kind for kind in OPERATORS.values() if kind.figure]
     return operators | {kind.title.format(**vars(cfg)): kind.build(cfg, None, None, compute) for kind in alternatives}
@@ -89,19 +64,10 @@ def saved_operator(
     return Dissolver(ddpm, cfg, compute=compute)
 
 
-def fitted(image: np.ndarray, size: int) -> np.ndarray:
-    """Bring an image (C, H, W) to (C, size, size): black beside what is not square, then resized."""
-    height, width = image.shape[-2:]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = F.pad(torch.from_numpy(image)[None], (left, side - width - left, top, side - height - top))
-    return to_model(square, size, "resize", antialias=True)[0].clamp(0, 1).numpy()
-
-
 class Stacks:
     """Opens data sets when first asked, dissolves an image once an operator, and only looks up after that."""
 
-    def __init__(self, sets: Mapping[str, Any], operators: Mapping[str, Stacking], ts: Sequence[int]) -> None:
+    def __init__(self, sets: Mapping[str, Any], operators: Mapping[str, Any], ts: Sequence[int]) -> None:
         if not sets or not operators or not len(ts):
             raise UsageError("an explorer needs a data set, an operator and at least one step.")
         self.sets, self.operators = dict(sets), dict(operators)
@@ -151,13 +117,17 @@ class Stacks:
 
     def dissolved(self, x: np.ndarray, ts: Sequence[int], operator: str) -> np.ndarray:
         """Return (T, B, [C,] H, W) and refuse what a model should not return."""
-        chosen = pick(self.operators, operator, "operator")
-        stack = np.asarray(chosen.stack(torch.from_numpy(x), ts, progress=self.on_progress), np.float32)
+        stack = np.asarray(self.made(operator).stack(torch.from_numpy(x), ts, progress=self.on_progress), np.float32)
         if stack.shape != (len(ts), *x.shape):
             raise DataError(f"the model returned {stack.shape} for {len(ts)} steps of images {x.shape}.")
         if not np.isfinite(stack).all():
             raise NumericError("the dissolved image holds values that are not finite.")
         return stack
+
+    def made(self, operator: str) -> Any:
+        """Return an operator; one that came as a callable is made now, and until now took no room on the device."""
+        chosen = pick(self.operators, operator, "operator")
+        return chosen if hasattr(chosen, "stack") else chosen()
 
     def _stack(self, dataset: str, split: str, row: int, operator: str) -> np.ndarray:
         """Return (T, [C,] H, W): one image dissolved by an operator at every step."""
