@@ -201,7 +201,7 @@ def test_runs_on_a_folder_in_colour(path, runs, coloured):
 
 def test_smoke_and_an_untrained_model_are_called_so(runs, without_masks):
     cells = run_on(without_masks, find_notebook("02"), runs, "grey")
-    assert "mean nothing" in str(cells[1].outputs) and "it has learnt nothing yet" in str(cells)
+    assert "mean nothing" in str(cells[2].outputs) and "it has learnt nothing yet" in str(cells)
 
 
 def test_09_scores_the_images_it_is_given(runs, without_masks, coloured):
