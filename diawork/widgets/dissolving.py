@@ -26,7 +26,7 @@ from diawork.data.preprocess import resized
 from diawork.data.readers.picture import read_image
 from diawork.method.ddpm import DDPM
 from diawork.method.dissolve import Dissolver
-from diawork.widgets.controls import DPI, WIDE, Explorer, line, menu, number, offer, row
+from diawork.widgets.controls import WIDE, Explorer, line, menu, number, offer, row
 from diawork.widgets.stacks import ALL, NOTHING, STEPS, Images, Stacks, saved_operator, shown_operators
 
 VIEWS = ("one image", "strip of images", "your own image or model")
