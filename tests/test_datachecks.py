@@ -17,7 +17,7 @@ from PIL import Image
 from diawork.base.errors import CheckpointError, DataError
 from diawork.cli.main import main
 from diawork.data import checks
-from diawork.data.checks import DataReport, check_splits, contact_sheet, pair_images
+from diawork.data.checks import DataReport, check_source, check_splits, contact_sheet, pair_images
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.data.manifests import Manifest, load_manifest
@@ -167,6 +167,19 @@ def test_a_leak_stops_a_run_unless_its_digest_is_acknowledged():
     known = check_splits(leaky(), acknowledged=report.digest)
     assert known.require() is known and "train 3 (healthy) and test 4 (healthy)" in known.banner
     assert report.banner == "" and not check_splits(leaky(), acknowledged="other").ok
+
+
+def test_the_set_of_a_diffusion_model_is_checked_against_the_images_to_be_scored():
+    splits, another = clean("oct"), clean("lung").train
+    report = check_splits(splits)
+    assert check_source(report, splits, another) == report
+    larger = torch.nn.functional.interpolate(splits.test.images[:5], scale_factor=2, mode="bilinear")
+    images = torch.nn.functional.interpolate(another.images, scale_factor=2, mode="bilinear")
+    images[:5] = larger
+    found = check_source(report, splits, replace(another, images=images, masks=None))
+    with pytest.raises(DataError, match=r"The diffusion model's data set .* shows 5 of this set's val and test images"):
+        found.require()
+    assert found.digest != report.digest and "5 of this set's" in found.acknowledge(found.digest).require().banner
 
 
 def test_an_acknowledged_digest_does_not_cover_other_leaks():

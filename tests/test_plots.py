@@ -89,6 +89,21 @@ def test_no_pyplot_figure_is_left_open_and_style_is_untouched():
     assert dict(images.matplotlib.rcParams) == before
 
 
+USERS = {"text.usetex": True, "image.origin": "lower", "savefig.bbox": "tight", "axes.titlesize": 40, "font.size": 3}
+
+
+def test_what_a_user_asks_of_matplotlib_moves_no_figure_of_ours():
+    def drawn():
+        return [figures.png_bytes(FIGURES[name]()) for name in ("grid", "roc", "one frame")]
+
+    plain, image = drawn(), RNG.random((6, 6, 3))
+    upright = figures.pixels_png(image)
+    with images.matplotlib.rc_context(
+        USERS
+    ):  # as their matplotlibrc does; without LaTeX the first would end the report
+        assert drawn() == plain and figures.pixels_png(image) == upright
+
+
 def test_plots_never_import_torch():
     code = "import sys, diawork.figures.charts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=images.__file__.rsplit("/", 2)[0]).returncode == 0

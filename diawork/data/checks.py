@@ -18,8 +18,8 @@ from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError
 from diawork.base.files import digest, read_json, write_json
-from diawork.data.duplicates import Pair, find_pairs
-from diawork.data.images import Splits
+from diawork.data.duplicates import Pair, find_pairs, shown_by
+from diawork.data.images import ImageSet, Splits
 
 MOST_PAIRS = 1000  # listed in a report
 
@@ -141,6 +141,20 @@ def check_splits(splits: Splits, *, acknowledged: str = "", cache: Path | str | 
     if path:
         write_json(path, asdict(report))
     return report.acknowledge(acknowledged)
+
+
+def check_source(report: DataReport, splits: Splits, train: ImageSet) -> DataReport:
+    """Add to the report what the images ``train`` of another set, which a diffusion model learns, show of val and test.
+
+    It is a leak as one in the set's own training images is.
+    """
+    pairs = shown_by(train, splits)
+    if not pairs:
+        return report
+    what = f"The diffusion model's data set {train.name} shows {len(pairs)} of this set's val and test images"
+    problem = Problem("error", f"{what}, first {pairs[0]}; name another under diffusion.dataset.", leak=True)
+    mark = digest([report.digest, train.identity, len(pairs)])
+    return replace(report, problems=(*report.problems, problem), digest=mark)
 
 
 def _checked(splits: Splits) -> DataReport:

@@ -71,24 +71,35 @@ def _exact_pairs(splits: Splits) -> Iterator[Pair]:
             firsts.setdefault((images.split, bool(images.anomalous[row])), (images, row))
 
 
-def _near_pairs(splits: Splits, *, rows: int = 512) -> Iterator[Pair]:
+def _near_pairs(splits: Splits) -> Iterator[Pair]:
     """Yield, for every val and test image, the nearest picture of each earlier split if it is the same one."""
     train, val, test = splits.all()
     healthy, ill = train.normal(), train.take(train.anomalous)
     for reference, images in ((healthy, val), (healthy, test), (ill, val), (ill, test), (val, test)):
-        if not len(reference) or not len(images):
-            continue
-        windows = normalised(torch.cat([shrunk(x)[:, 1:-1, 1:-1] for x in reference.batches()]))
-        small = torch.cat([shrunk(x) for x in images.batches()])
-        for start in range(0, len(images), rows):
-            similarity = best_over_shifts(small[start : start + rows], windows)
-            nearest, position = similarity.max(1)
-            median = similarity.median(1).values
-            # sets of one anatomy are alike throughout: a duplicate is far closer than the set's usual image
-            same = (nearest >= SAME) | ((nearest >= NEAR) & ((1 - nearest) * CLOSER <= 1 - median))
-            for j in same.nonzero()[:, 0].tolist():
-                best = min(1.0, float(nearest[j]))
-                yield _pair("near", reference, int(position[j]), images, start + j, similarity=best)
+        yield from _near(reference, images)
+
+
+def shown_by(train: ImageSet, splits: Splits) -> list[Pair]:
+    """Return the val and test images that the healthy images of another set show, too, whatever their size."""
+    healthy = train.normal()
+    return [pair for images in (splits.val, splits.test) for pair in _near(healthy, images)]
+
+
+def _near(reference: ImageSet, images: ImageSet, *, rows: int = 512) -> Iterator[Pair]:
+    if not len(reference) or not len(images):
+        return
+    side = min(32, *(max(part.images.shape[-2:]) for part in (reference, images)))
+    windows = normalised(torch.cat([shrunk(x, side)[:, 1:-1, 1:-1] for x in reference.batches()]))
+    small = torch.cat([shrunk(x, side) for x in images.batches()])
+    for start in range(0, len(images), rows):
+        similarity = best_over_shifts(small[start : start + rows], windows)
+        nearest, position = similarity.max(1)
+        median = similarity.median(1).values
+        # sets of one anatomy are alike throughout: a duplicate is far closer than the set's usual image
+        same = (nearest >= SAME) | ((nearest >= NEAR) & ((1 - nearest) * CLOSER <= 1 - median))
+        for j in same.nonzero()[:, 0].tolist():
+            best = min(1.0, float(nearest[j]))
+            yield _pair("near", reference, int(position[j]), images, start + j, similarity=best)
 
 
 def shrunk(images: Tensor, most: int = 32) -> Tensor:

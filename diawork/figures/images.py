@@ -20,7 +20,8 @@ from diawork.base.errors import UsageError, printable
 INK, SOFT, ACCENT = "#1d2227", "#5b6470", "#0072B2"
 STEP_LABEL = "dissolving step t"  # on every axis that t runs along
 FIGURE_STEPS = (50, 100, 200, 400)  # of the paper's Fig. 1
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {  # over matplotlib's own defaults: what a user's matplotlibrc says moves no figure of ours
+    **{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")},
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": SOFT,
     "ytick.color": SOFT, "text.color": INK, "legend.frameon": False, "legend.fontsize": 8.5,
@@ -36,6 +37,7 @@ class Picture(Figure):
         return png_bytes(self, dpi=110)
 
 
+@styled
 def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
     """Return the figure as PNG bytes on a white ground."""
     buffer = io.BytesIO()
@@ -187,6 +189,7 @@ def colours(image: np.ndarray) -> np.ndarray:
     return np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image
 
 
+@styled
 def pixels_png(image: np.ndarray) -> bytes:
     """Return an image (H, W, 3) in [0, 1] as PNG bytes, pixel for pixel."""
     buffer = io.BytesIO()

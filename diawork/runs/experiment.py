@@ -20,7 +20,7 @@ from diawork.base.errors import UsageError
 from diawork.base.loop import EpochHook
 from diawork.base.registry import entry_of
 from diawork.base.stopping import stop_at_once
-from diawork.data.checks import check_splits
+from diawork.data.checks import check_source, check_splits
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits
 from diawork.data.readers.picture import Preprocessing
@@ -28,7 +28,7 @@ from diawork.detectors.base import Detector
 from diawork.evaluation.conformal import calibrate
 from diawork.evaluation.metrics import auroc, draws_noise, summary, threshold_at_specificity
 from diawork.method.operators import operator_class
-from diawork.runs.artifacts import Slot, as_member, fill_slot, identity_with_models, train_together
+from diawork.runs.artifacts import Slot, as_member, diffusion_data, fill_slot, identity_with_models, train_together
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import LEAST, PseudoCheck, checkable, evidence, probe_shift, recorded
 from diawork.runs.methods import label_of, method_config, spelled_out
@@ -82,7 +82,8 @@ def run_experiment(
     evaluated = [splits.val]
     if cfg.score.evaluate == "test":
         evaluated = [images for images in (splits.val, splits.test) if len(images)]
-    data = _checked_data(splits, context.out, acknowledge_leak)
+    source = diffusion_data(cfg, splits, context.data_root) if cfg.needs_ddpm else splits
+    data = _checked_data(splits, source, context.out, acknowledge_leak)
     data["identity"] = identity_with_models(cfg, splits, context.data_root)
     run = Run.create(context.out, cfg, data=data, label=label_of(cfg), compute=context.compute.as_dict())
     if on_open:
@@ -138,9 +139,12 @@ def train_share(asked: dict[str, Any], group: Group) -> None:
     detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=context.progress)
 
 
-def _checked_data(splits: Splits, root: Path, acknowledge_leak: str) -> dict[str, Any]:
-    """Return what a run records about its data, after the data checks."""
-    report = check_splits(splits, acknowledged=acknowledge_leak, cache=root / "data-checks").require()
+def _checked_data(splits: Splits, source: Splits, root: Path, acknowledge_leak: str) -> dict[str, Any]:
+    """Return what a run records about its data, after the data checks; ``source``: its diffusion model's."""
+    report = check_splits(splits, cache=root / "data-checks")
+    if source.identity != splits.identity:
+        report = check_source(report, splits, source.train)
+    report = report.acknowledge(acknowledge_leak).require()
     notes = [*report.notes, *splits.notes]
     acknowledged = {"acknowledged": report.digest} if report.banner else {}
     opening = Preprocessing.of(splits.manifest)._asdict()  # for images to come
