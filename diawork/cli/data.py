@@ -10,6 +10,8 @@ import click
 from diawork.cli import options
 from diawork.cli.options import Renamed, path_option, say
 
+SHEET = 320  # pictures of a contact sheet, 8 a class or fewer
+
 
 @click.group()
 def data() -> None:
@@ -58,8 +60,9 @@ def scan(folder: Path, written: Path | None, normal: str) -> None:
 
     guess = guess_manifest(folder.resolve(), normal=normal)
     path = write_guess(guess, folder.resolve(), written)
+    each = min(8, max(1, SHEET // len(guess.examples)))
     shown = [(name, guess.opened[file]) for name, files in guess.examples.items()
-             for file in [file for file in files if file in guess.opened][:8]]  # fmt: skip
+             for file in [file for file in files if file in guess.opened][:each]]  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # of a class name beyond the font, shown as a box
         sheet = figures.png_bytes(figures.image_grid([image for _, image in shown], [name for name, _ in shown]))
