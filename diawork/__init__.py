@@ -36,7 +36,7 @@ _ROOMS = {  # what the notebooks type; the rest is imported from its room
     "method.dissolve": ("Dissolver", "dissolve"),
     "method.encoder": ("build_encoder",),
     "method.loss": ("dia_loss", "pair_roles"),
-    "method.matching": ("matched_operator", "preview"),
+    "method.operators": ("matched_operator", "preview"),
     "method.scoring": ("FeatureBank", "extract_features", "score"),
     "method.views": ("BranchBuilder",),
     "report.page": ("write_html",),

@@ -17,7 +17,7 @@ FLOORS = (
 ONE_DOOR = {  # library → the only places that import it: rooms, or whole floors
     "denoising_diffusion_pytorch": {"method.ddpm", "method.unet"},
     "diffusers": {"method.pipelines"},
-    "transformers": {"method.pipelines.pipeline"},
+    "transformers": {"method.pipelines"},
     "ema_pytorch": {"method.ddpm"},
     "kornia": {"method"},
     "anomalib": set(),  # by name alone, in detectors.anomalib

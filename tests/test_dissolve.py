@@ -16,7 +16,6 @@ from diawork.data.manifests import load_manifest
 from diawork.detectors.dia import DIA
 from diawork.method.ddpm import DDPM, build_ddpm
 from diawork.method.dissolve import Dissolver, check_t, dissolve, from_model, to_model
-from diawork.method.matching import matched
 from diawork.method.operators import (
     OPERATORS,
     AddNoise,
@@ -26,6 +25,7 @@ from diawork.method.operators import (
     MedianBlur,
     ResizeOnly,
     build_operator,
+    matched,
 )
 from diawork.runs.methods import label_of
 from diawork.runs.resolve import resolve

@@ -6,8 +6,7 @@ import torch
 from diawork.base.config import DissolveConfig
 from diawork.base.errors import UsageError
 from diawork.data.datasets import load
-from diawork.method.matching import matched, mean_squared_change
-from diawork.method.operators import AddNoise, GaussianBlur, build_operator
+from diawork.method.operators import AddNoise, GaussianBlur, build_operator, matched, mean_squared_change
 
 
 @pytest.fixture(scope="module")

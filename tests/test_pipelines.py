@@ -18,8 +18,7 @@ from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, build_ddpm
 from diawork.method.dissolve import Dissolver, from_model, to_model
 from diawork.method.operators import build_operator
-from diawork.method.pipelines.folder import PipelineFolder
-from diawork.method.pipelines.pipeline import nearest_steps, open_pipeline
+from diawork.method.pipelines import PipelineFolder, nearest_steps, open_pipeline
 from diawork.method.unet import noise_levels
 from diawork.runs.experiment import run_experiment
 from diawork.runs.methods import runnable
@@ -174,7 +173,10 @@ def edit(path, **changes):
         ("unet/config.json", {"out_channels": 5}, "out_channels=5 does not fit in_channels=1"),
         ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block.* 64 "),
         ("unet/config.json", {"block_out_channels": [10**9]}, "block_out_channels.0: .*8192"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps: .*1000000"),
+        ("unet/config.json", {"transformer_layers_per_block": 10**6}, "transformer_layers_per_block.* 64 "),
+        ("unet/config.json", {"block_out_channels": [8192, 8192]}, r"a network of [\d,]+ weights, and its files hold"),
+        ("unet/config.json", {"layers_per_block": 64}, "a network of .* weights, and its files hold"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps: .*10000"),
         (
             "scheduler/scheduler_config.json",
             {"_class_name": "EulerDiscreteScheduler"},
@@ -183,7 +185,8 @@ def edit(path, **changes):
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'sample' .given: 'flow'"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "steep"}, "it cannot be loaded"),
         ("unet/config.json", {"block_out_channels": [8, 16]}, "it cannot be loaded"),
-        ("unet/config.json", {"layers_per_block": 2}, "its weights are not those of its config: missing"),
+        ("unet/config.json", {"layers_per_block": 2}, "a network of .* weights, and its files hold"),
+        ("unet/config.json", {"add_attention": True}, "a network of .* weights, and its files hold"),
     ],
 )
 def test_a_model_that_cannot_fill_the_slot_is_refused_in_a_sentence(plain, file, changes, message, tmp_path):
@@ -221,7 +224,7 @@ def test_missing_and_damaged_files_are_refused_with_the_next_step(plain, remove,
 
 
 def test_without_the_extra_it_says_how_to_install_it(plain, monkeypatch):
-    monkeypatch.setattr("diawork.method.pipelines.folder.find_spec", lambda name: None)
+    monkeypatch.setattr("diawork.method.pipelines.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r'pip install "diawork\[diffusers\]"'):
         open_pipeline(plain)
 
@@ -332,7 +335,9 @@ def test_stable_diffusion_is_told_the_empty_prompt(stable):
         ("text_encoder/config.json", None, "no text_encoder/config.json"),
         ("tokenizer/vocab.json", None, "no tokenizer/vocab.json"),
         ("text_encoder/model.safetensors", None, "it cannot be loaded"),
-        ("text_encoder/config.json", {"num_hidden_layers": 2}, "its weights are not those of its config: missing"),
+        ("text_encoder/config.json", {"num_hidden_layers": 2}, "a network of .* weights, and its files hold"),
+        ("text_encoder/config.json", {"vocab_size": 10**9}, "a network of .* weights, and its files hold"),
+        ("text_encoder/config.json", {"max_position_embeddings": 10**9}, "a network of .* weights, and its files hold"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type: .* .given: 'text_time'"),
     ],
 )

@@ -127,7 +127,9 @@ class Dissolver(Diffusion):
         return self._batch > 0
 
     def expect(self, images: int, batch: int, *, progress: bool = False) -> None:
-        """Compile the model where dissolving ``images`` images, ``batch`` at a time, pays for it."""
+        """Compile our own UNet where dissolving ``images`` images, ``batch`` at a time, pays for it."""
+        if hasattr(self.ddpm, "predict_start"):  # a model of others, of which it was not measured
+            return
         size, channels = self.ddpm.image_size, self.ddpm.channels
         x = self.compute.to(torch.zeros(batch, channels, *size, dtype=next(self.ddpm.model.parameters()).dtype))
         steps = self.compute.to(torch.zeros(batch, dtype=torch.int64))

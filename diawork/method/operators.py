@@ -1,6 +1,7 @@
 """Operators: what may dissolve an image, a diffusion model by Eq. 4 or one of the paper's heuristic alternatives.
 
 An operator declares all that the package knows of it: to add one, write a class here and list it in ``OPERATORS``.
+An alternative is compared with the dissolver at equal strength: a table of strong and weak changes compares strengths.
 Torch is imported where an operator works: tables and sweeps read the declarations without it.
 """
 
@@ -14,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scipy.optimize import brentq
+
 from diawork.base.config import NO_STEP, DiffusionConfig, DissolveConfig
 from diawork.base.errors import UsageError, pick
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from diawork.base.compute import Compute
     from diawork.base.seeding import Draws
+    from diawork.data.images import Images
 
 
 class Operator(ABC):
@@ -110,8 +114,8 @@ class Diffusers(Diffusion):
 
     @classmethod
     def build(cls, cfg: DissolveConfig, ddpm: Any, schedule: DiffusionConfig | None, compute: Compute | None) -> Any:
-        opened = _imported("diawork.method.pipelines.pipeline:pipeline_dissolver")
-        return opened(cfg.model, cfg, schedule, compute=compute)
+        opened = _imported("diawork.method.pipelines:open_pipeline")(cfg.model, schedule, weights=cfg.weights)
+        return super().build(cfg, opened, schedule, compute)
 
     @classmethod
     def label(cls, cfg: DissolveConfig) -> str:
@@ -262,3 +266,80 @@ def build_operator(
     ``schedule`` is the one that the config's steps belong to, where the opened model has another.
     """
     return operator_class(cfg).build(cfg, ddpm, schedule, compute)
+
+
+# --- equal strength --------------------------------------------------------------------------------
+
+MOST_IMAGES = 512  # evenly spaced; more would move the mean by nothing visible
+
+
+def preview(operator: Operator, x: Tensor, *, seed: int = 0) -> Tensor:
+    """Return what an operator makes of (B, C, H, W) in training, with draws that depend on ``seed`` alone."""
+    import torch
+
+    from diawork.base import seeding
+
+    rows = torch.arange(len(x))
+    return operator(x, image=rows, flip=rows < 0, generator=seeding.generator(seed, "preview"))[0]
+
+
+def mean_squared_change(operator: Operator, x: Tensor) -> float:
+    """Return the mean of (x̂ − x)² over images (N, C, H, W), with draws that depend on nothing but the position."""
+    import torch
+
+    changes = (preview(operator, part, seed=64 * i).cpu() - part for i, part in enumerate(x.split(64)))
+    return float(torch.cat([change.square().flatten(1) for change in changes]).mean())
+
+
+def matched_operator(name: str, dissolver: Operator, healthy: Images) -> tuple[Operator, dict[str, Any]]:
+    """Return an alternative as strong as ``dissolver`` on healthy images, e.g. "gaussian_blur", and what was found."""
+    cfg = DissolveConfig.model_validate({"operator": name})
+    found = matched(cfg, dissolver, healthy)
+    return build_operator(cfg.but(**found["settings"])), found
+
+
+def matched(cfg: DissolveConfig, dissolver: Operator, healthy: Images) -> dict[str, Any]:
+    """Return the settings of ``cfg.operator`` that match ``dissolver`` on healthy images, and what both change.
+
+    A continuous dial meets the target; of whole numbers the nearest is taken and its own change recorded.
+    """
+    import torch
+
+    rows = torch.linspace(0, len(healthy) - 1, min(len(healthy), MOST_IMAGES)).round().long()
+    x, kind = healthy[rows], operator_class(cfg)
+    target, side = mean_squared_change(dissolver, x), x.shape[-1]
+
+    def change(strength: float) -> float:
+        return mean_squared_change(build_operator(cfg.but(**kind.settings(strength, side))), x)
+
+    if kind.dial:
+        _, low, high = kind.dial
+        weakest, strongest = change(low), change(high)
+        if not weakest <= target <= strongest:
+            raise UsageError(
+                f"{kind.name} changes images by {weakest:.2g} to {strongest:.2g} (mean square); "
+                f"the dissolver's {target:.2g} is out of its reach.",
+                hint="Choose another dissolve.t_range, or match='none'.",
+            )
+        found = brentq(lambda value: change(_rounded(value)) - target, low, high, xtol=1e-4 * high)
+        strength = _rounded(found)
+    elif kind.options:
+        strength = _nearest(kind.options[1](side), target, change)
+    else:
+        raise UsageError(f"operator={kind.name!r} has no strength to match.", hint="Use match='none'.")
+    return {"settings": kind.settings(strength, side), "mean_squared_change": change(strength), "wanted": target}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _nearest(options: Iterable[int], target: float, change: Callable[[int], float]) -> int:
+    """Return the option whose change is nearest in ratio; they grow stronger, so the first above ends the search."""
+    distances: dict[int, float] = {}
+    for option in options:
+        ratio = max(change(option), 1e-12) / max(target, 1e-12)
+        distances[option] = abs(math.log(ratio))
+        if ratio > 1:
+            break
+    return min(distances, key=lambda option: distances[option])

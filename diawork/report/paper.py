@@ -20,8 +20,7 @@ from diawork.base.files import digest, write_bytes, write_json
 from diawork.data.datasets import load
 from diawork.method.ddpm import build_ddpm
 from diawork.method.loss import pair_roles
-from diawork.method.matching import mean_squared_change, preview
-from diawork.method.operators import OPERATORS, build_operator, operator_class
+from diawork.method.operators import OPERATORS, build_operator, mean_squared_change, operator_class, preview
 from diawork.runs.artifacts import ddpm_in, run_dissolver
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.evidence import dissolving_strip, strip_rows

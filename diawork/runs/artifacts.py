@@ -21,9 +21,8 @@ from diawork.data.images import ImageSet, Splits
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.method.dissolve import Dissolver
-from diawork.method.matching import matched
-from diawork.method.pipelines.folder import PipelineFolder
-from diawork.method.pipelines.pipeline import Pipeline, pipeline_dissolver
+from diawork.method.operators import matched
+from diawork.method.pipelines import Pipeline, PipelineFolder, open_pipeline
 from diawork.runs.context import Context, Surroundings
 from diawork.runs.resolve import Resolved, resolve
 from diawork.runs.run import Run, runs_root, slug
@@ -96,7 +95,7 @@ def run_dissolver(
     cfg = resolve(cfg, splits) if splits else cfg
     settings = cfg.dissolve
     if folder := cfg.slot_folder:
-        return pipeline_dissolver(folder, settings, cfg.diffusion, compute=compute)
+        return Dissolver(open_pipeline(folder, cfg.diffusion, weights=settings.weights), settings, compute=compute)
     if ddpm is None:
         raise UsageError("this run dissolves with its own model, and none is at hand.", hint="See shared_ddpm.")
     return Dissolver(ddpm, settings, compute=compute)

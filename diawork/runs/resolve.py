@@ -13,7 +13,7 @@ from diawork.base.knobs import Frozen, validated
 from diawork.base.registry import entry_of
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.method.operators import operator_class
-from diawork.method.pipelines.folder import PipelineFolder, require_diffusers
+from diawork.method.pipelines import PipelineFolder, require_diffusers
 
 if TYPE_CHECKING:
     from diawork.data.images import Splits

@@ -37,7 +37,6 @@ from diawork.base.locks import locked
 from diawork.base.registry import BUILT_IN, is_control
 from diawork.base.shown import Shown
 from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
-from diawork.method.pipelines.folder import in_pipeline
 
 SCHEMA = 1
 ORACLE = "oracle_epochs.json"  # test AUROC by epoch and what could choose one, where train.track_test asked for it
@@ -74,7 +73,8 @@ def find_runs(root: Path | str) -> list[Run]:
     if not Path(root).is_dir():
         raise UsageError("this folder of runs does not exist.", path=root)
     files = [path for name in ("config.json", "status.json", "result.json") for path in Path(root).rglob(name)]
-    return [Run(folder) for folder in sorted({path.parent for path in files if not in_pipeline(path)})]
+    files = [path for path in files if not any((folder / "model_index.json").exists() for folder in path.parents[:2])]
+    return [Run(folder) for folder in sorted({path.parent for path in files})]  # none of a model of diffusers
 
 
 def known_patients(patients: np.ndarray | None) -> np.ndarray | None:

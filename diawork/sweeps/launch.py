@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from diawork.base.errors import BusyError, DiaworkError, UsageError, did_you_mean, printable
 from diawork.base.stopping import graceful_stop, raise_if_stopping, stop_requested
-from diawork.method.pipelines.folder import PipelineFolder
 from diawork.runs.cores import PROCESSES
 from diawork.runs.notebooks import notebook_parameters
 from diawork.runs.run import code_version, runs_root
@@ -113,7 +112,11 @@ def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[s
 
 def _models(cell: Cell) -> list[str]:
     folder = cell.config.slot_folder if cell.config else None
-    return [PipelineFolder.read(folder).digest()] if folder else []
+    if not folder:
+        return []
+    from diawork.method.pipelines import PipelineFolder  # brings torch, which only such a sweep needs
+
+    return [PipelineFolder.read(folder).digest()]
 
 
 def _seed(cell: Cell) -> int:

@@ -17,8 +17,7 @@ from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.method.ddpm import DDPM, load_ddpm
 from diawork.method.dissolve import Dissolver
 from diawork.method.operators import OPERATORS
-from diawork.method.pipelines.folder import PipelineFolder, is_pipeline
-from diawork.method.pipelines.pipeline import pipeline_dissolver
+from diawork.method.pipelines import is_pipeline, open_pipeline
 
 Images = Mapping[str, tuple[Any, np.ndarray]]  # split → images (N, [C,] H, W), class names (N,)
 # forty steps: fine where the paper works (10-400), coarse beyond
@@ -52,9 +51,9 @@ def saved_operator(
     The folder of a diffusers pipeline makes one, too: of any size, at the steps of ``like`` by their noise level.
     """
     if is_pipeline(folder):
-        size = PipelineFolder.read(folder, weights=cfg.weights).image_size
-        bridge = cfg.bridge if size == like.config.image_size else "resize"
-        return pipeline_dissolver(folder, cfg.but(bridge=bridge), like.config, compute=compute)
+        model = open_pipeline(folder, like.config, weights=cfg.weights)
+        bridge = cfg.bridge if model.image_size[0] == like.config.image_size else "resize"
+        return Dissolver(model, cfg.but(bridge=bridge), compute=compute)
     ddpm = load_ddpm(folder)
     for what, unit in (("image_size", "px"), ("timesteps", "steps")):
         value, wanted = getattr(ddpm.config, what), getattr(like.config, what)
