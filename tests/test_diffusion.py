@@ -1,5 +1,7 @@
 """Diffusion: the loss falls, resume is exact, foreign weights are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -120,6 +122,12 @@ def test_foreign_weights_are_refused_with_the_difference(trained, tmp_path, fiel
     save_ddpm(tmp_path, trained)
     with pytest.raises(CheckpointError, match=named):
         load_ddpm(tmp_path, change(**fields))
+
+
+def test_a_record_that_claims_more_weights_than_its_file_holds_is_refused_before_a_model_is_built(trained, tmp_path):
+    save_ddpm(tmp_path, replace(trained, config=change(dim=4096, dim_mults=(64, 64))))  # terabytes
+    with pytest.raises(CheckpointError, match="belongs to something else"):
+        load_ddpm(tmp_path)
 
 
 def test_weights_of_other_data_are_refused(trained, tmp_path):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from diawork.base.checkpoints import (
     Checkpointer,
     load_checkpoint,
-    load_weights,
+    matching,
     named,
     refuse_differences,
     save_checkpoint,
@@ -244,12 +244,15 @@ def load_ddpm(folder: Path | str, expect: DiffusionConfig | None = None, *, data
         )
     cfg = checkpoint.config(DiffusionConfig, checkpoint.value("config", dict))
     refuse_differences(path, checkpoint.spec, _spec(cfg))
-    models = {which: build_ddpm(cfg) for which in ("raw", "ema")}
-    for which, model in models.items():
-        load_weights(model, checkpoint.tensors, path=path, prefix=f"{which}.")
-        model.eval().requires_grad_(False)
+    models = []
+    for which in ("raw", "ema"):
+        with torch.device("meta"):  # shapes alone: a record may claim more than the file holds
+            model = build_ddpm(cfg)
+        tensors = matching(checkpoint.tensors, f"{which}.", model.state_dict(), path=path)
+        model.load_state_dict(tensors, assign=True)
+        models.append(model.eval().requires_grad_(False))
     checkpoint.refuse_others("raw.", "ema.")
-    return DDPM(models["raw"], models["ema"], cfg, origin, checkpoint.value("losses", list), Path(folder))
+    return DDPM(*models, cfg, origin, checkpoint.value("losses", list), Path(folder))
 
 
 @torch.no_grad()
