@@ -136,6 +136,9 @@ def test_presets_state_what_their_sources_say():
     assert (r23.diffusion.steps, r24.diffusion.steps) == (25_000, 312_500)
     assert r23.dissolve.t_range == r24.dissolve.t_range == (30, 99)
     assert r23.views.third_source == "second_view" and r24.views.dissolve_per == "shift"
+    assert {cfg.diffusion.precision for cfg in (paper, r23, r24)} == {"fp32"}  # mixed precision does not converge
+    assert {cfg.loss.constant for cfg in (paper, r23, r24)} == {"repo"}  # the literal one of Eq. 7 does not train
+    assert [cfg.score.flip_per for cfg in (paper, r23, r24)] == ["copy", "shift", "shift"]
 
 
 def test_unknown_preset_names_the_nearest():

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from diawork.base.checkpoints import load_checkpoint
+from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig
 from diawork.base.errors import CheckpointError, DataError, Interrupted, NumericError
 from diawork.base.stopping import _asked
 from diawork.method import ddpm as diffusion
 from diawork.method.ddpm import build_ddpm, denoising_loss, load_ddpm, pretrain_ddpm, sample_ddpm, save_ddpm
+from diawork.method.dissolve import Dissolver
 from diawork.runs.presets import preset
 from tests.conftest import make_images
 from tests.toys import as_format_1, before_each_save
@@ -162,3 +164,14 @@ def test_samples_are_images_and_leave_the_model_as_it_was(trained):
     x = sample_ddpm(trained.raw, 2, steps=3, seed=1)
     assert x.shape == (2, 1, 16, 16) and x.min() >= 0 and x.max() <= 1
     assert torch.equal(sample_ddpm(trained.raw, 2, steps=3, seed=1), x) and trained.raw.sampling_timesteps == before
+
+
+def test_a_ddpm_pinned_to_fp32_is_trained_and_dissolves_in_fp32_whatever_the_run_computes_in():
+    low = Compute(precision="bf16")
+    exact, pinned, loose = (
+        pretrain_ddpm(make_images(), change(precision=p), compute=compute, progress=False)
+        for p, compute in (("run", Compute()), ("fp32", low), ("run", low))
+    )
+    assert same_weights(exact.raw, pinned.raw) and not same_weights(exact.raw, loose.raw)
+    dtypes = [next(Dissolver(ddpm, compute=low).ddpm.model.parameters()).dtype for ddpm in (pinned, loose)]
+    assert dtypes == [torch.float32, torch.bfloat16]

@@ -7,6 +7,7 @@ import torch
 
 from diawork.base.config import ScoreConfig, ViewsConfig
 from diawork.base.errors import NumericError, UsageError
+from diawork.method import scoring
 from diawork.method.encoder import build_encoder
 from diawork.method.scoring import FeatureBank, Features, extract_features, score
 
@@ -117,3 +118,14 @@ def test_the_score_of_an_image_does_not_depend_on_its_company(encoder):
         assert (other - total).abs().max() < 1e-4 * total.std()
     shuffled = score(features_of(encoder, x[order]), bank).total
     assert (shuffled - total[order]).abs().max() < 1e-4 * total.std()
+
+
+@pytest.mark.parametrize("flip_per", ["copy", "shift"])
+def test_a_copy_is_mirrored_once_or_once_a_shift(encoder, flip_per, monkeypatch):
+    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen, augment = [], scoring.augment
+    monkeypatch.setattr(scoring, "augment", lambda rows, drawn: seen.append(rows) or augment(rows, drawn))
+    features_of(encoder, x, score=ScoreConfig(samples=1, flip_per=flip_per))
+    mirrored = torch.stack([(rows.rot90(-k, (2, 3)) != x).flatten(1).any(1) for k, rows in enumerate(seen)])
+    assert mirrored.any() and not mirrored.all()
+    assert (mirrored == mirrored[:1]).all() == (flip_per == "copy")

@@ -61,6 +61,7 @@ class DiffusionConfig(Frozen):
     beta_schedule: Literal["cosine", "linear", "sigmoid"] = "cosine"
     loss: Literal["l1", "l2"] = "l1"
     steps: Annotated[Whole, Field(ge=0)] = 25_000  # optimiser steps
+    precision: Literal["run", "fp32"] = later("run")  # in training and dissolving: as all of a run, or always fp32
     batch_size: Count = 32  # images a micro-batch
     accumulate: Count = 1  # micro-batches a step
     lr: Positive = 8e-5
@@ -202,6 +203,7 @@ class ScoreConfig(Frozen):
 
     samples: Count = 10  # T′ augmented copies an image
     crop_scale: Area = (0.54, 0.54)  # fixed crop
+    flip_per: Literal["copy", "shift"] = later("copy")  # one coin a copy, or one a shift of each (released)
     parts: Literal["both", "similarity", "shift"] = "both"
     evaluate: Literal["test", "val"] = "test"  # last split scored; val: a search's run, which never scores test
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ def pretrain_ddpm(
     ``NumericError`` where the loss stops being finite.
     """
     cfg, compute, folder = cfg or DiffusionConfig(), compute or Compute.auto(), Path(folder) if folder else None
+    if cfg.precision == "fp32":
+        compute = replace(compute, precision="fp32")
     healthy = train.normal()
     if cfg.data_fraction < 1:
         order = torch.randperm(len(healthy), generator=generator(cfg.seed, "ddpm", "fraction"))
@@ -154,6 +156,11 @@ def _pretrained(
     restate(ddpm.model)
     optimizer = build_adam(ddpm, cfg)
 
+    def rate(step: int) -> float:
+        if cfg.lr_schedule == "constant":
+            return cfg.lr
+        return cfg.lr * (0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / max(1, cfg.steps))).item()))
+
     def take_step(step: int, *micro_batches: Tensor) -> Row:
         total = torch.zeros((), device=compute.device)
         for part, index in enumerate(micro_batches):
@@ -182,7 +189,7 @@ def _pretrained(
         steps=cfg.steps,
         checkpointer=checkpointer,
         accumulate=cfg.accumulate,
-        rate=lambda step: _learning_rate(step, cfg),
+        rate=rate,
         progress=progress,
         desc="DDPM",
         hint="Lower diffusion.lr or use precision='fp32'.",
@@ -196,12 +203,6 @@ def _pretrained(
 def build_adam(ddpm: GaussianDiffusion, cfg: DiffusionConfig) -> torch.optim.Adam:
     """Return the library's optimiser; fused, it passes over the weights once, and equals the other to rounding."""
     return torch.optim.Adam(ddpm.parameters(), lr=cfg.lr, betas=cfg.betas, fused=True)
-
-
-def _learning_rate(step: int, cfg: DiffusionConfig) -> float:
-    if cfg.lr_schedule == "constant":
-        return cfg.lr
-    return cfg.lr * (0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / max(1, cfg.steps))).item()))
 
 
 def _noised(
@@ -244,15 +245,15 @@ def load_ddpm(folder: Path | str, expect: DiffusionConfig | None = None, *, data
         )
     cfg = checkpoint.config(DiffusionConfig, checkpoint.value("config", dict))
     refuse_differences(path, checkpoint.spec, _spec(cfg))
-    models = []
+    models = {}
     for which in ("raw", "ema"):
         with torch.device("meta"):  # shapes alone: a record may claim more than the file holds
             model = build_ddpm(cfg)
         tensors = matching(checkpoint.tensors, f"{which}.", model.state_dict(), path=path)
         model.load_state_dict(tensors, assign=True)
-        models.append(model.eval().requires_grad_(False))
+        models[which] = model.eval().requires_grad_(False)
     checkpoint.refuse_others("raw.", "ema.")
-    return DDPM(*models, cfg, origin, checkpoint.value("losses", list), Path(folder))
+    return DDPM(models["raw"], models["ema"], cfg, origin, checkpoint.value("losses", list), Path(folder))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,8 @@ class Dissolver(Diffusion):
 
     def __init__(self, ddpm: Any, cfg: DissolveConfig | None = None, *, compute: Compute | None = None) -> None:
         self.cfg, self.compute = (cfg or DissolveConfig()).filled(bridge=bridge_of(ddpm)), compute or Compute()
+        if getattr(getattr(ddpm, "config", None), "precision", "") == "fp32":
+            self.compute = replace(self.compute, precision="fp32")
         assert self.cfg.t_range and self.cfg.bridge  # filled() leaves neither open
         self.t_range, self.bridge = self.cfg.t_range, self.cfg.bridge
         model = model_of(ddpm, self.cfg.weights)

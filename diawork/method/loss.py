@@ -8,7 +8,7 @@ Anchors are the ordinary views; the dissolved ones stand only in denominators::
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,28 +29,12 @@ class LossParts(NamedTuple):
     shift: Tensor
 
 
-class Embedded(Protocol):
-    """What the loss needs of an embedding of R views."""
+def dia_loss(embedding: Any, views: Any, cfg: LossConfig | None = None) -> LossParts:
+    """The loss L = L_con + γ·L_cls (Eq. 9); without dissolved views it is CSI's.
 
-    @property
-    def z(self) -> Tensor: ...  # (R, D) projection, not necessarily normalised
-    @property
-    def shift_logits(self) -> Tensor: ...  # (R, K or 2K)
-
-
-class Labelled(Protocol):
-    """What the loss needs to know of R views."""
-
-    @property
-    def image(self) -> Tensor: ...  # (R,) the source image
-    @property
-    def shift(self) -> Tensor: ...  # (R,) 0 … K−1
-    @property
-    def branch(self) -> Tensor: ...  # (R,) 0 and 1 ordinary, 2 dissolved
-
-
-def dia_loss(embedding: Embedded, views: Labelled, cfg: LossConfig | None = None) -> LossParts:
-    """Return L = L_con + γ·L_cls (Eq. 9); without dissolved views it is CSI's loss."""
+    ``embedding`` holds z (R, D) and shift_logits (R, K or 2K) of R views, ``views`` what they are: image, shift and
+    branch (R,).
+    """
     cfg = cfg or LossConfig()
     contrastive = nt_xent(embedding.z, views.image, views.shift, views.branch, cfg=cfg)
     classifier = shift_cross_entropy(embedding.shift_logits, views.shift, views.branch, cfg=cfg)
@@ -88,7 +72,7 @@ def nt_xent(
 
 
 def shift_cross_entropy(shift_logits: Tensor, shift: Tensor, branch: Tensor, *, cfg: LossConfig) -> Tensor:
-    """Mean cross-entropy of the shift classifier over all views (Eq. 8).
+    """Mean cross-entropy L_cls of the shift classifier over all views (Eq. 8).
 
     The class of a view is its shift or, with ``shift_dissolved``, K more for a dissolved view.
     """
@@ -97,7 +81,7 @@ def shift_cross_entropy(shift_logits: Tensor, shift: Tensor, branch: Tensor, *, 
 
 
 def denominators(anchors: Tensor, view: Tensor, branch: Tensor, *, mask: str) -> Tensor:
-    """Return (len(anchors), R): which views stand in each anchor's denominator (Eq. 6).
+    """Which views stand in each anchor's denominator (Eq. 6): (len(anchors), R).
 
     ``naive``: all others. ``shifted_removed``: without the pair of an ordinary view and the dissolved view of the
     same image and shift.

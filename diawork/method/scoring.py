@@ -6,7 +6,9 @@ this project a higher score is always more anomalous.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,38 +70,39 @@ def extract_features(
     views, score, compute = views or ViewsConfig(), score or ScoreConfig(), compute or Compute()
     compute.prepare(encoder)
     size = at_once(x, batch)
-    cfg = views.but(crop_scale=score.crop_scale)
+    cropped = views.but(crop_scale=score.crop_scale)
     sums: list[Any] = [0.0, 0.0]  # over the even and the odd samples
     keys = np.concatenate([image_keys(rows) for rows in x.split(size)])
+
+    def embedded(rows: Tensor, k: int, draws: Callable[..., KeyedDraws]) -> Tensor:
+        """Return (n, D + classes) of T∘S_k(rows): projection and shift logits."""
+        raise_if_stopping()
+        coin = ("flip", k) if score.flip_per == "shift" else ("flip",)
+        mirrored = (draws(*coin).rand(len(rows)) < 0.5) & views.hflip
+        rows = torch.where(mirrored[:, None, None, None], rows.flip(-1), rows)
+        seen = augment(SHIFTS[views.shift](rows, k), draw_augmentation(len(rows), cropped, draws(k)))
+        with evaluating(encoder), compute.autocast():
+            embedding = encoder(compute.to(seen))
+        return torch.cat([embedding.z.float(), embedding.shift_logits.float()], 1).cpu()
+
     with progress_bar(progress, total=score.samples, desc=f"features of {what}") as bar:
         for sample in range(score.samples):
             per_shift: list[list[Tensor]] = [[] for _ in range(K)]
             for start in range(0, len(x), size):
-                rows, own = x[start : start + size], keys[start : start + size]
-                mirrored = KeyedDraws(own, seed, "score", sample, "flip").rand(len(rows)) < 0.5
-                mirrored &= views.hflip
-                rows = torch.where(mirrored[:, None, None, None], rows.flip(-1), rows)
+                rows = x[start : start + size]
+                draws = partial(KeyedDraws, keys[start : start + size], seed, "score", sample)
                 for k in range(K):
-                    drawn = draw_augmentation(len(rows), cfg, KeyedDraws(own, seed, "score", sample, k))
-                    per_shift[k].append(_embed(encoder, augment(SHIFTS[views.shift](rows, k), drawn), compute))
+                    per_shift[k].append(embedded(rows, k, draws))
             sums[sample % 2] = sums[sample % 2] + torch.stack([torch.cat(parts) for parts in per_shift])
             bar.update()
-    dim, counts = encoder.cfg.projection_dim, (-(-score.samples // 2), score.samples // 2)
-    halves = [(n, _parted(total / n, dim)) for n, total in zip(counts, sums, strict=True) if n]
-    mean = _parted((sums[0] + sums[1]) / score.samples, dim)
-    return replace(mean, halves=tuple(halves) if len(halves) == 2 else ())
 
+    def mean(total: Tensor, n: int) -> Features:
+        z, logits = (total / n).tensor_split([encoder.cfg.projection_dim], -1)
+        return Features(z, logits)
 
-def _parted(values: Tensor, dim: int) -> Features:
-    return Features(values[..., :dim], values[..., dim:])
-
-
-def _embed(encoder: Encoder, x: Tensor, compute: Compute) -> Tensor:
-    """Return (N, D + classes): projection and shift logits."""
-    raise_if_stopping()
-    with evaluating(encoder), compute.autocast():
-        embedding = encoder(compute.to(x))
-    return torch.cat([embedding.z.float(), embedding.shift_logits.float()], 1).cpu()
+    even, odd = -(-score.samples // 2), score.samples // 2
+    halves = ((even, mean(sums[0], even)), (odd, mean(sums[1], odd))) if odd else ()
+    return replace(mean(sums[0] + sums[1], score.samples), halves=halves)
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,23 @@ class FeatureBank:
 
 
 def score(features: Features, bank: FeatureBank, *, parts: str = "both", block: int = 4096) -> Scores:
-    """Score features against the bank (Eq. 10): −(1/K) Σ_k [λ_k max_m ⟨f̄_k, axis_{k,m}⟩ + μ_k logit_k].
+    """Anomaly score of features against the bank (Eq. 10): −(1/K) Σ_k [λ_k max_m ⟨f̄_k, axis_{k,m}⟩ + μ_k logit_k].
 
-    ``parts`` leaves one of the two terms out ("similarity", "shift"). Raises ``NumericError`` for
-    features or scores that are not finite.
+    Products are made ``block`` rows at a time. ``parts`` leaves one of the two terms out ("similarity", "shift").
+    Raises ``NumericError`` for features or scores that are not finite.
     """
     _require_finite(features)
     if parts not in ("both", "similarity", "shift"):
         raise UsageError(f"parts={parts!r}; allowed: both, similarity, shift.")
-    best, nearest = zip(*(_nearest(z, axes, block) for z, axes in zip(features.z, bank.axes, strict=True)), strict=True)
-    similarity = -torch.stack(best, 1) * bank.weight_similarity
-    shift = -torch.stack([_shift_score(features, bank, k) for k in range(len(features.z))], 1)
+    similarities, nearest, shifts = [], [], []
+    for k, (z, logits, axes) in enumerate(zip(features.z, features.shift_logits, bank.axes, strict=True)):
+        products = [(rows @ axes.T).max(1) for rows in z.split(block)]
+        similarities.append(torch.cat([product.values for product in products]))
+        nearest.append(torch.cat([product.indices for product in products]))
+        undefined = bank.weight_shift[k].isnan()
+        shifts.append(logits.softmax(1)[:, k] if undefined else bank.weight_shift[k] * logits[:, k])
+    similarity = -torch.stack(similarities, 1) * bank.weight_similarity
+    shift = -torch.stack(shifts, 1)
     used = {"both": similarity + shift, "similarity": similarity, "shift": shift}[parts]
     total = used.mean(1)
     if not torch.isfinite(total).all():
@@ -192,16 +201,3 @@ def _require_finite(features: Features) -> None:
 
 def _first_bad(values: Tensor) -> int:
     return int((~torch.isfinite(values)).nonzero()[0, 0])
-
-
-def _nearest(z: Tensor, axes: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Return the largest product of z (N, D) with axes (M, D), and where it is, block by block."""
-    values, indices = zip(*((rows @ axes.T).max(1) for rows in z.split(block)), strict=True)
-    return torch.cat(values), torch.cat(indices)
-
-
-def _shift_score(features: Features, bank: FeatureBank, k: int) -> Tensor:
-    logits = features.shift_logits[k]
-    if bank.weight_shift[k].isnan():
-        return logits.softmax(1)[:, k]
-    return bank.weight_shift[k] * logits[:, k]
