@@ -13,7 +13,6 @@ from diawork.base.knobs import Frozen, validated
 from diawork.base.registry import entry_of
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.method.operators import operator_class
-from diawork.method.pipelines import PipelineFolder, require_diffusers
 
 if TYPE_CHECKING:
     from diawork.data.images import Splits
@@ -173,6 +172,8 @@ def _refuse_misfits(cfg: Resolved, images: _Images) -> None:
     if cfg.has_slot and not cfg.fills_slot:
         operator_class(cfg.dissolve).refuse(cfg.dissolve, images.height, images.width)
     if cfg.has_slot and cfg.dissolve.operator == "diffusers":
+        from diawork.method.pipelines import PipelineFolder, require_diffusers  # brings torch, which only it needs
+
         require_diffusers()
         model = PipelineFolder.read(cfg.dissolve.model, weights=cfg.dissolve.weights)
         _refuse_bridge(model.image_size, replace(images, bridge=cfg.dissolve.bridge or images.bridge))
