@@ -53,6 +53,12 @@ def every(detector, x):
     return maps.AnomalyMaps(detector, operator=GaussianBlur(5), healthy=x.flip(0, 2).square())
 
 
+def anomaly_map(source, x, *method, operator=None, **smooth):
+    """A map by a fitted detector or an operator."""
+    detector = source if hasattr(source, "bank") else None
+    return maps.AnomalyMaps(detector, operator=operator or (None if detector else source))(x, *method, **smooth)
+
+
 @pytest.mark.parametrize("method", maps.NEEDS)
 def test_a_map_has_a_value_a_pixel_whatever_the_batch(every, x, method, monkeypatch):
     whole = every(x, method)
@@ -69,16 +75,16 @@ def test_methods_are_those_that_the_parts_allow(detector, every, x):
 
 
 def test_the_residual_is_where_the_dissolver_changes_the_image(x):
-    found = maps.anomaly_map(Painter(), x, smooth=0)
+    found = anomaly_map(Painter(), x, smooth=0)
     assert (found[:, 4:] == 0).all() and (found[:, :4, 4:] == 0).all()
     np.testing.assert_allclose(found[:, :4, :4], (1 - x[:, 0, :4, :4]) / 2, atol=1e-6)
-    assert maps.anomaly_map(Painter(), x, smooth=3 / 32)[:, 5, 5].min() > 0
-    np.testing.assert_allclose(maps.anomaly_map(Painter(), x), smoothed(torch.from_numpy(found)), atol=1e-6)
-    assert not maps.anomaly_map(Identity(), x, "residual").any()
+    assert anomaly_map(Painter(), x, smooth=3 / 32)[:, 5, 5].min() > 0
+    np.testing.assert_allclose(anomaly_map(Painter(), x), smoothed(torch.from_numpy(found)), atol=1e-6)
+    assert not anomaly_map(Identity(), x, "residual").any()
 
 
 def test_the_gradient_is_that_of_the_score(detector, x):
-    found = maps.anomaly_map(detector, x, "gradient", smooth=0)
+    found = anomaly_map(detector, x, "gradient", smooth=0)
     step = 1e-2
     for i, r, c in [(0, 3, 4), (2, 9, 9)]:
         moved = x[i : i + 1].repeat(2, 1, 1, 1)
@@ -90,7 +96,7 @@ def test_the_gradient_is_that_of_the_score(detector, x):
 
 
 def test_nothing_is_occluded_by_the_image_itself(detector, x):
-    assert not maps.anomaly_map(detector, x, "occlusion", operator=Identity()).any()
+    assert not anomaly_map(detector, x, "occlusion", operator=Identity()).any()
 
 
 def test_maps_change_nothing_in_the_detector(every, detector, x):
@@ -109,17 +115,17 @@ def test_maps_change_nothing_in_the_detector(every, detector, x):
 
 def test_what_is_missing_is_named(detector, x):
     with pytest.raises(UsageError, match=r"'residul' is not a method.*Did you mean 'residual'"):
-        maps.anomaly_map(detector, x, "residul")
+        anomaly_map(detector, x, "residul")
     with pytest.raises(UsageError, match="'neighbours' needs healthy training images"):
-        maps.anomaly_map(detector, x, "neighbours")
+        anomaly_map(detector, x, "neighbours")
     with pytest.raises(UsageError, match="'gradient' needs a fitted detector"):
-        maps.anomaly_map(Identity(), x, "gradient")
+        anomaly_map(Identity(), x, "gradient")
     with pytest.raises(DataError, match=r"images \(16, 16\) cannot be mapped"):
-        maps.anomaly_map(Identity(), x[0, 0])
+        anomaly_map(Identity(), x[0, 0])
     with pytest.raises(DataError, match="the images have 2 channels, the encoder 1"):
-        maps.anomaly_map(detector, x.repeat(1, 2, 1, 1), "gradient")
+        anomaly_map(detector, x.repeat(1, 2, 1, 1), "gradient")
     with pytest.raises(NumericError, match="not finite"):
-        maps.anomaly_map(Identity(), x * torch.nan)
+        anomaly_map(Identity(), x * torch.nan)
 
 
 def test_controls_have_closed_forms(x):

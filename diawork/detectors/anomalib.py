@@ -112,11 +112,6 @@ class Anomalib(Learned):
                 reason = " ".join(str(error).split())[:300]
                 raise UsageError(f"anomalib cannot {verb} its {self.hp.model}: {reason}.") from error
 
-    @property
-    def pretrained(self) -> bool:
-        """Whether its backbone has learnt elsewhere."""
-        return self.cfg.backbone.weights != "random"
-
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         lightning, options = library("lightning.pytorch"), dict(self.module.trainer_arguments)
         self.history, began = History(), time.perf_counter()

@@ -47,17 +47,16 @@ class Backbone(nn.Module):
             self.channels: list[int] = self.net.feature_info.channels()
         else:
             self.channels = [getattr(self.net, "head_hidden_size", self.net.num_features)]
-        self._fill(seed)
-
-    def _fill(self, seed: int) -> None:
-        """Load the network's weights, unless they are random, and note what they want and which they are."""
         facts = self.net.pretrained_cfg if hasattr(self.net, "pretrained_cfg") else self.net.default_cfg
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(facts[name])[:, None, None], persistent=False)
         path = weights_file(self.cfg, facts)
         if path:
             load_backbone(self.net, path)
-        self.sha256 = _digest(self.net)
+        whole = hashlib.sha256()
+        for name, value in self.net.state_dict().items():
+            whole.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        self.sha256 = whole.hexdigest()
         self.weights = f"{self.cfg.name}, {_words(path) if path else f'random, seed {seed}'}"
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -82,25 +81,6 @@ class Backbone(nn.Module):
             within = f"{name}_".replace(".", "_").startswith(last)
             after = [] if within else [*after, *module.parameters(recurse=False)]
         return after
-
-
-class Transformer(Backbone):
-    """A whole vision transformer of the DINO family, whose tokens a model takes itself."""
-
-    def __init__(self, cfg: BackboneConfig, *, seed: int = 0) -> None:
-        nn.Module.__init__(self)
-        if "dino" not in cfg.name or cfg.name not in timm.list_models(cfg.name):
-            names = [name for name in timm.list_models("vit_*_dinov2") if "giant" not in name]
-            raise UsageError(f"backbone.name={cfg.name!r} is no DINOv2 transformer.", hint=f"Set one of {names}.")
-        self.cfg, self.channels = cfg, []
-        with isolated_rng(seed, "backbone"):
-            self.net = timm.create_model(cfg.name, pretrained=False, dynamic_img_size=True)
-        patch = self.net.patch_embed.patch_size[0]
-        if cfg.image_size % patch:
-            near = max(1, round(cfg.image_size / patch)) * patch
-            what = f"backbone.image_size={cfg.image_size} must be a multiple of {patch}, the patches of {cfg.name}."
-            raise UsageError(what, hint=f"Set {near}.")
-        self._fill(seed)
 
 
 def resized(x: Tensor, size: int) -> Tensor:
@@ -229,10 +209,3 @@ def load_backbone(net: nn.Module, path: Path) -> None:
 
 def _words(path: Path) -> str:
     return f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-
-
-def _digest(net: nn.Module) -> str:
-    whole = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        whole.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()

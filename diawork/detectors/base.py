@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from diawork.base.errors import DataError
-from diawork.base.loop import EpochHook, Progress
+from diawork.base.loop import EpochHook, History, Progress
 from diawork.base.shown import Shown
 from diawork.data.images import ImageSet
 from diawork.evaluation.diagnostics import Diagnostics
@@ -61,6 +61,7 @@ class Detector(Shown, ABC):
     revision: ClassVar[int] = 1  # of what it computes at equal settings: a run of another one is other work
     shareable: ClassVar[bool] = False  # several processes may share its training
     has_map: ClassVar[bool] = False  # makes maps of its own, without a dissolver
+    history: History = History()  # of its training
     shift: str = ""  # of images whose instances it learns to tell apart, where it does
 
     def shown(self) -> tuple[str, Mapping[str, object]]:
@@ -78,12 +79,12 @@ class Detector(Shown, ABC):
     @property
     def steps(self) -> list[dict[str, float]]:
         """Rows of the training's metrics, one a step."""
-        return []
+        return self.history.steps
 
     @property
     def seconds(self) -> float:
         """Seconds of the training, over all its interruptions."""
-        return 0.0
+        return self.history.seconds
 
     @property
     def selection(self) -> str:

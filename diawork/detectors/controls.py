@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
-from torch import Tensor
 
 from diawork.base.errors import CheckpointError, DataError, UsageError
 from diawork.base.files import read_arrays, write_arrays
@@ -27,6 +26,7 @@ from diawork.detectors.base import Detector, Scores, refuse_other_shapes
 BANDS = ((1, 2), (2, 4), (4, 7), (7, 10), (10, 14))  # cycles an image, lower end included
 STATISTICS = ("mean", "sd", "gradient x", "gradient y", *(f"energy {lo}-{hi}" for lo, hi in BANDS))
 NEIGHBOURS = 5
+MOST_PX = 32  # of the pixels compared
 FILE = "detector.npz"
 _TINY = 1e-12  # keeps the logarithm of a flat image finite
 
@@ -161,19 +161,15 @@ class PixelKNN(_Control):
     label = "5-NN on pixels"
 
     def _features(self, images: ImageSet) -> np.ndarray:
-        return np.concatenate([_shrunk(rows) for rows in images.batches()])
+        large = max(images.images.shape[-2:]) > MOST_PX  # means of areas, then
+        small = (F.interpolate(x, (MOST_PX, MOST_PX), mode="area") if large else x for x in images.batches())
+        return np.concatenate([x.flatten(1).numpy() for x in small])
 
     def _learn(self, features: np.ndarray) -> dict[str, np.ndarray]:
         return {"healthy": features}
 
     def _score(self, features: np.ndarray, images: ImageSet) -> np.ndarray:
         return _neighbour_distance(self.arrays["healthy"], features)
-
-
-def _shrunk(x: Tensor, most: int = 32) -> np.ndarray:
-    """Return (N, P) pixels of images (N, C, H, W), means of areas where they are larger than ``most`` px."""
-    small = F.interpolate(x, (most, most), mode="area") if max(x.shape[-2:]) > most else x
-    return small.flatten(1).numpy()
 
 
 class OracleStatistic(_Control):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +25,7 @@ from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.loop import EpochHook, History, Progress, fit_or_load, history_tensor, read_history
 from diawork.data.images import Images, ImageSet
 from diawork.detectors.base import Detector, MapMethods, Scores, refuse_other_shapes
-from diawork.detectors.maps import AnomalyMaps, measured_maps
+from diawork.detectors.maps import MAP_WORDS, MEASURED, AnomalyMaps
 from diawork.evaluation.diagnostics import Diagnostics, feature_spread
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import DDPM
@@ -178,18 +179,9 @@ class DIA(Detector):
         return self.bank
 
     def map_methods(self, dissolve: Operator | None, healthy: ImageSet | None) -> MapMethods:
-        """Return the maps worth measuring with an operator at hand."""
-        return measured_maps(AnomalyMaps(self, operator=dissolve, healthy=healthy))
-
-    @property
-    def steps(self) -> list[dict[str, float]]:
-        """Rows of the training's metrics, one a step."""
-        return self.history.steps
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the training, over all its interruptions."""
-        return self.history.seconds
+        """Return the maps worth measuring with an operator at hand, by their words."""
+        maps = AnomalyMaps(self, operator=dissolve, healthy=healthy)
+        return {MAP_WORDS[name]: partial(maps, method=name) for name in maps.methods if name in MEASURED}
 
     @property
     def selection(self) -> str:

@@ -109,21 +109,12 @@ class Learned(Detector):
         self.shape = list(healthy.images.shape[1:])
         self._prepare()
         data = {"name": train.name, "identity": train.identity}
-        self.spec = {
-            "kind": self.name,
-            "config": self.cfg.identity(),
-            "data": data,
-            "shape": self.shape,
-        } | self._frozen()
-
-        def fit(checkpointer: Checkpointer) -> Learned:
-            self._learn(healthy.images, checkpointer, progress=progress)
-            return self
-
+        self.spec = {"kind": self.name, "config": self.cfg.identity(), "data": data, "shape": self.shape}
+        self.spec |= self._frozen()
         fit_or_load(
             folder / WEIGHTS if folder else None,
             load=lambda: self._restore(load_checkpoint(Path(str(folder)) / WEIGHTS, spec=self.spec)),
-            fit=fit,
+            fit=lambda checkpointer: self._learn(healthy.images, checkpointer, progress=progress),
             save=lambda _: self.save(str(folder)),
             spec=self.spec | {"kind": f"{self.name} training"},
             every_seconds=save_every,
@@ -157,33 +148,26 @@ class Learned(Detector):
         """Return what identifies networks that are not saved with the detector, and how it takes its settings."""
         return {"revision": self.revision} if self.revision > 1 else {}
 
-    @property
-    def fitted(self) -> bool:
-        """Whether it can score."""
-        return bool(self.shape) and set(self.keeps) <= set(self.kept)
-
     def score(self, images: ImageSet, *, samples: int | None = None, progress: bool = False) -> Scores:
         """Return the scores of ``images`` and, where the detector has them, their maps (N, H, W)."""
-        if not self.fitted:
+        if not self.shape or not set(self.keeps) <= set(self.kept):
             raise UsageError(
                 f"this {self.label} has not been fitted yet.", hint="Call fit(train) or load(folder) first."
             )
         refuse_other_shapes(images, self.shape)
-        parts = [self._one_batch(rows) for rows in tqdm(images.batches(BATCH), "scoring", disable=not progress)]
+        if self.net is not None:
+            self.net.eval()
+        parts = []
+        for rows in tqdm(images.batches(BATCH), "scoring", disable=not progress):
+            raise_if_stopping()
+            one, heat = self._scored(self.compute.to(rows))
+            heat = enlarged(heat, self.shape[1:]).float().cpu() if heat is not None else None
+            parts.append((one.double().cpu(), heat))
         total = torch.cat([score for score, _ in parts]).numpy()
         if not np.isfinite(total).all():
             raise NumericError(f"{self.label} scores some images as not finite.", hint="Its training has diverged.")
         maps = [values for _, values in parts if values is not None]
         return Scores(total, maps=torch.cat(maps).numpy() if maps else None)
-
-    def _one_batch(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        raise_if_stopping()
-        if self.net is not None:
-            self.net.eval()
-        score, maps = self._scored(self.compute.to(x))
-        if maps is not None:
-            maps = enlarged(maps, self.shape[1:]).float().cpu()
-        return score.double().cpu(), maps
 
     def map_methods(self, dissolve: Any, healthy: ImageSet | None) -> MapMethods:
         """Return the detector's own map, where it has one."""
@@ -197,14 +181,9 @@ class Learned(Detector):
         return maps
 
     @property
-    def steps(self) -> list[dict[str, float]]:
-        """Rows of the training's metrics, one a step."""
-        return self.history.steps
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the training, over all its interruptions."""
-        return self.history.seconds
+    def pretrained(self) -> bool:
+        """Whether its backbone has learnt elsewhere; the control with random weights has not."""
+        return self.requires_weights and self.cfg.backbone.weights != "random"
 
     @property
     def selection(self) -> str:
@@ -266,11 +245,6 @@ class SeesThrough(Learned):
 
     def _frozen(self) -> dict[str, Any]:
         return super()._frozen() | {"backbone": self._sha256}
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether its backbone has learnt elsewhere; the control with random weights has not."""
-        return self.cfg.backbone.weights != "random"
 
     @property
     def parameters(self) -> int | None:

@@ -8,7 +8,6 @@ beat. Higher = more anomalous at every pixel.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from diawork.base.config import K
 from diawork.base.errors import DataError, NumericError, UsageError, pick
 from diawork.base.stopping import raise_if_stopping
 from diawork.data.images import ImageSet, at_once
-from diawork.detectors.base import Detector, MapMethods
 from diawork.detectors.learned import SMOOTH, smoothed
 from diawork.detectors.patches import PatchBank
 from diawork.method.encoder import evaluating, in_channels
@@ -121,28 +119,6 @@ class AnomalyMaps:
                     moved = (_score(self.detector, x + window * change).total - base).abs()
                     total, weight = total + moved[:, None, None] * window, weight + window
         return total / weight
-
-
-def measured_maps(maps: AnomalyMaps) -> MapMethods:
-    """Return the methods that a report measures, by their words."""
-    return {MAP_WORDS[name]: partial(maps, method=name) for name in maps.methods if name in MEASURED}
-
-
-def anomaly_map(
-    source: Detector | Operator,
-    images: ImageSet | Tensor,
-    method: str = "",
-    *,
-    operator: Operator | None = None,
-    healthy: ImageSet | Tensor | None = None,
-    smooth: float = SMOOTH,
-) -> np.ndarray:
-    """Return float32 (N, H, W) maps of images by a fitted detector or an operator.
-
-    ``healthy`` training images and, for a loaded detector, the ``operator`` make more methods possible.
-    """
-    detector, operator = (source, operator) if isinstance(source, Detector) else (None, operator or source)
-    return AnomalyMaps(detector, operator=operator, healthy=healthy)(images, method, smooth=smooth)
 
 
 def blur_map(images: ImageSet | Tensor, *, sigma: float = 1.0, smooth: float = 0.0) -> np.ndarray:

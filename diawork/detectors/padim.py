@@ -52,13 +52,11 @@ class PaDiM(SeesThrough):
             total, outer = total + e.sum(1), outer + e.transpose(1, 2) @ e
         shift = total / n
         covariance = (outer - n * shift[:, :, None] * shift[:, None]) / max(1, n - 1)
-        self.kept = {"mean": (origin[:, 0] + shift).cpu(), "whitening": self._whitening(covariance).cpu()}
-
-    def _whitening(self, covariance: Tensor) -> Tensor:
-        """Return L⁻¹ (P, d, d) of Σ + εI = LLᵀ: ‖L⁻¹(x − μ)‖ is the Mahalanobis distance."""
         identity = torch.eye(covariance.shape[-1], device=covariance.device)
         lower = torch.linalg.cholesky(covariance + self.hp.regularisation * identity)
-        return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+        # L⁻¹ (P, d, d) of Σ + εI = LLᵀ: ‖L⁻¹(x − μ)‖ is the Mahalanobis distance
+        whitening = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+        self.kept = {"mean": (origin[:, 0] + shift).cpu(), "whitening": whitening.cpu()}
 
     def _scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = self._features(x)

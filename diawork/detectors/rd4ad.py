@@ -67,16 +67,13 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        self.fuse = nn.ModuleList(self._down(channels[i:]) for i in range(len(channels) - 1))
+        self.fuse = nn.ModuleList()  # each halves a stage until it has the deepest one's size and channels
+        for i in range(len(channels) - 1):
+            halved: list[nn.Module] = []
+            for a, b in pairwise(channels[i:]):
+                halved += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)]
+            self.fuse.append(nn.Sequential(*halved))
         self.compress = _stage(channels[-1] * len(channels), DILATION * channels[-1], 3, "down")
-
-    @staticmethod
-    def _down(channels: Sequence[int]) -> nn.Sequential:
-        """Halve a stage until it has the deepest one's size and channels."""
-        steps = (
-            (nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)) for a, b in pairwise(channels)
-        )
-        return nn.Sequential(*(layer for step in steps for layer in step))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the embedding of maps (B, Cᵢ, hᵢ, wᵢ)."""

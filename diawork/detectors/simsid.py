@@ -88,16 +88,13 @@ class Memory(nn.Module):
         z, items = x.flatten(1).unflatten(0, (-1, self.places)), self.items.expand(self.places, -1, -1)
         if self.cfg.memory == "queue" and self.training:
             items = items.clone()  # the batch is recalled from those before it
-            self._append(z.detach().float())
+            newest = z.detach().float()  # goes in front of the queue; the oldest fall out
+            newest = newest.transpose(0, 1) if self.cfg.space_aware else newest.flatten(0, 1)[None]
+            with torch.no_grad():
+                self.items.copy_(torch.cat([newest, self.items], 1)[:, : self.cfg.items])
         with torch.autocast(x.device.type, enabled=False):  # in low precision many items would be equally near
             weights = shrunk(torch.einsum("bpd,pnd->bpn", z.float(), items), self.cfg.active, self.cfg.shrinkage)
             return torch.einsum("bpn,pnd->bpd", weights, items).flatten(0, 1).view_as(x)
-
-    @torch.no_grad()
-    def _append(self, z: Tensor) -> None:
-        """Put tokens (B, P, D) in front of the queue; the oldest fall out."""
-        newest = z.transpose(0, 1) if self.cfg.space_aware else z.flatten(0, 1)[None]
-        self.items.copy_(torch.cat([newest, self.items], 1)[:, : self.cfg.items])
 
 
 class InPainting(nn.Module):
