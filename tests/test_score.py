@@ -423,7 +423,7 @@ def test_a_volume_gets_a_score_from_its_slices(fake, run, tmp_path):
     ]
     assert volume["volume"].endswith("v.nii.gz") and volume["slices"] == "24"
     assert float(volume["score"]) == pytest.approx(np.mean(own[:3]), rel=1e-5)
-    one = fake.predict(f"{tmp_path / 'new/v.nii.gz'}#x3", progress=False).scores
-    assert one["score"][0] == pytest.approx(values[3].mean() / 255, rel=1e-5)
+    one = fake.predict(f"{tmp_path / 'new/v.nii.gz'}#z3", progress=False).scores
+    assert one["score"][0] == pytest.approx(values[:, :, 3].mean() / 255, rel=1e-5)
     chosen = Predictor(run, fake.detector, fake.cfg, fake.opening._replace(frame="middle"), None, None)
     assert len(chosen.predict(tmp_path / "new/v.nii.gz", progress=False).scores) == 1

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from diawork.data.readers import medical
 from diawork.data.readers.listing import walk
 from diawork.data.readers.picture import read_image, slices
 from tests.test_folders import make_set, opened, picture, save, written
+from tests.test_intensity import damaged, one_sentence
 from tests.test_medical import dicom, nifti
 
 pydicom, nibabel = pytest.importorskip("pydicom"), pytest.importorskip("nibabel")
@@ -309,3 +311,69 @@ def test_an_edited_record_of_a_store_is_made_anew(record, tmp_path):
     splits = opened(make_set(tmp_path))
     (Path(splits.train.images.values.filename).parent / "store.json").write_text(record)
     assert opened(tmp_path).identity == splits.identity
+
+
+# --- damage ----------------------------------------------------------------------------------------------
+
+
+def of_kind(kind, **how):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1, (12, 12))).convert("RGB").save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def recoded(data, syntax, encoded):
+    file = pydicom.dcmread(io.BytesIO(data))
+    file.file_meta.TransferSyntaxUID, file.PixelData = syntax, pydicom.encaps.encapsulate([encoded])
+    buffer = io.BytesIO()
+    file.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def originals():
+    """Return a small file of every kind that has a reader since the first fuzz, and the frame to read of it."""
+    grey, stack = picture(0, (12, 12)), np.stack([picture(k, (12, 12)) for k in range(3)])
+    jpeg = io.BytesIO()
+    Image.fromarray(grey).save(jpeg, "JPEG")
+    run = np.uint8([11]).tobytes()
+    segment = b"".join(run + row.tobytes() for row in grey)
+    head = np.uint32([1, 64, *[0] * 14]).tobytes()
+    volume = nibabel.Nifti1Image(stack.T.copy(), np.diag([-1, 1, 2, 1])).to_bytes()
+    yield enhanced(stack.astype(np.int64), "frames"), 1
+    yield enhanced(stack.astype(np.int64), "shared"), "middle"
+    yield recoded(dicom(grey), pydicom.uid.JPEGBaseline8Bit, jpeg.getvalue()), None
+    yield recoded(dicom(grey), pydicom.uid.RLELossless, head + segment), None
+    yield dicom(grey)[132:], None
+    yield volume, "z1"
+    yield gzip.compress(volume), "middle"
+    yield of_kind("BMP"), None
+    yield of_kind("WEBP", lossless=True), None
+    yield of_kind("MPO", save_all=True, append_images=[Image.fromarray(picture(2, (8, 8)))]), None
+    if (SHIPPED / "MR_small_jpeg_ls_lossless.dcm").exists():
+        yield (SHIPPED / "MR_small_jpeg_ls_lossless.dcm").read_bytes(), None
+
+
+def injure(n, seed):
+    """Damage n files: each is read in [0, 1] or refused in one sentence; return how many were read."""
+    rng, read, files = random.Random(seed), 0, list(originals())
+    for data, frame in files:
+        assert read_image(data, window=(-4000, 4000), frame=frame).image.size
+    for k in range(n):
+        data, frame = files[k % len(files)]
+        try:
+            image = read_image(damaged(data, rng), window=(-4000, 4000), frame=frame).image
+        except DataError as error:
+            one_sentence(error)
+        else:
+            read += 1
+            assert image.min() >= 0 and image.max() <= 1
+    return read
+
+
+def test_damaged_files_of_every_new_kind_are_read_or_refused():
+    assert 0 < injure(220, 0) < 200
+
+
+@pytest.mark.slow
+def test_three_thousand_damaged_files():
+    assert 0 < injure(3000, 1) < 2700

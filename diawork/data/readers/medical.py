@@ -12,7 +12,12 @@ import functools
 import gzip
 import io
 import math
+import os
 import re
+import struct
+import subprocess
+import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -22,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from diawork.base.errors import DataError, DiaworkError
-from diawork.data.preprocess import PassingFault, Stored
+from diawork.data.preprocess import PassingFault, Stored, parse_npy
 
 Frame = int | str | None  # a number, "middle", or an axis of a volume before either: "x12", "ymiddle"
 GZIP = b"\x1f\x8b"
@@ -89,10 +94,11 @@ def dicom_values(data: bytes, frame: Frame) -> Stored:
         if height * width > MOST_PIXELS:
             raise DataError(f"{width}×{height} px are too many (at most {MOST_PIXELS:,}).")
         if file.file_meta.TransferSyntaxUID.is_encapsulated:
-            _require_decoder(pydicom, file)
             encoded = pydicom.encaps.get_frame(file.PixelData, position, number_of_frames=frames)
             _refuse_larger(encoded, height, width, rle=file.file_meta.TransferSyntaxUID == RLE)
-        values = np.asarray(pydicom.pixels.pixel_array(file, index=position))  # YBR becomes RGB
+            values = _decoded(pydicom, file, data, position)
+        else:
+            values = np.asarray(pydicom.pixels.pixel_array(file, index=position))  # YBR becomes RGB
         if photometric == "PALETTE COLOR":
             values = pydicom.pixels.apply_color_lut(values, file)
             values = (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
@@ -141,14 +147,43 @@ def _rescaling(file: Any, position: int) -> tuple[float, float]:
     return float(place.get("RescaleSlope", 1) or 1), float(place.get("RescaleIntercept", 0) or 0)
 
 
-def _require_decoder(pydicom: ModuleType, file: Any) -> None:
-    """Raise ``PassingFault`` where the package that decodes this file's compression is missing."""
+def _decoded(pydicom: ModuleType, file: Any, data: bytes, position: int) -> np.ndarray:
+    """Return a compressed picture; ``PassingFault`` where the package that decodes this compression is missing."""
     uid = file.file_meta.TransferSyntaxUID
     decoder = pydicom.pixels.get_decoder(uid)
     if uid == EXTENDED and file.BitsStored > 8 and "pylibjpeg" not in decoder.available_plugins:
         raise PassingFault("this DICOM file is JPEG of 12 bits, which needs pylibjpeg-libjpeg.", hint=_LIBJPEG)
     if not decoder.is_available:
         raise PassingFault(f"this DICOM file is compressed ({uid.name}), which needs python-gdcm.", hint=_EXTRA)
+    for plugin in sorted(set(decoder.available_plugins) - {"gdcm"}):
+        with contextlib.suppress(Exception):  # the next one may read it
+            return np.asarray(pydicom.pixels.pixel_array(file, index=position, decoding_plugin=plugin))
+    with _TURN:  # gdcm aborts its process on a damaged file, so it has one of its own
+        child = _gdcm.get(os.getpid())
+        if child is None or child.poll() is not None:
+            pipe = subprocess.PIPE
+            command = [sys.executable, "-c", _CHILD]
+            child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+            _gdcm[os.getpid()] = child
+        ask, answer = child.stdin, child.stdout
+        assert ask is not None and answer is not None
+        ask.write(struct.pack("<qq", len(data), position) + data)
+        ask.flush()
+        return parse_npy(answer.read(*struct.unpack("<q", answer.read(8))))
+
+
+_gdcm: dict[int, subprocess.Popen[bytes]] = {}  # by process: the child in which gdcm decodes
+_TURN = threading.Lock()
+_CHILD = """
+import io, struct, sys, numpy, pydicom, pydicom.pixels
+while head := sys.stdin.buffer.read(16):
+    size, index = struct.unpack("<qq", head)
+    file = pydicom.dcmread(io.BytesIO(sys.stdin.buffer.read(size)), force=True)
+    out = io.BytesIO()
+    numpy.save(out, pydicom.pixels.pixel_array(file, index=index, decoding_plugin="gdcm"))
+    sys.stdout.buffer.write(struct.pack("<q", out.tell()) + out.getvalue())
+    sys.stdout.buffer.flush()
+"""
 
 
 def _refuse_larger(encoded: bytes, height: int, width: int, *, rle: bool) -> None:
