@@ -51,8 +51,8 @@ def pixels(png):
 FIGURES = {
     "grid": lambda: figures.image_grid(X, ["a"] * 4, columns=3),
     "strip": lambda: figures.dissolve_strip(STRIP, TS, ["one"] * 4, difference=True),
-    "frame": lambda: figures.dissolve_frame(X, STACKS, TS),
-    "one frame": lambda: figures.dissolve_frame(X[:1], STACKS[:1], TS),
+    "frame": lambda: GridFrames(X, STACKS, TS).figure(),
+    "one frame": lambda: GridFrames(X[:1], STACKS[:1], TS).figure(),
     "views": lambda: figures.views_grid(X[:, None].repeat(4, 1)[:3]),
     "neighbours": lambda: figures.nearest_neighbours(X, X[::-1], range(4), [True, False, "odd", True]),
     "pairs": lambda: figures.similarity_matrix(np.eye(6, dtype=int), list("abcdef"), block=2),
@@ -139,7 +139,7 @@ def test_strip_headers_name_input_and_steps():
     [
         (lambda: figures.image_grid([]), "no image"),
         (lambda: figures.dissolve_strip(STRIP, [1]), "does not hold"),
-        (lambda: figures.dissolve_frame(X, STACKS[:2], TS), "do not hold 3 steps"),
+        (lambda: GridFrames(X, STACKS[:2], TS), "do not hold 3 steps"),
         (lambda: figures.nearest_neighbours(X, X[:2], [1], ["a"]), "as many"),
         (lambda: figures.loss_curve([{"step": 1}]), "no row"),
         (lambda: figures.roc({"DIA": [(SCORES, np.ones(40, bool))]}), "all 40 images are anomalous"),
@@ -315,4 +315,4 @@ def test_every_public_figure_has_the_house_style():
     drawing = [one for one in public if getattr(one, "__annotations__", {}).get("return") == "Figure"]
     assert len(drawing) > 8
     plain = [one.__name__ for one in drawing if not hasattr(one, "__wrapped__")]
-    assert plain == ["dissolve_frame"]  # one frame of a slider, whose frames have it
+    assert plain == []

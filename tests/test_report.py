@@ -607,6 +607,48 @@ def test_a_damaged_picture_is_named_and_the_rest_stays(quick, suite, tmp_path):
     assert "ROC curves" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scores.csv", "index,score\n1,2\n"),
+        ("scores.csv", "\x00\x01"),
+        ("result.json", "3"),
+        ("result.json", '{"schema": 1, "metrics": {"test": []}}'),
+        ("config.json", "[1]"),
+        ("status.json", "7"),
+        ("metrics.jsonl", '{"stage": "train", "step": "x", "loss": {"a": 1}}\n[1]\n'),
+        ("oracle_epochs.json", '{"one": {"test": "high"}}'),
+        ("oracle_epochs.json", "[2]"),
+        ("evidence.npz", "PK torn"),
+    ],
+)
+def test_one_damaged_run_keeps_no_page_of_others_from_being_written(quick, tmp_path, name, content):
+    for seed in (0, 1):
+        make_run(tmp_path / "runs", "CSI", seed)
+    (make_run(tmp_path / "runs", "DIA") / name).write_text(content)
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text("utf-8")).text
+    assert "CSI" in text and re.search("[23] of 3 runs finished", text)
+
+
+FIRST_SCREEN = re.compile(r"<header>.*?</header>|<div class=.answer.>.*?</div>", re.DOTALL)
+
+
+def test_no_sentence_of_the_first_screen_is_long_and_none_names_a_config_key(page):
+    shown = " ".join(FIRST_SCREEN.findall(page))
+    sentences = re.split(r"[.:;?] |</(?:p|li|summary|strong|h1)>", shown)
+    words = [re.sub(r"<[^>]*>", " ", sentence).split() for sentence in sentences]
+    assert [" ".join(one) for one in words if len(one) > 30] == []
+    headings = " ".join(re.findall(r"<h\d>(.*?)</h\d>|<th[ >](.*?)</th>", page, re.DOTALL)[0])
+    assert not re.search(r"\b(train|dissolve|data|loss|views|score|diffusion)\.\w+", headings)
+
+
+def test_no_interval_on_a_page_leaves_its_range(page):
+    text = Page(page).text
+    ends = re.findall(r"([+−]?\d\.\d{3}) to ([+−]?\d\.\d{3})", text)
+    numbers = np.array([[float(end.replace("−", "-")) for end in pair] for pair in ends])
+    assert len(numbers) > 10 and (numbers[:, 0] <= numbers[:, 1]).all() and (np.abs(numbers) <= 1).all()
+
+
 def test_a_page_too_large_gives_up_its_pictures_first(quick, suite, tmp_path, monkeypatch):
     full = write_html(suite, tmp_path / "full.html", title="t", asked="a").stat().st_size
     monkeypatch.setattr(report, "MAX_BYTES", full - 1)

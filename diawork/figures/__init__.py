@@ -37,13 +37,13 @@ from diawork.figures.panels import (
     score_figure,
     table_map,
 )
-from diawork.figures.slider import DissolveFrames, dissolve_frame, dissolve_frames, player_html
+from diawork.figures.slider import DissolveFrames, dissolve_frames, player_html
 from diawork.figures.styles import Named, Styles, styles_of
 
 __all__ = [
     "BRANCHES", "EXCLUDED", "FIGURE_STEPS", "NEGATIVE", "POSITIVE", "STEP_LABEL", "DissolveFrames", "Figure", "Named",
     "Pairs", "Reasons", "Styles", "ablation_bars", "auroc_curves", "colours", "compare_maps", "cost_bars",
-    "dissolve_frame", "dissolve_frames", "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid",
+    "dissolve_frames", "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid",
     "nearest_neighbours", "overlay", "pair_figure", "pixels_png", "player_html", "png_bytes", "roc", "score_figure",
     "score_histogram", "similarity_matrix", "styles_of", "table_map", "views_grid",
 ]  # fmt: skip

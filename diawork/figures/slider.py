@@ -123,16 +123,11 @@ class GridFrames(Frames):
         return figure, moving
 
 
-def dissolve_frame(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, at: int = -1) -> Figure:
-    """Return input, dissolved image and signed difference of ``inputs`` (n, H, W) at step ``ts[at]``.
+def dissolve_frames(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, dpi: int = 100) -> list[bytes]:
+    """Return input, dissolved image and signed difference of ``inputs`` (n, H, W) at every step as PNG bytes.
 
     ``stacks`` (n, T, H, W) holds every step, so that a colour means the same at each.
     """
-    return GridFrames(inputs, stacks, ts).figure(at)
-
-
-def dissolve_frames(inputs: np.ndarray, stacks: np.ndarray, ts: Sequence[int], *, dpi: int = 100) -> list[bytes]:
-    """Return ``dissolve_frame`` at every step as PNG bytes."""
     return list(map(GridFrames(inputs, stacks, ts, dpi=dpi).png, range(len(ts))))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from diawork import figures
@@ -180,12 +181,13 @@ def shortcuts(
 
 
 def draw_losses(rows: Sequence[Row], styles: figures.Styles) -> Picture | None:
-    """Draw the losses of every run that kept any."""
+    """Draw the losses of the runs that kept any, of the first ``MOST_CURVES`` rows: more cannot be told apart."""
     curves: dict[str, list] = {}
     for row in rows:
-        for run in row.runs:
-            metrics = run.run.metrics()
-            if any({"stage", "step", "loss"} <= set(line) for line in metrics):
-                curves.setdefault(row.label, []).append(metrics[:: max(1, len(metrics) // MOST_POINTS)])
+        for run in row.runs if len(curves) < MOST_CURVES or row.label in curves else ():
+            steps = pd.DataFrame(run.run.metrics()).reindex(columns=["stage", "step", "loss"])
+            steps = steps.assign(**{name: pd.to_numeric(steps[name], errors="coerce") for name in ("step", "loss")})
+            if len(steps := steps.dropna()):
+                curves.setdefault(row.label, []).append(steps[:: max(1, len(steps) // MOST_POINTS)])
     text = "Loss against the step: every value faint, the running mean on top, one line a seed."
     return Picture.of(figures.loss_curve(curves, styles=styles), text) if curves else None

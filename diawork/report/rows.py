@@ -148,6 +148,7 @@ class Finished(BaseModel, arbitrary_types_allowed=True):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = " ".join(str(error).split())
             raise DataError(f"result.json or config.json is incomplete ({type(error).__name__}: {what}).") from None
+        finished.scores  # noqa: B018 - read here, so that a damaged file costs this run alone
         known = [numbers.get(name, 0.0) for name in (*METRICS, *NOISE)]
         ends = [numbers.get(f"{name}{end}", 0.0) for name in METRICS for end in ("_low", "_high")]
         if not np.isfinite(known).all() or np.isinf([*needed, *ends]).any():  # ends that are NaN: no interval
