@@ -38,7 +38,8 @@ if not run.done and fault != "nothing":
             with open(out + "/work.log", "a") as log:
                 log.write(run.folder.name + "\\n")
             auroc = 0.5 + temperature / 10 + seed / 1000
-            run.finish({"seed": seed, "draws": None, "metrics": {"test": {"auroc": auroc}}})"""
+            metrics = {"auroc": auroc, "auroc_low": auroc, "auroc_high": auroc}
+            run.finish({"seed": seed, "detector": "toy", "draws": None, "metrics": {"test": metrics}})"""
 TITLE = {"seed": 0, "temperature": 0.5}
 
 

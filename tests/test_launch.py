@@ -148,13 +148,13 @@ def test_the_run_folder_is_the_truth(one, tmp_path):
     (run.folder / "result.json").unlink()
     assert one.result() is None and one.status()["state"] == "pending"
     assert work(one.path) == 0 and len(made(tmp_path / "out")) == 2
-    one.prepare(one.spec() | {"data": ["other images"]})
+    one.prepare(one.asked() | {"data": ["other images"]})
     assert one.result() is None
 
 
 @pytest.mark.parametrize(("fault", "said"), [("exit", "ended before its last cell"), ("nothing", "finished run")])
 def test_a_notebook_without_a_finished_run_is_not_done(one, fault, said):
-    one.prepare(one.spec() | {"values": one.spec()["values"] | {"fault": fault}})
+    one.prepare(one.asked() | {"values": one.asked()["values"] | {"fault": fault}})
     assert work(one.path) == 7 and said in one.status()["error"] and one.status()["state"] == "failed"
 
 

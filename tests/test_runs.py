@@ -12,6 +12,7 @@ from diawork.base.locks import holder
 from diawork.runs.run import ORACLE, Run, find_runs, runs_root, slug
 from tests.builders import write_lock
 
+FINISHED = {"detector": "DIA", "seed": 0, "metrics": {}}
 DATA = {"name": "noise", "identity": "abc", "notes": []}
 
 
@@ -41,10 +42,10 @@ def test_a_run_is_done_only_with_a_valid_result(tmp_path):
     assert not run.done
     (run.folder / "result.json").write_text('{"schema": 99}')
     assert not run.done
-    with pytest.raises(CheckpointError, match="schema 1"):
+    with pytest.raises(CheckpointError, match="schema: Input should be 1"):
         run.result()
     with run.working():
-        run.finish({"seed": 0})
+        run.finish(FINISHED)
     assert run.done and status(run)["state"] == "done" and not (run.folder / "lock").exists()
 
 
@@ -113,7 +114,7 @@ def test_a_run_says_why_it_has_no_result(tmp_path):
     ):  # fmt: skip
         (tmp_path / "status.json").write_text(json.dumps(status))
         assert run.state() == said
-    run.finish({})
+    run.finish(FINISHED)
     assert run.state() == "done"
 
 
@@ -127,7 +128,7 @@ def test_what_a_run_did_not_keep_is_empty(tmp_path):
 
 def test_runs_are_found_below_a_folder(tmp_path):
     for name in ("b/inner", "a"):
-        Run(tmp_path / name).finish({})
+        Run(tmp_path / name).finish(FINISHED)
     (tmp_path / "a" / "status.json").write_text("{}")
     assert [run.folder.name for run in find_runs(tmp_path)] == ["a", "inner"]
     with pytest.raises(UsageError, match="does not exist"):

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diawork.base.distributed import ALONE, Group
 from diawork.base.errors import ResourceError, UsageError, did_you_mean
+from diawork.base.files import home_cache
 
 Module = TypeVar("Module", bound=nn.Module)
 CPU = torch.device("cpu")
@@ -138,8 +139,8 @@ class Compute:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):  # AssertionError: torch was built without this kind of device
+        torch.ones(1, device=device).item()  # which meta, a device without numbers, has not
+    except (RuntimeError, AssertionError, ImportError):  # torch was built without this kind of device
         raise ResourceError(
             f"device {name!r} is not available on this machine.", hint="Use device='cpu' or 'auto'."
         ) from None
@@ -161,7 +162,7 @@ def has_compiler() -> bool:
 
 def _lasting_cache() -> None:
     """Keep compiled code where the next process finds it, unless the user has chosen a place."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or home_cache())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "diawork" / "inductor"))
 
 

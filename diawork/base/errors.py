@@ -83,7 +83,9 @@ class Interrupted(DiaworkError):
 
 def out_of_memory(error: Exception) -> ResourceError | None:
     """Return what a user can do about an error that says memory ran out; None for any other."""
-    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")  # on CPUs
+    said = isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
+    if not said and not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
         return None
     hint = "Lower train.batch_size or diffusion.batch_size; the last checkpoint is intact."
     return ResourceError(f"out of memory ({error}).", hint=hint)

@@ -9,17 +9,20 @@ import json
 import math
 import os
 import re
+import tempfile
 import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
+from pydantic import TypeAdapter, ValidationError
 
 from diawork.base.errors import CheckpointError, ResourceError
 
+Record = TypeVar("Record")
 PACKAGE = Path(__file__).resolve().parent.parent
 _TEMPORARY = re.compile(r"^\..+\.(\d+)\.tmp$")
 
@@ -28,6 +31,12 @@ def shipped(name: str) -> Path:
     """Return a folder that comes with the package: inside it where installed, beside it in a checkout."""
     installed = PACKAGE / f"_{name.removeprefix('data_')}"
     return installed if installed.is_dir() else PACKAGE.parent / name
+
+
+def home_cache() -> Path:
+    """Return this user's ~/.cache, or for one without a home a folder beside the system's temporary files."""
+    home = os.path.expanduser("~")
+    return Path(tempfile.gettempdir(), "cache") if home.startswith("~") else Path(home, ".cache")
 
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> str:
@@ -124,6 +133,16 @@ def read_json(path: Path | str) -> Any:
         raise CheckpointError("this file is missing.", path=path) from None
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"not readable as JSON ({error}).", path=path) from None
+
+
+def read_record(kind: type[Record], path: Path | str) -> Record:
+    """Read a JSON artefact as the typed dict that its writer wrote; one that holds anything else is refused."""
+    try:
+        return TypeAdapter(kind).validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+        raise CheckpointError(f"edited, or of another version ({what}).", path=path) from None
 
 
 def read_arrays(path: Path | str) -> dict[str, np.ndarray]:

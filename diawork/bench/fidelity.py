@@ -17,15 +17,13 @@ import pandas as pd
 from diawork.base.compute import Compute
 from diawork.base.config import DiffusionConfig, ExperimentConfig
 from diawork.base.errors import DataError, UsageError
-from diawork.data.datasets import load
 from diawork.data.images import Splits
 from diawork.detectors.dia import DIA
 from diawork.evaluation.comparison import Comparison, adjust, compare_detectors
 from diawork.evaluation.metrics import summary
 from diawork.method.ddpm import DDPM, pretrain_ddpm
 from diawork.runs.artifacts import run_dissolver, shared_bank, shared_ddpm
-from diawork.runs.presets import preset
-from diawork.runs.resolve import resolve
+from diawork.runs.resolve import Resolved
 from diawork.runs.run import runs_root
 
 LAST = 50  # steps whose mean loss is compared
@@ -39,6 +37,14 @@ class Paths(NamedTuple):
     anomalous: np.ndarray
 
 
+def require_paths(cfg: ExperimentConfig, splits: Splits) -> None:
+    """Refuse what no paths can be compared on."""
+    if not len(splits.val) or splits.val.anomalous.all() or not splits.val.anomalous.any():
+        raise DataError(f"{splits.val.name} has no healthy and anomalous validation images to compare paths on.")
+    if cfg.detector != "dia" or cfg.dissolve.operator != "ddpm":
+        raise UsageError("the fast paths are those of DIA with a dissolver.", hint="Use detector='dia'.")
+
+
 def compare_paths(
     cfg: ExperimentConfig, splits: Splits, ddpm: DDPM, *, folder: Path | str, seeds: Sequence[int] = (0, 1, 2),
     bank_steps: int = 16, samples: int = 2, compute: Compute | None = None, progress: bool = True,
@@ -48,10 +54,7 @@ def compare_paths(
     Columns of the rows: path, seed, auroc with its BCa interval on ``val``, fit_seconds. Trainings under ``folder``
     are found again and continued.
     """
-    if not len(splits.val) or splits.val.anomalous.all() or not splits.val.anomalous.any():
-        raise DataError(f"{splits.val.name} has no healthy and anomalous validation images to compare paths on.")
-    if cfg.detector != "dia" or cfg.dissolve.operator != "ddpm":
-        raise UsageError("the fast paths are those of DIA with a dissolver.", hint="Use detector='dia'.")
+    require_paths(cfg, splits)
     fast = compute or Compute.auto()
     banked = cfg.but(dissolve=cfg.dissolve.but(bank_steps=bank_steps))
     dissolver = run_dissolver(banked, ddpm, splits, compute=fast)
@@ -137,20 +140,17 @@ def compare_pretraining(
 
 
 def accuracy(
-    dataset: str, preset_name: str, *, seeds: int = 3, changes: dict[str, Any] | None = None,
-    out: Path | str | None = None, data_root: Path | str | None = None, compute: Compute | None = None,
-    ddpm_steps: int = 200,
+    cfg: Resolved, splits: Splits, *, seeds: int = 3, out: Path | str | None = None,
+    data_root: Path | str | None = None, compute: Compute | None = None, ddpm_steps: int = 200,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare the paths and the precisions on a data set; return rows ready for JSON."""
-    splits = load(dataset, data_root)
-    cfg = resolve(preset(preset_name, dataset=dataset).override(changes or {}), splits)
     ddpm = shared_ddpm(cfg, splits, out=out, data_root=data_root, compute=compute)
     folder = runs_root(out) / "fidelity"
     paths = compare_paths(cfg, splits, ddpm, folder=folder, seeds=range(seeds), compute=compute)
     short = cfg.diffusion.but(steps=min(ddpm_steps, cfg.diffusion.steps))
     bridge = cfg.dissolve.bridge or splits.manifest.bridge
     pretraining = compare_pretraining(splits, short, bridge=bridge, folder=folder, compute=compute)
-    asked = f"DIA on {splits.val.name}, preset {preset_name}, {cfg.train.epochs} epochs, {seeds} seeds, one DDPM."
+    asked = f"DIA on {splits.val.name}, preset {cfg.preset}, {cfg.train.epochs} epochs, {seeds} seeds, one DDPM."
     return {
         "asked": f"{asked} Validation split, {len(splits.val)} images; test was not touched.",
         "paths": paths_table(paths).to_dict("records"),

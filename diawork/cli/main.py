@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from diawork.base.errors import DiaworkError, out_of_memory
+from diawork.base.errors import DiaworkError, ResourceError, out_of_memory
 from diawork.base.stopping import StopNow, stop_at_once
 from diawork.cli import options
 from diawork.cli.data import data
@@ -71,13 +71,20 @@ def bench(
     from diawork.bench import fidelity
     from diawork.bench.page import read_costs, write_costs
     from diawork.bench.stages import measure_cost
+    from diawork.data.datasets import load
+    from diawork.runs.presets import preset
+    from diawork.runs.resolve import resolve
 
     others = [read_costs(path) for path in beside]
     compute = Compute.auto(device, precision, compile=compiled)
-    changes = parse_overrides(overrides)
+    cfg = preset(preset_name, dataset=accuracy or "phantom").override(parse_overrides(overrides))
+    if accuracy:  # refused before anything is timed
+        splits = load(cfg, where["data_root"])
+        resolved = resolve(cfg, splits)
+        fidelity.require_paths(resolved, splits)
     costs = measure_cost(quick=quick, compute=compute, say=click.echo)
     if accuracy:
-        costs["accuracy"] = fidelity.accuracy(accuracy, preset_name, changes=changes, compute=compute, **where)
+        costs["accuracy"] = fidelity.accuracy(resolved, splits, compute=compute, **where)
     costs["beside"] = others
     say(f"written: {write_costs(costs, page)} and {page.with_suffix('.json')}")
 
@@ -139,6 +146,9 @@ def main(argv: list[str] | None = None) -> int:
 def _failed(error: Exception) -> int:
     """Say in one sentence what went wrong; return the exit code."""
     error = out_of_memory(error) or error
+    if isinstance(error, OSError) and error.strerror:
+        hint = "Mend it, or choose another place; DIAWORK_DEBUG=1 shows the traceback."
+        error = ResourceError(f"{error.strerror}.", path=error.filename, hint=hint)
     if isinstance(error, DiaworkError):
         say(f"error[{error.code}] {error}", err=True)
         return error.exit_code

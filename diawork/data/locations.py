@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 from diawork.base.errors import DataError, printable
+from diawork.base.files import home_cache, remove_orphans
 from diawork.data.manifests import Manifest, load_manifest
 
 
 def cache_root() -> Path:
     """Return the folder of what is made once and used by many runs: $DIAWORK_HOME, else ~/.cache/diawork."""
-    return Path(os.environ.get("DIAWORK_HOME") or os.path.expanduser("~/.cache/diawork"))
+    return Path(os.environ.get("DIAWORK_HOME") or home_cache() / "diawork")
 
 
 def data_roots(root: Path | str | None = None, manifest: Manifest | None = None) -> list[Path]:
@@ -22,7 +23,7 @@ def data_roots(root: Path | str | None = None, manifest: Manifest | None = None)
         return [own]
     home = os.environ.get("DIAWORK_HOME")
     named = [own, os.environ.get("DIAWORK_DATA"), os.path.join(home, "data") if home else None]
-    return [Path(folder) for folder in named if folder] + [Path(os.path.expanduser("~/.cache/diawork"))]
+    return [Path(folder) for folder in named if folder] + [home_cache() / "diawork"]
 
 
 def find_file(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Path:
@@ -85,14 +86,21 @@ def _download(manifest: Manifest, folder: Path) -> Path:
     import pooch
 
     target = manifest.path_in(folder)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     checksum = f"md5:{manifest.md5}" if manifest.md5 else None
     fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60)
     reason = "the manifest names no url"
     for url in manifest.url:
         try:
-            pooch.retrieve(url, checksum, fname=target.name, path=target.parent, downloader=fetch)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove_orphans(target.parent)  # of a download that was killed
+            fetch(url, str(temporary), None)
+            pooch.hashes.hash_matches(str(temporary), checksum, strict=True, source=target.name)
+            os.replace(temporary, target)
             return target
         except Exception as error:  # requests, urllib3, ssl and pooch each raise their own
             reason = f"{url}: {' '.join(str(error).split())[:300]}"
+        finally:
+            temporary.unlink(missing_ok=True)
     hint = f"Wanted in {target.parent} with MD5 {manifest.md5}; you may put the file there by hand."
     raise DataError(f"the download failed ({reason}).", path=manifest.name, hint=hint)

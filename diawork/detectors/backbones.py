@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from diawork.base.config import BackboneConfig
 from diawork.base.errors import CheckpointError, DataError, UsageError, did_you_mean
+from diawork.base.files import home_cache
 from diawork.base.seeding import isolated_rng
 
 PACKAGED = {  # backbone → package that ships its weights, and the file inside it
@@ -153,7 +154,7 @@ def _places(name: str, facts: dict) -> list[Path]:
         package, inside = PACKAGED[name]
         found = find_spec(package)
         places += [Path(found.origin).parent / inside] if found and found.origin else []
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home_cache())
     hub = Path(os.environ.get("HF_HOME") or cache / "huggingface") / "hub"
     folder = "models--" + str(facts.get("hf_hub_id")).replace("/", "--")
     places += sorted(hub.glob(f"{folder}/snapshots/*/model.safetensors"))

@@ -69,7 +69,7 @@ def draw_pictures(rows: Sequence[Row], amount: str, styles: figures.Styles) -> P
     ):
         try:
             drawn |= draw()
-        except DiaworkError as error:
+        except (DiaworkError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # an edited evidence.npz
             failures.append(f"A picture is missing: {error}")
     return Pictures(**drawn, failures=failures)
 

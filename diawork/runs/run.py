@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
+from pydantic import BeforeValidator, ConfigDict, with_config
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from diawork.base.config import DRAWS, ExperimentConfig
 from diawork.base.errors import CheckpointError, DataError, DiaworkError, Interrupted, UsageError
@@ -28,6 +30,7 @@ from diawork.base.files import (
     nulled,
     read_arrays,
     read_json,
+    read_record,
     remove_orphans,
     write_arrays,
     write_json,
@@ -40,7 +43,69 @@ from diawork.evaluation.conformal import Alarm, Calibration, alarm, calibrate
 
 SCHEMA = 1
 ORACLE = "oracle_epochs.json"  # test AUROC by epoch and what could choose one, where train.track_test asked for it
+OPEN = ConfigDict(extra="allow")  # keys of other versions, which nobody here knows, are passed over
 _PACKAGES = ("torch", "torchvision", "denoising-diffusion-pytorch", "ema-pytorch", "kornia", "timm", "numpy")
+
+
+def _numbers(metrics: Any) -> Any:
+    """Return a split's metrics without what is no number; ends of an interval that are null are NaN."""
+    if not isinstance(metrics, dict):
+        return metrics
+    ends = {key: math.nan for key, one in metrics.items() if one is None and key.endswith(("_low", "_high"))}
+    return {key: one for key, one in metrics.items() if isinstance(one, int | float)} | ends
+
+
+@with_config(OPEN)
+class Metrics(TypedDict):
+    """What a split's scores are worth; with the other metrics, and the ends of their intervals."""
+
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    threshold: NotRequired[float]
+
+
+@with_config(OPEN)
+class Result(TypedDict):
+    """``result.json``; what an older version did not write need not be there."""
+
+    schema: Literal[1]
+    detector: str  # its label
+    seed: int
+    digest: NotRequired[str]
+    oracle: NotRequired[bool]
+    control: NotRequired[bool]
+    draws: NotRequired[int | None]
+    metrics: dict[str, Annotated[Metrics, BeforeValidator(_numbers)]]
+    settings: NotRequired[dict[str, Any]]
+
+
+@with_config(OPEN)
+class Data(TypedDict):
+    """What a run records about its data."""
+
+    name: str
+    identity: str
+    opening: NotRequired[dict[str, Any]]  # how its images were read, for images to come
+
+
+@with_config(OPEN)
+class Asked(TypedDict):
+    """``config.json``."""
+
+    config: dict[str, Any]
+    data: Data
+    digest: str
+    versions: NotRequired[dict[str, Any]]
+    compute: NotRequired[dict[str, Any]]
+
+
+@with_config(OPEN)
+class Status(TypedDict):
+    """``status.json``."""
+
+    state: str
+    error: NotRequired[str]
 
 
 def runs_root(root: Path | str | None = None) -> Path:
@@ -98,23 +163,20 @@ class Run(Shown):
         run = cls(Path(root) / f"{slug(data['name'])}-{slug(label)}-s{cfg.seed}-{identity}")
         made_with = {"versions": versions(), "compute": compute}
         if (run.folder / "config.json").exists():
-            run._warn_of_differences(made_with)
+            then = run.config()
+            changed = [
+                f"{name} {then.get(part, {}).get(name)} → {value}"
+                for part, values in made_with.items()
+                for name, value in values.items()
+                if then.get(part, {}).get(name) != value
+            ]
+            if changed:
+                warnings.warn(f"run {run.folder.name} was made with {', '.join(changed)}", stacklevel=2)
             return run
         created = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"config": cfg.model_dump(mode="json"), "data": data, "created": created, "label": label}
         write_json(run.folder / "config.json", record | {"digest": identity} | made_with)
         return run
-
-    def _warn_of_differences(self, now: dict[str, dict]) -> None:
-        then = self.config()
-        changed = [
-            f"{name} {then.get(part, {}).get(name)} → {value}"
-            for part, values in now.items()
-            for name, value in values.items()
-            if then.get(part, {}).get(name) != value
-        ]
-        if changed:
-            warnings.warn(f"run {self.folder.name} was made with {', '.join(changed)}", stacklevel=3)
 
     def shown(self) -> tuple[str, Mapping[str, object]]:
         """Return what was run, its AUROC where it is finished, and its folder."""
@@ -124,31 +186,22 @@ class Run(Shown):
             split, metrics = self.primary_split, self.result()["metrics"][self.primary_split]
             ends = f"95 % interval {metrics['auroc_low']:.3f} to {metrics['auroc_high']:.3f}"
             rows["state"] = f"finished: {split} AUROC {metrics['auroc']:.3f}, {ends}"
-        return f"run of {known['label']}", rows | {"folder": self.folder}
+        return f"run of {known.get('label', self.folder.name)}", rows | {"folder": self.folder}
 
     def config(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
-        return read_json(self.folder / "config.json")
+        return dict(read_record(Asked, self.folder / "config.json"))
 
     def result(self) -> dict[str, Any]:
         """Return the content of ``result.json``; ``CheckpointError`` where the run is not finished.
 
         The ends of an interval that cannot be given, null in the file, are NaN.
         """
-        result = read_json(self.folder / "result.json")
-        if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-            raise CheckpointError(f"not a result of schema {SCHEMA}.", path=self.folder / "result.json")
-        settings = result.get("settings")
-        if isinstance(settings, dict):  # of older versions: with the sections of all detectors
-            own = str(settings.get("detector"))
-            kept = (key for key in settings if (section := key.partition(".")[0]) == own or section not in BUILT_IN)
-            result["settings"] = {key: settings[key] for key in kept}
-        scored = result.get("metrics")
-        for metrics in scored.values() if isinstance(scored, dict) else ():
-            if isinstance(metrics, dict):
-                ends = [name for name in metrics if name.endswith(("_low", "_high"))]
-                metrics |= {name: math.nan for name in ends if metrics[name] is None}
-        return result
+        result: dict[str, Any] = dict(read_record(Result, self.folder / "result.json"))
+        settings = result.get("settings", {})  # of older versions: with the sections of all detectors
+        own = str(settings.get("detector"))
+        kept = (key for key in settings if (section := key.partition(".")[0]) == own or section not in BUILT_IN)
+        return result | {"settings": {key: settings[key] for key in kept}}
 
     @property
     def done(self) -> bool:
@@ -161,7 +214,7 @@ class Run(Shown):
     def draws(self) -> int | None:
         """Return the scheme that a finished run's scores were drawn by; None where scoring draws nothing."""
         result = self.result()
-        control = result.get("control", is_control(str(result.get("detector"))))
+        control = result.get("control", is_control(result["detector"]))
         return None if control else result.get("draws", 1)
 
     @property
@@ -180,10 +233,11 @@ class Run(Shown):
             return "done"
         if not (self.folder / "status.json").exists():
             return "never started"
-        status = read_json(self.folder / "status.json")
-        if not isinstance(status, dict):
+        try:
+            status = read_record(Status, self.folder / "status.json")
+        except CheckpointError:
             return "unknown"
-        state = "no result" if status.get("state") == "done" else str(status.get("state"))
+        state = "no result" if status["state"] == "done" else status["state"]
         return f"{state}: {status['error']}" if status.get("error") else state
 
     @contextlib.contextmanager
@@ -264,7 +318,7 @@ class Run(Shown):
         """Return the rows of ``metrics.jsonl``, none of a detector without steps; a torn line is passed over."""
         path = self.folder / "metrics.jsonl"
         rows = []
-        for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
+        for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
@@ -283,7 +337,7 @@ class Run(Shown):
     def oracle_epochs(self) -> dict[str, dict[str, float]]:
         """Return the AUROCs by epoch, where test's was tracked: for tables named oracle, never for ours."""
         path = self.folder / ORACLE
-        read = read_json(path) if path.exists() else {}
+        read = read_record(dict[str, float | dict[str, float]], path) if path.exists() else {}
         return {epoch: one if isinstance(one, dict) else {"test": one} for epoch, one in read.items()}
 
     def evidence(self) -> dict[str, np.ndarray]:

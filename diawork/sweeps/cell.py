@@ -7,16 +7,51 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 import pandas as pd
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from diawork.base.config import ExperimentConfig
 from diawork.base.errors import CheckpointError, DiaworkError
-from diawork.base.files import read_json, write_json, write_text
+from diawork.base.files import read_record, write_json, write_text
 from diawork.base.locks import holder
-from diawork.runs.run import SCHEMA, Run, code_version
+from diawork.runs.run import OPEN, SCHEMA, Run, code_version
 from diawork.sweeps.sweep import Cell, Sweep
+
+
+@with_config(OPEN)
+class Asked(TypedDict):
+    """``cell.json``: the cell as the sweep holds it, and how its notebook is run."""
+
+    digest: str
+    data: Any  # identities of what it opens
+    notebook: str
+    makes_run: bool
+    values: NotRequired[dict[str, Any]]  # of the notebook's parameters
+
+
+@with_config(OPEN)
+class Made(TypedDict):
+    """``result.json``."""
+
+    schema: Literal[1]
+    digest: str
+    data: Any
+    runs: list[str]  # folders, from the cell's
+    seconds: float
+    code: NotRequired[str]
+
+
+@with_config(OPEN)
+class State(TypedDict):
+    """``status.json``: pending, running, done, failed, died or interrupted."""
+
+    state: str
+    error: str
+    seconds: NotRequired[float]
+    time: NotRequired[float]  # s since 1970
 
 
 class CellFolder:
@@ -30,47 +65,48 @@ class CellFolder:
         """Return the folder of a cell inside its sweep's."""
         return cls(sweep_folder / "cells" / cell.digest)
 
-    def spec(self) -> dict[str, Any]:
+    def asked(self) -> Asked:
         """Return what was asked: notebook, parameters, the identity of the data."""
-        return read_json(self.path / "cell.json")
+        return read_record(Asked, self.path / "cell.json")
 
-    def prepare(self, spec: dict[str, Any]) -> None:
+    def prepare(self, asked: dict[str, Any]) -> None:
         """Write what is asked."""
-        write_json(self.path / "cell.json", spec)
+        write_json(self.path / "cell.json", asked)
 
     def note_run(self, run: Run) -> None:
         """Note that the cell's notebook opened this run."""
         write_text(self.path / "runs" / run.folder.name, os.path.relpath(run.folder, self.path))
 
     def runs(self) -> list[Run]:
-        """Return the runs that the notebook opened, by the notes they left."""
-        notes = sorted(p for p in (self.path / "runs").glob("*") if not p.name.startswith("."))
-        return [Run(os.path.normpath(self.path / note.read_text("utf-8"))) for note in notes]
+        """Return the runs that the notebook opened, by the notes they left; a torn note is passed over."""
+        runs = []
+        for note in sorted(p for p in (self.path / "runs").glob("*") if not p.name.startswith(".") and p.is_file()):
+            run = Run(os.path.normpath(self.path / note.read_text("utf-8", errors="replace")))
+            runs += [run] if run.folder.name == note.name else []
+        return runs
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Made | None:
         """Return the result where the cell is finished: committed, for this data, and every run of it is done."""
         try:
-            result, spec = read_json(self.path / "result.json"), self.spec()
+            result, asked = read_record(Made, self.path / "result.json"), self.asked()
         except CheckpointError:
             return None
-        wanted = {"schema": SCHEMA, "digest": spec["digest"], "data": spec["data"]}
-        if not isinstance(result, dict) or any(result.get(key) != value for key, value in wanted.items()):
-            return None
-        return result if all(Run(self.path / run).current for run in result["runs"]) else None
+        same = (result["digest"], result["data"]) == (asked["digest"], asked["data"])
+        return result if same and all(Run(self.path / run).current for run in result["runs"]) else None
 
     def finish(self, seconds: float) -> None:
         """Commit the result of a notebook that came to its end.
 
         Raises ``CheckpointError`` where a run is missing or not done: the notebook's word is not enough.
         """
-        spec, runs = self.spec(), self.runs()
+        asked, runs = self.asked(), self.runs()
         undone = [run.folder.name for run in runs if not run.current]
-        if undone or (spec["makes_run"] and not runs):
+        if undone or (asked["makes_run"] and not runs):
             what = f"the notebook came to its end without a finished run ({', '.join(undone) or 'none was begun'})."
             hint = "A notebook of your own takes a parameter cell and calls diawork.sweeps.cell.run_in_cell(cell, cfg)."
             raise CheckpointError(what, path=self.path, hint="" if runs else hint)
         folders = [os.path.relpath(run.folder, self.path) for run in runs]
-        result = {"digest": spec["digest"], "data": spec["data"], "runs": folders, "code": code_version()}
+        result = {"digest": asked["digest"], "data": asked["data"], "runs": folders, "code": code_version()}
         write_json(self.path / "result.json", {"schema": SCHEMA, "seconds": round(seconds, 2), **result})
 
     def note(self, state: str, error: str = "", **more: Any) -> None:
@@ -78,44 +114,37 @@ class CellFolder:
         who = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
         write_json(self.path / "status.json", {"state": state, "error": error, **who, **more})
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> State:
         """Return how the cell stands: pending, running, done, failed, died or interrupted, by what is true now."""
         if result := self.result():
             return {"state": "done", "error": "", "seconds": result["seconds"], "time": 0.0}
-        status = {"state": "pending", "error": ""}
+        status: State = {"state": "pending", "error": ""}
         with contextlib.suppress(DiaworkError):
-            status = read_json(self.path / "status.json")
+            status = read_record(State, self.path / "status.json")
         if holder(self.path):
             return status | {"state": "running", "error": ""}
         if status["state"] == "running":
             return status | {"state": "died", "error": "the process that worked on it is gone"}
-        return status | ({"state": "pending", "error": self._outdated()} if status["state"] == "done" else {})
-
-    def _outdated(self) -> str:
-        """Say which runs were scored under other draws than today's; "" where its data or its run has changed."""
+        if status["state"] != "done":
+            return status
         older = [f"{run.folder.name} under draws {run.draws}" for run in self.runs() if run.done and not run.current]
-        return f"scored {', '.join(older)}: run the sweep again, it scores anew and trains nothing" if older else ""
+        error = f"scored {', '.join(older)}: run the sweep again, it scores anew and trains nothing" if older else ""
+        return status | {"state": "pending", "error": error}  # without older runs: its data or its run has changed
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """Return the ledger's row of ``cell``, whose folder this is."""
         status, runs = self.status(), [str(run.folder) for run in self.runs()]
-        parameters = cell.parameters
+        parameters, auroc = cell.parameters, float("nan")
+        if runs and status["state"] == "done":
+            with contextlib.suppress(DiaworkError, LookupError):
+                run = Run(runs[0])
+                auroc = run.result()["metrics"][run.primary_split]["auroc"]
         return {
             "cell": cell.digest, "label": cell.label, "dataset": parameters.get("dataset", ""),
             "seed": parameters.get("seed"), "state": status["state"], "error": status["error"],
-            "auroc": _auroc(runs) if status["state"] == "done" else float("nan"),
-            "seconds": status.get("seconds", float("nan")), "run": runs[0] if runs else "", "runs": runs,
-            "folder": str(self.path),
+            "auroc": auroc, "seconds": status.get("seconds", float("nan")), "run": runs[0] if runs else "",
+            "runs": runs, "folder": str(self.path),
         }  # fmt: skip
-
-
-def _auroc(runs: list[str]) -> float:
-    """Return the AUROC of a cell's first run; NaN where there is none."""
-    try:
-        run = Run(runs[0])
-        return float(run.result()["metrics"][run.primary_split]["auroc"])
-    except (DiaworkError, LookupError, TypeError, ValueError):
-        return float("nan")
 
 
 def ledger(folder: Path | str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from diawork.data.documents import Source, StrictModel, load_document, wrong, ya
 from diawork.runs.notebooks import find_notebook, list_notebooks
 
 SHIPPED = Path(__file__).parent  # the sweep files that come with the package
-MOST_POINTS = 5_000
+MOST_CELLS = 20_000
 NOTEBOOKS = {"cell": "06_run_cell", "figure": "07_draw_figure"}  # of cells; their names in version 0.1 and in digests
 
 
@@ -75,15 +76,20 @@ class Axis(StrictModel):
     def _one_kind(self) -> Axis:
         if len(self.model_fields_set) != 1:
             raise wrong("an axis is one of grid: and list:")
-        if not self.labelled():
+        if not self.length:
             raise wrong("this axis has no values")
         return self
+
+    @property
+    def length(self) -> int:
+        """Return how many points it has."""
+        return len(self.points) or (math.prod(map(len, self.grid.values())) if self.grid else 0)
 
     def labelled(self) -> list[tuple[str, dict[str, Any]]]:
         """Return label and settings of every point."""
         if self.points:
             return [(point.label or label(point.settings), point.settings) for point in self.points]
-        rows = itertools.islice(itertools.product(*self.grid.values()), MOST_POINTS + 1)
+        rows = itertools.product(*self.grid.values())
         settings = [dict(zip(self.grid, row, strict=True)) for row in rows]
         return [(label(values), values) for values in settings]
 
@@ -119,6 +125,15 @@ class SweepFile(Heading):
     axes: list[Axis] = []
     seeds: Seeds = [0]
     sizes: dict[str, Size] = {}
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> SweepFile:
+        points = math.prod(axis.length for axis in self.axes)
+        seeds = max(len(one) for one in (self.seeds, *(size.seeds or [] for size in self.sizes.values())))
+        if points * seeds > MOST_CELLS:
+            what = f"{points * seeds:,} cells ({points:,} points × {seeds:,} seeds) are more than {MOST_CELLS:,}"
+            raise wrong(what, "axes", hint="Vary less, or take several sweeps.")
+        return self
 
     @model_validator(mode="after")
     def _axes_are_apart(self) -> SweepFile:

@@ -20,7 +20,6 @@ from diawork.runs.notebooks import defaults, notebook_parameters, require_type
 from diawork.runs.presets import PRESETS, preset
 from diawork.runs.resolve import resolve
 from diawork.sweeps.file import (
-    MOST_POINTS,
     NOTEBOOKS,
     SHIPPED,
     Heading,
@@ -206,10 +205,7 @@ class Plan:
         seeds = [{"seed": n} for n in size.seeds or self.file.seeds] if "seed" in self.known else [{}]
         fixed = self.file.fixed | size.settings | self.changes
         cells: dict[str, Cell] = {}
-        for n, point in enumerate(itertools.product(*(axis.labelled() for axis in self.file.axes))):
-            if n >= MOST_POINTS:
-                with self.source.at("axes"):
-                    raise UsageError(f"more than {MOST_POINTS:,} points.")
+        for point in itertools.product(*(axis.labelled() for axis in self.file.axes)):
             varied = {key: value for _, settings in point for key, value in settings.items()}
             parts = tuple(label for label, _ in point if label)
             for seed in seeds if size.keeps(varied) else []:

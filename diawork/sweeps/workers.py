@@ -67,11 +67,11 @@ def work(folder: Path | str) -> int:
 
 
 def _run(cell: CellFolder) -> int:
-    spec, start = cell.spec(), time.monotonic()
+    asked, start = cell.asked(), time.monotonic()
     shutil.rmtree(cell.path / "runs", ignore_errors=True)
     cell.note("running")
     try:
-        run_notebook(spec["notebook"], cell.path / "executed.ipynb", parameters=spec["values"], progress=False)
+        run_notebook(asked["notebook"], cell.path / "executed.ipynb", parameters=asked["values"], progress=False)
         cell.finish(time.monotonic() - start)
     except Interrupted as error:
         cell.note("interrupted", str(error))
