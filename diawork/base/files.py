@@ -39,6 +39,18 @@ def home_cache() -> Path:
     return Path(tempfile.gettempdir(), "cache") if home.startswith("~") else Path(home, ".cache")
 
 
+def require_room(*folders: Path | str) -> None:
+    """Refuse folders, or the nearest above them that exist, in which nothing can be written."""
+    for folder in map(Path, folders):
+        nearest = next((one for one in (folder, *folder.absolute().parents) if one.is_dir()), folder)
+        try:
+            with tempfile.TemporaryFile(dir=nearest) as probe:
+                probe.write(bytes(2**20))
+        except OSError as error:
+            hint = "Free some space, or choose another folder."
+            raise ResourceError(f"nothing can be written here ({error.strerror}).", path=nearest, hint=hint) from None
+
+
 def write_bytes(path: Path | str, data: bytes | memoryview) -> str:
     """Write ``data`` to ``path`` so that a crash or a full disk leaves the old file or the new; return its SHA-256."""
     path = Path(path)

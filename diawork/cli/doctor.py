@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from diawork.base.compute import Compute
+from diawork.base.errors import ResourceError
+from diawork.base.files import require_room
 from diawork.data.locations import data_roots
 from diawork.runs.cores import describe_waiting, find_cores
 from diawork.runs.run import runs_root, versions
@@ -52,21 +54,25 @@ def doctor(*, data_root: Path | str | None = None, out: Path | str | None = None
     packages = f"{known['torch']}, torchvision {known['torchvision']}, diawork {known['diawork']}"
     newer = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
     software = [Check("Python", known["python"], newer), Check("torch", packages)]
-    return Report([*software, _device(), _cores(), _kernel(), _data(data_root), _output(runs_root(out))])
-
-
-def _device() -> Check:
-    compute = Compute.auto()
+    compute, limit = Compute.auto(), os.environ.get("OMP_NUM_THREADS")
     cuda = compute.device.type == "cuda"
     where = "GPU" if cuda else f"{find_cores().usable} CPU cores"
     note = "" if cuda else "; the presets smoke, demo and cpu are made for it"
-    return Check("device", f"{compute.device} ({where}), {compute.precision}{note}")
-
-
-def _cores() -> Check:
-    threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    why = f"OMP_NUM_THREADS={asked}" if asked else "one a core"
-    return Check("cores", f"{find_cores()}; threads: {threads} ({why}); {describe_waiting()}")
+    threads = f"{torch.get_num_threads()} ({f'OMP_NUM_THREADS={limit}' if limit else 'one a core'})"
+    machine = [
+        Check("device", f"{compute.device} ({where}), {compute.precision}{note}"),
+        Check("cores", f"{find_cores()}; threads: {threads}; {describe_waiting()}"),
+    ]
+    folders = data_roots(data_root or None)
+    files = [path.name for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.npz"))]
+    found = next((folder for folder in folders if folder.is_dir()), folders[0])
+    data = Check("data", f"{found}: {', '.join(files) or 'no downloaded data; the phantom needs none'}")
+    home = Path(os.environ.get("IPYTHONDIR") or os.path.expanduser("~"))
+    written = [
+        _written("output", runs_root(out), "choose another folder with --out or $DIAWORK_HOME", 1),
+        _written("home", home, "free some space, or set HOME to another folder: notebooks write there"),
+    ]
+    return Report([*software, *machine, _kernel(), data, *written])
 
 
 def _kernel() -> Check:
@@ -99,15 +105,12 @@ def _prefix_of(interpreter: str) -> str:
         return ""
 
 
-def _data(root: Path | str | None) -> Check:
-    folders = data_roots(root or None)
-    files = [path.name for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.npz"))]
-    where = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return Check("data", f"{where}: {', '.join(files) or 'no downloaded data; the phantom needs none'}")
-
-
-def _output(root: Path) -> Check:
-    probe = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    writable, free = os.access(probe, os.W_OK), shutil.disk_usage(probe).free / 2**30
-    fix = "" if writable and free > 1 else "choose another folder with --out or $DIAWORK_HOME"
-    return Check("output", f"{root} ({'writable' if writable else 'not writable'}, {free:.0f} GiB free)", fix)
+def _written(name: str, folder: Path, way_out: str, least: float = 0) -> Check:
+    """Say whether a folder, or the nearest above it that exists, can be written."""
+    try:
+        require_room(folder)
+    except ResourceError as error:
+        return Check(name, f"{folder}: {error.what.rstrip('.')}", way_out)
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    free = shutil.disk_usage(nearest).free / 2**30
+    return Check(name, f"{folder} (writable, {free:.0f} GiB free)", "" if free > least else way_out)

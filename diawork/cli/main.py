@@ -68,6 +68,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
     from diawork.base.compute import Compute
+    from diawork.base.files import require_room
     from diawork.bench import fidelity
     from diawork.bench.page import read_costs, write_costs
     from diawork.bench.stages import measure_cost
@@ -75,6 +76,7 @@ def bench(
     from diawork.runs.presets import preset
     from diawork.runs.resolve import resolve
 
+    require_room(page.parent)
     others = [read_costs(path) for path in beside]
     compute = Compute.auto(device, precision, compile=compiled)
     cfg = preset(preset_name, dataset=accuracy or "phantom").override(parse_overrides(overrides))

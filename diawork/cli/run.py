@@ -68,6 +68,7 @@ def run_methods(
     ``suite`` are keywords of ``run_suite``.
     """
     from diawork.base.compute import Compute
+    from diawork.base.files import require_room
     from diawork.data.manifests import load_manifest
     from diawork.report.page import write_html
     from diawork.runs.experiment import run_suite
@@ -76,10 +77,12 @@ def run_methods(
 
     named = planned(cfg, methods)
     root, dataset = runs_root(out), load_manifest(cfg.dataset).name
+    page = page or root / f"report-{dataset}-{preset_name}.html"
+    require_room(root, page.parent)
     compute = Compute.auto(device, precision)
     runs = run_suite(cfg, named, range(seeds), out=root, compute=compute, on_run=tell, **suite)
     page = write_html(
-        [run.folder for run in runs], page or root / f"report-{dataset}-{preset_name}.html", title=f"DIA on {dataset}",
+        [run.folder for run in runs], page, title=f"DIA on {dataset}",
         asked=f"diawork run --dataset {cfg.dataset} --preset {preset_name} --seeds {seeds} --methods {methods}",
     )  # fmt: skip
     with tqdm.external_write_mode():  # above a bar, where there is one

@@ -162,25 +162,25 @@ def fill_slot(run: Run, cfg: Resolved, splits: Splits, context: Context) -> Slot
 def train_together(work: Work, cfg: ExperimentConfig, folder: Path, context: Context) -> None:
     """Do a share of a training in each of the context's processes; its weights are then in ``folder``."""
     compute = context.compute
-    asked: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "folder": str(folder), "out": str(context.out)}
-    asked |= {"data_root": str(context.data_root or ""), "progress": context.progress is True}
-    asked |= {"device": compute.device.type, "precision": compute.precision, "compile": compute.compile}
-    launch(work, asked, processes=context.processes, cuda=compute.device.type == "cuda", logs=folder)
+    share: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "folder": str(folder), "out": str(context.out)}
+    share |= {"data_root": str(context.data_root or ""), "progress": context.progress is True}
+    share |= {"device": compute.device.type, "precision": compute.precision, "compile": compute.compile}
+    launch(work, share, processes=context.processes, cuda=compute.device.type == "cuda", logs=folder)
 
 
-def as_member(asked: dict[str, Any], group: Group) -> tuple[Resolved, Splits, Context]:
-    """Return config, data and context of a process of a group, from what ``train_together`` asked."""
-    cfg = validated(Resolved, asked["config"])
-    compute = Compute.auto(asked["device"], asked["precision"], compile=asked["compile"], group=group)
-    data_root = asked["data_root"] or None
-    context = Context(Path(asked["out"]), compute, data_root, progress=asked["progress"] and group.leads)
+def as_member(share: dict[str, Any], group: Group) -> tuple[Resolved, Splits, Context]:
+    """Return config, data and context of a process of a group, from the share that ``train_together`` gave it."""
+    cfg = validated(Resolved, share["config"])
+    compute = Compute.auto(share["device"], share["precision"], compile=share["compile"], group=group)
+    data_root = share["data_root"] or None
+    context = Context(Path(share["out"]), compute, data_root, progress=share["progress"] and group.leads)
     return cfg, load(cfg, data_root), context
 
 
-def pretrain_share(asked: dict[str, Any], group: Group) -> None:
+def pretrain_share(share: dict[str, Any], group: Group) -> None:
     """Pretrain a DDPM as one process of a group."""
-    cfg, splits, context = as_member(asked, group)
+    cfg, splits, context = as_member(share, group)
     settings, train, bridge = _pretraining(cfg, splits, context.data_root)
     pretrain_ddpm(
-        train, settings, bridge=bridge, compute=context.compute, folder=asked["folder"], progress=context.progress
+        train, settings, bridge=bridge, compute=context.compute, folder=share["folder"], progress=context.progress
     )  # fmt: skip

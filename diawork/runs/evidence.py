@@ -50,11 +50,18 @@ def evidence(
     detector that makes maps of its own. What cannot be drawn is left out with a warning: a picture costs no result.
     """
     healthy = splits.train.normal()
-    arrays = _drawn("statistics", lambda: _statistics(images))
+
+    def statistics() -> dict[str, np.ndarray]:
+        found = np.concatenate([image_statistics(rows) for rows in images.batches()])
+        return {"statistics": found[images.index.argsort()], "statistics_names": np.array(STATISTICS)}  # as scores are
+
+    arrays = _drawn("statistics", statistics)
     if rows and "nearest_0" in rows[0]:
         arrays |= _drawn("worst errors", lambda: worst_errors(images, healthy, rows))
-    if dissolver is not None:
-        arrays |= _drawn("dissolving strip", lambda: _strip(dissolver, images))
+    ts = [t for t in STRIP_STEPS if dissolver is not None and t < dissolver.timesteps]
+    if dissolver is not None and ts:
+        labels = {"strip_ts": np.array(ts), "strip_label": images.class_names[strip_rows(images)]}
+        arrays |= _drawn("dissolving strip", lambda: labels | {"strip": dissolving_strip(dissolver, images, ts)})
     if images.masks is not None and (dissolver is not None or detector.has_map):
         arrays |= _drawn("anomaly maps", lambda: mapped(images, healthy, detector.map_methods(dissolver, splits.train)))
     return arrays
@@ -68,20 +75,6 @@ def _drawn(what: str, draw: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     except Exception as error:
         warnings.warn(f"this run has no {what} ({type(error).__name__}: {error})", stacklevel=2)
         return {}
-
-
-def _statistics(images: ImageSet) -> dict[str, np.ndarray]:
-    order = images.index.argsort()  # as the scores are read
-    statistics = np.concatenate([image_statistics(rows) for rows in images.batches()])
-    return {"statistics": statistics[order], "statistics_names": np.array(STATISTICS)}
-
-
-def _strip(dissolver: Dissolver, images: ImageSet) -> dict[str, np.ndarray]:
-    ts = [t for t in STRIP_STEPS if t < dissolver.timesteps]
-    if not ts:
-        return {}
-    strip, labels = dissolving_strip(dissolver, images, ts), images.class_names[strip_rows(images)]
-    return {"strip_ts": np.array(ts), "strip": strip, "strip_label": labels}
 
 
 def mapped(images: ImageSet, healthy: ImageSet, methods: MapMethods) -> dict[str, np.ndarray]:
@@ -188,9 +181,14 @@ def probe_shift(detector: Detector, splits: Splits, *, progress: Progress = True
     """
     if not detector.shift or not checkable(splits.val):
         return {}
+    shifted = []  # (K, N, P) pixels under each shift, means of areas
+    for images in (splits.train, splits.val):
+        x = _some(images.normal()).images[:]
+        size, shift = min(THUMBNAIL, *x.shape[-2:]), SHIFTS[detector.shift]
+        small = [F.interpolate(shift(x, k), (size, size), mode="area").flatten(1).numpy() for k in range(K)]
+        shifted.append(np.stack(small))
     try:
-        known, held_out = (_thumbnails(_some(images.normal()), detector.shift) for images in (splits.train, splits.val))
-        probe = shift_probe(known, held_out, detector.shift)
+        probe = shift_probe(*shifted, detector.shift)
     except DataError as error:  # a run goes on without it
         warnings.warn(f"the {detector.shift} shifts were not probed: {error.what}", stacklevel=2)
         return {}
@@ -202,12 +200,3 @@ def probe_shift(detector: Detector, splits: Splits, *, progress: Progress = True
 def _some(images: ImageSet) -> ImageSet:
     """Return at most ``MOST`` of the images, evenly spaced."""
     return images.take(np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int))
-
-
-def _thumbnails(images: ImageSet, shift: str) -> np.ndarray:
-    """Return (K, N, P) pixels of the images under each shift, means of areas."""
-    x = images.images[:]
-    size = min(THUMBNAIL, *x.shape[-2:])
-    return np.stack(
-        [F.interpolate(SHIFTS[shift](x, k), (size, size), mode="area").flatten(1).numpy() for k in range(K)]
-    )

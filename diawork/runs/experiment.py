@@ -131,10 +131,10 @@ def _built(run: Run, cfg: Resolved, splits: Splits, context: Context) -> tuple[S
     return slot, entry_of(cfg.detector).load().build(used, dissolve=slot.training, compute=context.compute)
 
 
-def train_share(asked: dict[str, Any], group: Group) -> None:
+def train_share(share: dict[str, Any], group: Group) -> None:
     """Train a run's detector as one process of a group; its weights are then in the run's folder."""
-    cfg, splits, context = as_member(asked, group)
-    run = Run(asked["folder"])
+    cfg, splits, context = as_member(share, group)
+    run = Run(share["folder"])
     _, detector = _built(run, cfg, splits, replace(context, progress=False))
     detector.fit(splits.train, folder=run.folder, on_epoch=_hook(cfg, splits, run), progress=context.progress)
 

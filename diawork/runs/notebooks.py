@@ -22,7 +22,7 @@ from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from diawork.base.errors import DiaworkError, Interrupted, UsageError, did_you_mean
-from diawork.base.files import as_json, read_value, shipped
+from diawork.base.files import as_json, read_value, require_room, shipped
 from diawork.base.stopping import handling
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -98,19 +98,16 @@ def typed_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"{name!r} is not a parameter of {notebook.name}.", hint=did_you_mean(name, known))
-        typed[name] = _typed(name, value, known[name]["inferred_type_name"])
+        declared = known[name]["inferred_type_name"]
+        kind = declared.split("[")[0].strip()
+        if isinstance(value, str) and kind in _TYPES and kind != "str":
+            try:
+                value = read_value(value)
+            except ValueError:
+                raise UsageError(f"{name}={value!r:.80} is not a {kind}, in JSON or in Python.") from None
+        require_type(name, value, declared)
+        typed[name] = as_json(value)
     return typed
-
-
-def _typed(name: str, value: Any, declared: str) -> Any:
-    kind = declared.split("[")[0].strip()
-    if isinstance(value, str) and kind in _TYPES and kind != "str":
-        try:
-            value = read_value(value)
-        except ValueError:
-            raise UsageError(f"{name}={value!r:.80} is not a {kind}, in JSON or in Python.") from None
-    require_type(name, value, declared)
-    return as_json(value)
 
 
 def require_type(name: str, value: Any, declared: str) -> None:
@@ -143,6 +140,7 @@ def run_notebook(
     source, out = find_notebook(name), Path(out)
     typed = typed_parameters(source, parameters or {})
     partial = out.with_name(f".{out.name}")
+    require_room(out.parent, os.environ.get("IPYTHONDIR") or os.path.expanduser("~"))  # a kernel writes there, too
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="diawork-") as sockets, _stopping(kernels := _Kernels(sockets)):
@@ -152,14 +150,22 @@ def run_notebook(
                 kernel_manager_class=kernels.manager(), config=kernels.config,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        raise _cell_error(error, out) from None
+        cell = f"cell {error.exec_count}" if error.exec_count else "a cell"
+        failed = NotebookError(f"{cell} raised {error.ename}: {error.evalue}", path=out)
+        failed.trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-20:]
+        raise failed from None
     except DeadKernelError:
         raise KernelDied("the kernel died; it was killed, or memory ran out.", path=out) from None
+    except RuntimeError as error:  # of nbclient
+        if "Kernel" not in str(error):
+            raise
+        raise KernelDied(f"no kernel could be started ({error}).", path=out, hint="See `diawork doctor`.") from None
     finally:
         if partial.exists():
             _without_live_faces(partial)
             os.replace(partial, out)
-    if any(cell.source and cell.execution_count is None for cell in _code_cells(out)):
+    cells = [cell for cell in papermill.iorw.load_notebook_node(str(out)).cells if cell.cell_type == "code"]
+    if any(cell.source and cell.execution_count is None for cell in cells):
         raise NotebookError("the notebook ended before its last cell.", path=out)
     return out
 
@@ -198,13 +204,6 @@ class _Kernels:
         return getattr(getattr(self._started, "provisioner", None), "pid", None)
 
 
-def _cell_error(error: papermill.PapermillExecutionError, out: Path) -> NotebookError:
-    cell = f"cell {error.exec_count}" if error.exec_count else "a cell"
-    told = NotebookError(f"{cell} raised {error.ename}: {error.evalue}", path=out)
-    told.trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-20:]
-    return told
-
-
 def _without_live_faces(path: Path) -> None:
     """Leave of each widget what needs no kernel: the picture beside it, and of a progress bar nothing."""
     nb = papermill.iorw.load_notebook_node(str(path))
@@ -216,29 +215,25 @@ def _without_live_faces(path: Path) -> None:
     papermill.iorw.write_ipynb(nb, str(path))
 
 
-def _code_cells(path: Path) -> list[Any]:
-    return [cell for cell in papermill.iorw.load_notebook_node(str(path)).cells if cell.cell_type == "code"]
-
-
 @contextlib.contextmanager
 def _stopping(kernels: _Kernels) -> Iterator[None]:
     """Pass a stop on to the kernel, again and again, then kill it; afterwards raise ``Interrupted``."""
-    asked, ended = threading.Event(), threading.Event()
+    stopping, ended = threading.Event(), threading.Event()
 
     def press(_signal: int, _frame: Any) -> None:
-        if not asked.is_set():
-            asked.set()
+        if not stopping.is_set():
+            stopping.set()
             threading.Thread(target=_interrupt, args=(kernels, ended), daemon=True).start()
 
     try:
         with handling(press):
             yield
     except Exception:
-        if not asked.is_set():
+        if not stopping.is_set():
             raise
     finally:
         ended.set()
-    if asked.is_set():
+    if stopping.is_set():
         raise Interrupted("Stopped on request; what was saved is kept.", hint="The same command goes on.")
 
 

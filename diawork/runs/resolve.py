@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from diawork.base.config import DataConfig, ExperimentConfig, bridgeable
+from diawork.base.config import ExperimentConfig, bridgeable
 from diawork.base.errors import UsageError
 from diawork.base.knobs import Frozen, validated
 from diawork.base.registry import entry_of
@@ -60,7 +60,12 @@ def resolve(cfg: ExperimentConfig, data: Splits | Manifest) -> Resolved:
         return cfg
     if isinstance(data, Manifest):
         data = data.against_the_rest(cfg.data.normal_class).at_size(cfg.data.size)
-        _refuse_changes(cfg.data, data)
+        data.with_lesions(size=cfg.data.lesion_size, contrast=cfg.data.lesion_contrast)
+        healthy, others = _training(data, "normal"), _training(data, "anomalous")
+        wanted = round(cfg.data.contamination * healthy / (1 - cfg.data.contamination))
+        if wanted > others:
+            what = f"{cfg.data.contamination:g} needs {wanted} anomalous training images; {data.name} has {others}."
+            raise UsageError(what, field="data.contamination")
     manifest, images = (data if isinstance(data, Manifest) else data.manifest), _Images.of(data)
     used = cfg.but(**_unused(cfg))
     settled: dict[str, Any] = {}
@@ -91,11 +96,7 @@ def _unused(cfg: ExperimentConfig) -> dict[str, Any]:
 def _slot(cfg: ExperimentConfig, manifest: Manifest) -> dict[str, Any]:
     """Return the sections of the dissolver and its diffusion model, as far as one is needed."""
     dissolve, diffusion, plain = cfg.dissolve, cfg.diffusion, ExperimentConfig().diffusion
-    if dissolve.operator != "diffusers":
-        dissolve = dissolve.but(model=None)
-    if (
-        dissolve.operator == "diffusers"
-    ):  # trained already: of ``diffusion``, the schedule that ``t`` is a step of remains
+    if dissolve.operator == "diffusers":  # trained already: of ``diffusion``, the schedule of ``t`` remains
         schedule = diffusion.model_dump(include={"timesteps", "beta_schedule"})
         # a bridge left open resizes: the manifest's is about a model of this data's own size
         return {"dissolve": dissolve.filled(manifest.t_range, "resize").but(match="none"),
@@ -151,22 +152,16 @@ def _training(manifest: Manifest, role: str) -> int:
     return sum(n for name, n in manifest.counts["train"].items() if manifest.roles[name] == role)
 
 
-def _refuse_changes(data: DataConfig, manifest: Manifest) -> None:
-    """Refuse changes that the manifest does not allow; of opened data they are made."""
-    manifest.with_lesions(size=data.lesion_size, contrast=data.lesion_contrast)
-    healthy, others = _training(manifest, "normal"), _training(manifest, "anomalous")
-    wanted = round(data.contamination * healthy / (1 - data.contamination))
-    if wanted > others:
-        what = f"{data.contamination:g} needs {wanted} anomalous training images; {manifest.name} has {others}."
-        raise UsageError(what, field="data.contamination")
-
-
 def _refuse_misfits(cfg: Resolved, images: _Images) -> None:
     entry_of(cfg.detector).require()
     if cfg.score.evaluate == "val" and not images.val:
         raise UsageError(f"{images.name} has no validation images to score.", hint="Use score.evaluate='test'.")
-    if "train" in cfg.uses:
-        _refuse_training(cfg, images)
+    if "train" in cfg.uses and images.healthy < 2:
+        what = f"contrastive training needs at least 2 healthy training images; {images.name} has {images.healthy}."
+        raise UsageError(what)
+    if "train" in cfg.uses and cfg.train.select == "val" and not images.val:
+        what = f"{images.name} has no validation images to select on."
+        raise UsageError(what, hint="Use train.select='last'.", field="train.select")
     if "encoder" in cfg.uses:
         _refuse_grey("encoder", cfg.encoder.channels, images)
     if cfg.has_slot and not cfg.fills_slot:
@@ -186,16 +181,6 @@ def _refuse_misfits(cfg: Resolved, images: _Images) -> None:
         for one in seen:
             _refuse_bridge(cfg.diffusion.image_size, one)
             _refuse_grey("diffusion", cfg.diffusion.channels, one)
-
-
-def _refuse_training(cfg: Resolved, images: _Images) -> None:
-    if images.healthy < 2:
-        raise UsageError(
-            f"contrastive training needs at least 2 healthy training images; {images.name} has {images.healthy}."
-        )
-    if cfg.train.select == "val" and not images.val:
-        hint = "Use train.select='last'."
-        raise UsageError(f"{images.name} has no validation images to select on.", hint=hint, field="train.select")
 
 
 def _refuse_grey(part: str, channels: int, images: _Images) -> None:

@@ -107,20 +107,12 @@ def data_identities(sweep: Sweep, data_root: Path | str | None = None) -> dict[s
             where = "--set" if cfg.dataset in sweep.changes.values() else written
             raise type(error)(f"{cfg.dataset}: {error.what}", hint=error.hint, path=where) from None
     opened = {cell.digest: [identities[cfg.dataset, cfg.data] for cfg in cell.opened()] for cell in sweep.cells}
-    return {cell.digest: opened[cell.digest] + _models(cell) for cell in sweep.cells}
+    for cell in sweep.cells:
+        if cell.config and (model := cell.config.slot_folder):
+            from diawork.method.pipelines import PipelineFolder  # brings torch, which only such a sweep needs
 
-
-def _models(cell: Cell) -> list[str]:
-    folder = cell.config.slot_folder if cell.config else None
-    if not folder:
-        return []
-    from diawork.method.pipelines import PipelineFolder  # brings torch, which only such a sweep needs
-
-    return [PipelineFolder.read(folder).digest()]
-
-
-def _seed(cell: Cell) -> int:
-    return cell.parameters.get("seed") or 0
+            opened[cell.digest].append(PipelineFolder.read(model).digest())
+    return opened
 
 
 class _Launch:
@@ -128,14 +120,18 @@ class _Launch:
 
     def __init__(self, sweep: Sweep, folder: Path, start: Starter, progress: bool) -> None:
         self.cells, self.folder, self.start, self.progress = sweep.cells, folder, start, progress
-        self.waiting = deque(sorted(sweep.cells, key=_seed))  # stopped halfway: a whole table of fewer seeds
+        in_order = sorted(sweep.cells, key=lambda cell: cell.parameters.get("seed") or 0)
+        self.waiting = deque(in_order)  # stopped halfway: a whole table of fewer seeds
         self.running: dict[int, tuple[Cell, Any]] = {}  # by slot
         self.began = time.time()
         self.bar = tqdm(total=len(sweep.cells), desc=folder.name, unit="cell", disable=not progress)
 
     def run(self, slots: int) -> None:
         """Work until no cell waits or a stop is asked for; the workers are stopped, too."""
-        self._tell_of_other_code()
+        results = [CellFolder.of(cell, self.folder).result() for cell in self.cells]
+        others = sum(result is not None and result.get("code") != code_version() for result in results)
+        if others and self.progress:
+            tqdm.write(f"note: {others} finished cells were made with other code; they are kept.")
         with self.bar:
             try:
                 while (self.waiting or self.running) and not stop_requested():
@@ -177,12 +173,6 @@ class _Launch:
                 return
             else:
                 self.running[slot] = cell, self.start(place.path, slot)
-
-    def _tell_of_other_code(self) -> None:
-        results = [CellFolder.of(cell, self.folder).result() for cell in self.cells]
-        others = sum(result is not None and result.get("code") != code_version() for result in results)
-        if others and self.progress:
-            tqdm.write(f"note: {others} finished cells were made with other code; they are kept.")
 
     def _tell(self, cell: Cell) -> None:
         """Add a row to the table."""
