@@ -11,6 +11,7 @@ import pytest
 
 from diawork.cli.main import main
 from diawork.cli.options import parse_overrides
+from diawork.data.locations import cache_root, data_roots
 
 
 @pytest.fixture
@@ -34,6 +35,10 @@ def call(capsys):
         (["run", "--set", "loss.temperature"], 2, "KEY=VALUE"),
         (["run", "--precision", "fp16"], 2, "known not to converge"),
         (["run", "--device", "cuda:77"], 5, "not available"),
+        (["run", "--device", "meta"], 5, "not available"),
+        (["run", "--device", "privateuseone"], 5, "not available"),
+        (["bench", "--accuracy", "pneumoniamnits"], 2, "Did you mean 'pneumoniamnist'"),
+        (["bench", "--accuracy", "phantom", "--set", "detector=csi"], 2, "the fast paths are those of DIA"),
         (["run", "--seeds", "0"], 2, "Invalid value"),
         (["run", "--nonsense"], 2, "No such option"),
         (["data", "show", "nothing"], 2, "nothing"),
@@ -44,6 +49,48 @@ def call(capsys):
 def test_mistakes_are_one_sentence(call, argv, code, message):
     got, out, err = call(*argv)
     assert got == code and message in err and "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"), "out of memory"),
+        (OSError(12, "Cannot allocate memory"), "out of memory"),
+        (PermissionError(13, "Permission denied", "/home/other/runs"), "/home/other/runs: Permission denied."),
+        (OSError(28, "No space left on device"), "No space left on device."),
+    ],
+)
+def test_faults_of_the_machine_are_no_bugs_of_ours(call, monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("diawork.runs.presets.preset", fail)
+    code, _, err = call("run")
+    assert code == 5 and message in err and "a bug of ours" not in err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"cells": 3}', '{"cells": [{}], "nbformat": 4}', "\x00"])
+def test_an_odd_notebook_is_refused_in_a_sentence(call, tmp_path, content):
+    (tmp_path / "odd.ipynb").write_text(content)
+    code, out, err = call("notebook", str(tmp_path / "odd.ipynb"))
+    assert code == 2 and "odd.ipynb" in err and "Traceback" not in out + err
+
+
+def test_a_folder_without_room_is_refused_before_work(call, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diawork.base.files.tempfile.TemporaryFile", full)
+    code, _, err = call("run", "--preset", "smoke", "--methods", "stats_knn")
+    assert code == 5 and "nothing can be written here (No space left on device)" in err
+    code, out, _ = call("doctor")
+    assert code == 5 and out.count("FIX") == 2
+
+
+def test_one_without_a_home_gets_no_folder_named_for_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIAWORK_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # no HOME, and no entry among the users
+    assert not any("~" in str(folder) for folder in (cache_root(), *data_roots()))
 
 
 def test_a_missing_file_says_where_it_was_looked_for(call, tmp_path):

@@ -1,5 +1,7 @@
 """One knob varied: the file that is written is a sweep like any other."""
 
+import json
+
 import pytest
 
 from diawork.base.errors import UsageError
@@ -33,3 +35,11 @@ def test_an_alternative_s_strength_is_a_knob_of_its_method(tmp_path):
 def test_a_wrong_knob_is_refused_with_its_line(tmp_path):
     with pytest.raises(UsageError, match=r"line \d+.*loss.temprature"):
         Sweep.load(write_vary(tmp_path, "loss.temprature", [0.1]), "smoke")
+
+
+def test_a_sweep_of_too_many_cells_is_refused_with_their_number(tmp_path):
+    many = [{"grid": {f"loss.{knob}": [i / 100 for i in range(1, 71)]}} for knob in ("temperature", "shift_weight")]
+    sweep = {"name": "many", "fixed": {"method": "dia"}, "axes": many, "seeds": list(range(2000))}
+    (tmp_path / "many.yaml").write_text(json.dumps(sweep))
+    with pytest.raises(UsageError, match="9,800,000 cells"):
+        Sweep.load(tmp_path / "many.yaml")

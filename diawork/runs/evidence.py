@@ -188,7 +188,7 @@ def probe_shift(detector: Detector, splits: Splits, *, progress: Progress = True
         small = [F.interpolate(shift(x, k), (size, size), mode="area").flatten(1).numpy() for k in range(K)]
         shifted.append(np.stack(small))
     try:
-        probe = shift_probe(*shifted, detector.shift)
+        probe = shift_probe(shifted[0], shifted[1], detector.shift)
     except DataError as error:  # a run goes on without it
         warnings.warn(f"the {detector.shift} shifts were not probed: {error.what}", stacklevel=2)
         return {}

@@ -76,7 +76,11 @@ def shared_parameters(notebooks: Sequence[Path], given: dict[str, Any]) -> list[
 
 def notebook_parameters(notebook: Path) -> dict[str, dict[str, str]]:
     """Return name → {inferred_type_name, default, help} from the cell tagged "parameters"."""
-    return papermill.inspect_notebook(str(notebook))
+    try:
+        return papermill.inspect_notebook(str(notebook))
+    except Exception as error:  # papermill, nbformat and json each raise their own
+        what = f"not a notebook that papermill can read ({type(error).__name__})."
+        raise UsageError(what, path=notebook, hint="Open it in JupyterLab and save it again.") from None
 
 
 def defaults(known: dict[str, dict[str, str]]) -> dict[str, Any]:
