@@ -32,12 +32,17 @@ def known():
     return reports | {f"{one.value:.3f}" for one in published()}
 
 
-def test_every_figure_of_the_readme_stands_in_a_committed_report():
-    assert set(FIGURE.findall((ROOT / "README.md").read_text("utf-8"))) - known() == set()
+@pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda path: path.stem)
+def test_every_figure_of_readme_and_docs_stands_in_a_committed_report(path):
+    text = path.read_text("utf-8")
+    assert set(FIGURE.findall(text)) - known() == set()
+    assert all((ROOT / page).exists() for page in re.findall(r"reports/[\w./-]*\w\.(?:html|json|png)", text))
+    assert all((path.parent / page).exists() for page in re.findall(r"\]\(([\w./]+\.md)\)", text))
 
 
-def test_the_ratios_of_the_readme_are_those_of_the_committed_bench():
-    part = (ROOT / "README.md").read_text("utf-8").partition("## What it costs")[2].partition("## ")[0]
+def test_the_ratios_of_the_docs_are_those_of_the_committed_bench():
+    part = (ROOT / "docs" / "findings.md").read_text("utf-8").partition("## What it costs")[2]
+    assert part
     costs = json.loads((ROOT / "reports" / "cost.json").read_text())
     ratios = {f"{row['ratio']:.1f}" for run in (costs, *costs["beside"]) for row in run["rows"]}
     assert set(re.findall(r"\b\d+\.\d\b", part)) <= ratios

@@ -65,6 +65,11 @@ def test_readme_holds_the_two_commands_and_ci_runs_the_second():
     assert "grep -m 1 -- '-m pytest' README.md" in (TOP / ".ci" / "run").read_text("utf-8")
 
 
+def test_readme_is_short_and_first_says_what_it_is():
+    lines = (TOP / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 120 and any(line.startswith("![") for line in lines[:10])
+
+
 def test_readme_code_is_the_packages_own_example():
     import diawork
 
