@@ -375,5 +375,6 @@ def test_damaged_files_of_every_new_kind_are_read_or_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some of them end the process in which gdcm decodes
 def test_three_thousand_damaged_files():
     assert 0 < injure(3000, 1) < 2700

@@ -51,6 +51,8 @@ def score(
     say(f"{len(scores):,} images in {table}" + (f", page: {html}" if html and len(scores) else ""))
     for sentence in predictor.guarantees(scores["p_value"].to_numpy()) if len(scores) else ():
         say(sentence)
+    if any("#" in image for image in scores["image"]):
+        say(f"a score for each volume, the mean of the highest tenth of its slices: {table.stem}-volumes.csv")
     if predictor.opening.intensity and cut.n:
         say(cut.words(predictor.opening.intensity), err=True)
     for reason, n in Counter(left_out.values()).most_common(5):

@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -272,7 +273,9 @@ def _decode_picture(data: bytes) -> Stored:
 def _opened(data: bytes) -> Image.Image:
     """Return the picture, not yet decoded, of a file whose size and number of pictures are as they should be."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF", "BMP", "WEBP"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, which are looked at below, and of a photo's second picture
+            picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF", "BMP", "WEBP"))
     except UnidentifiedImageError:
         raise ValueError("its header cannot be read") from None
     if picture.width * picture.height > MOST_PIXELS:
