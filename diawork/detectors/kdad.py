@@ -91,8 +91,8 @@ class KDAD(SeesThrough):
     def _prepare(self) -> None:
         super()._prepare()
         with isolated_rng(self.cfg.seed, "kdad", "init"):
-            self.net = Cloner(self.backbone.strides, self.backbone.channels, self.hp.width)
-        self.net = self.compute.prepare(self.net)
+            net = Cloner(self.backbone.strides, self.backbone.channels, self.hp.width)
+        self.net = self.compute.prepare(net)
 
     def _learn(self, x: Images, checkpointer: Checkpointer, *, progress: Progress) -> None:
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hp.lr)

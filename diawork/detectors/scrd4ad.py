@@ -86,15 +86,12 @@ def near_over_far(
     """Return ℓ_near / ℓ_far of a student's maps, the scales weighted by w (B, S)."""
     if scales == "official_noop":
         clean, noisy, student = (
-            [_times(f, w) for f, w in zip(maps, weights.T, strict=True)] for maps in (clean, noisy, student)
+            [f * w[:, None, None, None] for f, w in zip(maps, weights.T, strict=True)]
+            for maps in (clean, noisy, student)
         )
         weights = torch.ones_like(weights)
     near, far = ((weights * distances(teacher, student, cosine)).sum(1).mean() for teacher in (clean, noisy))
     return near / far.clamp_min(_TINY)
-
-
-def _times(f: Tensor, w: Tensor) -> Tensor:
-    return f * w[:, None, None, None]
 
 
 # --- synthetic anomalies: a patch of noise, its own field for every image --------------------------------
@@ -110,22 +107,16 @@ def simplex(points: Tensor, table: Tensor) -> Tensor:
     """Return simplex noise (P,), about −1 … 1, at points (P, 3); ``table`` (256,) is a permutation."""
     cell = (points + points.sum(1, keepdim=True) / 3).floor()  # skewed to a grid of cubes, each six simplices
     inside = points - cell + cell.sum(1, keepdim=True) / 6
-    rank = inside.argsort(dim=1, descending=True, stable=True).argsort(
-        dim=1
-    )  # of each axis in the walk through the cube
+    rank = inside.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # of each axis in the cube's walk
     total = torch.zeros(len(points))
     for corner in range(4):
         offset = (rank < corner).float()
         d = inside - offset + corner / 6
         fade = (0.6 - d.square().sum(1)).clamp_min(0).pow(4)
-        total += fade * (GRADIENTS[_hashed(cell + offset, table)] * d).sum(1)
+        x, y, z = (cell + offset).long().remainder(TABLE).unbind(1)
+        gradient = table[(x + table[(y + table[z]) % TABLE]) % TABLE] % len(GRADIENTS)
+        total += fade * (GRADIENTS[gradient] * d).sum(1)
     return 32 * total
-
-
-def _hashed(cells: Tensor, table: Tensor) -> Tensor:
-    """Return a gradient's number (P,) for grid points (P, 3)."""
-    x, y, z = cells.long().remainder(TABLE).unbind(1)
-    return table[(x + table[(y + table[z]) % TABLE]) % TABLE] % len(GRADIENTS)
 
 
 def fractal(height: int, width: int, channels: int, *, wavelength: float, octaves: int, persistence: float,
