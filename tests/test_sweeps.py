@@ -6,11 +6,11 @@ import pytest
 
 from diawork.base.registry import CONTROLS
 from diawork.data.documents import parse_yaml
-from diawork.report.paper import draw_figure
 from diawork.report.published import published
 from diawork.runs.experiment import run_experiment
 from diawork.runs.presets import preset
 from diawork.sweeps.file import SHIPPED, list_sweeps
+from diawork.sweeps.paper import draw_figure
 from diawork.sweeps.sweep import Sweep
 
 PAPER = {"t1", "t2", "t3", "t4", "ratio", "heuristics", "f1", "f3", "f4", "f5"}

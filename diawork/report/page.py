@@ -47,8 +47,8 @@ def write_html(
     if out.is_dir():
         raise UsageError("the report needs a file name, this is a folder.", path=out, hint="For instance report.html.")
     styles = sweep.styles if sweep else results.styles
-    tests = sweep.tests if sweep and sweep.baseline else None
-    declared = sweep.repeats if sweep else None
+    tests = sweep.tests if sweep and sweep.sweep.baseline else None
+    declared = sweep.sweep.repeats if sweep else None
     versions = pd.DataFrame([run.versions for run in results.runs])
     environment = {str(name): versions[name].dropna().unique() for name in versions}
     for pictures in ("all", "few", "none"):

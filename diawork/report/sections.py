@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -36,6 +36,7 @@ from diawork.report.sentences import (
     unnoticing,
     warnings,
 )
+from diawork.sweeps.sweep import Sweep
 
 
 class Rule(NamedTuple):
@@ -124,21 +125,6 @@ class Section:
         return next((one.theirs.value for one in self.paper if one.ours is row), math.nan)
 
 
-@dataclass(frozen=True)
-class CellLine:
-    """A cell of a sweep, as its page lists it."""
-
-    cell: str
-    label: str
-    dataset: str
-    seed: int | None
-    state: str
-    error: str
-    auroc: float
-    seconds: float
-    links: Sequence[tuple[str, str]]
-
-
 class Drawn(NamedTuple):
     """A figure that a cell drew, with the numbers that it stands on."""
 
@@ -150,31 +136,26 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepSection:
-    """What a page says of a sweep beside its rows."""
+    """What a page says of a sweep beside its rows; ``cells`` are the lines of its ledger with links to their files."""
 
-    notebook: str
-    needs: Sequence[str]
-    baseline: str
-    conclusion: str
-    repeats: Mapping[str, Sequence[str]]
+    sweep: Sweep
     tests: Sequence[Compared]
     failures: Sequence[str]
-    cells: Sequence[CellLine]
+    cells: Sequence[Mapping[str, Any]]
     plot: Picture | None
     styles: figures.Styles
     drawings: Sequence[Drawn]
     published: Sequence[PublishedTable]
 
     @property
-    def undone(self) -> list[CellLine]:
+    def undone(self) -> list[Mapping[str, Any]]:
         """Return the cells that are not finished."""
-        return [cell for cell in self.cells if cell.state != "done"]
+        return [cell for cell in self.cells if cell["state"] != "done"]
 
     @property
     def states(self) -> str:
         """Return how many cells stand how, those that are not finished."""
-        counts = Counter(cell.state for cell in self.undone)
-        return ", ".join(f"{n} {state}" for state, n in counts.most_common())
+        return ", ".join(f"{n} {state}" for state, n in Counter(cell["state"] for cell in self.undone).most_common())
 
 
 def section(

@@ -16,7 +16,7 @@ from diawork.report.page import links, write_html
 from diawork.report.pictures import Picture
 from diawork.report.published import beside_published
 from diawork.report.rows import Compared, Place, Results, Row, collect, compare_all
-from diawork.report.sections import CellLine, Drawn, SweepSection
+from diawork.report.sections import Drawn, SweepSection
 from diawork.report.sentences import SPLITS, agreement, over_sets
 from diawork.runs.run import Run
 from diawork.sweeps.cell import ledger
@@ -41,8 +41,8 @@ def write_sweep_html(folder: Path | str, out: Path | str | None = None) -> Path:
     lines = [row.named._replace(label=_line(row), plain=_line(row) == row.runs[0].label) for row in results.rows]
     styles = figures.styles_of([*lines, *(row.named for row in results.rows)])
     added = SweepSection(
-        sweep.notebook, sweep.needs, sweep.baseline, sweep.conclusion, sweep.repeats, tests, failures,
-        cells=[_cell_line(cell, out) for cell in cells.to_dict("records")], plot=_curve(results, sweep.x, styles),
+        sweep, tests, failures, plot=_curve(results, sweep.x, styles),
+        cells=[cell | {"links": _links(cell, out)} for cell in cells.to_dict("records")],
         styles=styles, drawings=_drawings(cells),
         published=[beside_published(key, results.rows, sweep.repeats) for key in sweep.published],
     )  # fmt: skip
@@ -94,14 +94,11 @@ def _extent(x: Any) -> tuple[float, float] | None:
     return float(ends[0]), float(ends[1])
 
 
-def _cell_line(cell: dict[str, Any], out: Path) -> CellLine:
-    """Return a cell with its files by addresses relative to the page; none where it lies elsewhere than the runs."""
+def _links(cell: dict[str, Any], out: Path) -> list[tuple[str, str]]:
+    """Return the files of a cell by addresses relative to the page; none where it lies elsewhere than the runs."""
     own = Path(cell["folder"])
     near = out.resolve().is_relative_to(own.resolve().parents[3])
-    files = [*(Run(cell["run"]).files[:2] if cell["run"] else ()), own / "executed.ipynb"] if near else []
-    seed = None if pd.isna(cell["seed"]) else int(cell["seed"])
-    kept = {name: cell[name] for name in ("cell", "label", "dataset", "state", "error", "auroc", "seconds")}
-    return CellLine(**kept, seed=seed, links=links(files, out))
+    return links([*(Run(cell["run"]).files[:2] if cell["run"] else ()), own / "executed.ipynb"] if near else [], out)
 
 
 def baseline_tests(rows: Sequence[Row], base: str) -> tuple[list[Compared], list[str]]:
