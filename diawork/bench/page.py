@@ -33,9 +33,14 @@ def write_costs(costs: dict[str, Any], out: Path | str) -> Path:
     facts = [*_machine(costs), f"torch {costs['torch']}", sizes]
     runs = [costs, *costs.get("beside", [])]
     beside = [{"words": ", ".join(_machine(run)), "rows": {row["stage"]: row for row in run["rows"]}} for run in runs]
+    shares = [row for row in costs["rows"] if row["share_of_ceiling"]]
+    faster = figures.cost_bars(costs["rows"], value="ratio", label="stage")
+    closer = figures.cost_bars(shares, value="share_of_ceiling", label="stage")
+    pictures = [("Times faster than the released scheme", figures.png_bytes(faster)),
+                ("Share of the measured ceiling", figures.png_bytes(closer))]  # fmt: skip
     page = render(
         "cost.html.j2", title=TITLE, made=f"{datetime.now(UTC):%Y-%m-%d}", settings=settings, rows=costs["rows"],
-        precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=facts, figures=_figures(costs),
+        precision="bf16" if "conv_bf16" in costs["ceilings"] else "fp32", facts=facts, figures=pictures,
         accuracy=accuracy, paths=accuracy.get("paths"), pretraining=accuracy.get("pretraining"),
         last=accuracy.get("last"), parts=costs["parts"], scaling=costs.get("scaling"), bank=costs.get("bank"),
         loss_memory=costs["loss_memory"], rivals=costs.get("rivals"), beside=beside,
@@ -51,13 +56,3 @@ def _machine(costs: dict[str, Any]) -> list[str]:
     load = [load_words(costs["others"])] if "others" in costs else []  # not in reports of older versions
     rates = [f"{name.replace('_', ', ')}: {rate / 1e9:.0f} GFLOP/s" for name, rate in costs["ceilings"].items()]
     return [costs["machine"], f"{compute['threads']} threads, {compute['precision']}", *load, *rates]
-
-
-def _figures(costs: dict[str, Any]) -> list[tuple[str, bytes]]:
-    """Return the two pictures: how many times faster, how close to the ceiling."""
-    shares = [row for row in costs["rows"] if row["share_of_ceiling"]]
-    pictures = {
-        "Times faster than the released scheme": figures.cost_bars(costs["rows"], value="ratio", label="stage"),
-        "Share of the measured ceiling": figures.cost_bars(shares, value="share_of_ceiling", label="stage"),
-    }
-    return [(name, figures.png_bytes(figure)) for name, figure in pictures.items()]

@@ -51,7 +51,10 @@ def sweep(
         say(f"not in this build: {missing}; the published row stands alone")
     if dry_run:
         for cell in asked.cells:
-            say(f"{cell.digest}  {cell.label:<40} {_settings(cell)}")
+            values = cell.parameters | cell.overrides
+            shown = [key for key in values if key in ("dataset", "preset", *cell.point) and key != "seed"]
+            telling = [f"{key}={values[key]}" for key in (*shown, *(["seed"] if "seed" in values else []))]
+            say(f"{cell.digest}  {cell.label:<40} {', '.join(telling)}")
         return
     from diawork.report.sweep import write_sweep_html, write_sweep_json
 
@@ -60,16 +63,6 @@ def sweep(
     if (cells["state"] == "done").any():
         say(f"report: {write_sweep_html(folder)}, its numbers: {write_sweep_json(folder).name}")
     _end(cells, folder)
-
-
-def _settings(cell: Any) -> str:
-    """Return data set, preset, what the axes set, and the seed, of one cell."""
-    values = cell.parameters | cell.overrides
-    seed = values.pop("seed", None)
-    telling = {key: value for key, value in values.items() if key in ("dataset", "preset", *cell.point)}
-    if seed is not None:
-        telling["seed"] = seed
-    return ", ".join(f"{key}={value}" for key, value in telling.items())
 
 
 def _end(cells: Any, folder: Path) -> None:
