@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diawork.base.config import ExperimentConfig
-from diawork.base.knobs import Frozen, later
+from diawork.base.config import ExperimentConfig, Frozen, later
 from diawork.data.manifests import load_manifest
 from diawork.runs.experiment import run_experiment
 from diawork.runs.methods import method_config

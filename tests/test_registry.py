@@ -19,7 +19,7 @@ DETECTOR = '''
 import numpy as np
 
 from diawork.base.files import read_json, write_json
-from diawork.base.knobs import Frozen, Positive
+from diawork.base.config import Frozen, Positive
 from diawork.detectors.base import Detector, Scores
 
 

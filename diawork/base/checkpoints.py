@@ -23,10 +23,10 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import nn
 
+from diawork.base.config import Model, validated
 from diawork.base.distributed import ALONE, Group
 from diawork.base.errors import CheckpointError, ResourceError, UsageError
 from diawork.base.files import read_json, remove_orphans, write_bytes
-from diawork.base.knobs import Model, validated
 from diawork.base.registry import name_of
 from diawork.base.stopping import stop, stop_requested
 
@@ -268,24 +268,22 @@ class Checkpointer:
 
     def restore(self) -> Checkpoint | None:
         """Return the newest checkpoint that verifies; damaged ones are named in a warning and passed over."""
-        newest = self._newest() if self.group.leads else None
-        name = self.group.on_leader(lambda: newest and newest.path.name)
-        if self.folder and name and not newest:
-            return load_checkpoint(self.folder / name, spec=self.spec)
-        return newest
-
-    def _newest(self) -> Checkpoint | None:
-        for path in self._newest_first():
+        newest = None
+        for path in self._newest_first() if self.group.leads else ():
             try:
-                checkpoint = load_checkpoint(path, spec=self.spec)
+                newest = load_checkpoint(path, spec=self.spec)
             except CheckpointError as error:
                 if "belongs to something else" in error.what:
                     raise
-                warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=3)
+                warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=2)
                 continue
-            _warn_of_versions(checkpoint.versions)
-            return checkpoint
-        return None
+            before = newest.versions
+            if changed := [f"{n} {before.get(n)} → {v}" for n, v in _versions().items() if before.get(n) != v]:
+                others = f"this training began with other versions ({', '.join(changed)})"
+                warnings.warn(f"{others}: it goes on, but not bit for bit.", stacklevel=2)
+            break
+        name = self.group.on_leader(lambda: newest and newest.path.name)
+        return newest or (load_checkpoint(self.folder / name, spec=self.spec) if self.folder and name else None)
 
     def after_step(self, step: int, snapshot: Callable[[], tuple[Tensors, dict]]) -> None:
         """Save if it is time (at most 2 % of it goes into saving) or a stop was asked for, which is then raised."""
@@ -316,12 +314,6 @@ class Checkpointer:
     def _newest_first(self) -> list[Path]:
         files = self.folder.glob("step-*.safetensors") if self.folder else ()
         return [file.with_suffix("") for file in sorted(files, reverse=True)]
-
-
-def _warn_of_versions(before: dict[str, str]) -> None:
-    if changed := [f"{name} {before.get(name)} → {v}" for name, v in _versions().items() if before.get(name) != v]:
-        text = f"this training began with other versions ({', '.join(changed)}): it goes on, but not bit for bit."
-        warnings.warn(text, stacklevel=4)
 
 
 def _remove(path: Path) -> None:

@@ -98,7 +98,11 @@ class Compute:
         Returns the seconds it took, or None where it was left as it is. The rule looks at the amount of
         arithmetic alone, so that a repeated or resumed run decides alike. Code is cached across processes.
         """
-        if self.compile is False or not (self.compile or self._pays(module, example, passes)):
+        least = COMPILE_FROM.get(self.device.type)
+        compiled = self.compile
+        if compiled is None:  # nothing is counted where nothing could be compiled
+            compiled = least is not None and has_compiler() and 2 * count_macs(module, *example) * passes >= least
+        if not compiled:
             return None
         _lasting_cache()
         start = time.perf_counter()
@@ -106,11 +110,6 @@ class Compute:
         with torch.no_grad():
             module(*example)
         return time.perf_counter() - start
-
-    def _pays(self, module: nn.Module, example: tuple[torch.Tensor, ...], passes: int) -> bool:
-        """Say whether so many passes pay for compiling; nothing is counted where nothing could be compiled."""
-        least = COMPILE_FROM.get(self.device.type)
-        return least is not None and has_compiler() and 2 * count_macs(module, *example) * passes >= least
 
     def autocast(self, module: nn.Module | None = None) -> contextlib.AbstractContextManager:
         """Return the context in which forward passes run; a ``module`` of low precision needs none."""

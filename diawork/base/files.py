@@ -62,7 +62,12 @@ def write_bytes(path: Path | str, data: bytes | memoryview) -> str:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if os.name != "nt":  # a folder cannot be opened there
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         what = f"cannot write {len(data):,} bytes ({error.strerror or error})."
         way_out = "Choose another folder with --out or $DIAWORK_HOME, or free some space"
@@ -71,16 +76,6 @@ def write_bytes(path: Path | str, data: bytes | memoryview) -> str:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # gone already where the rename succeeded
     return hashlib.sha256(data).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_array(path: Path | str, array: np.ndarray) -> str:

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +116,9 @@ def fit_steps(
         epochs_done, started = checkpoint.state.get("epochs_done", 0), started - history.seconds
     checkpointer.require_space(weights(), optimizers.values())
     done = len(history.steps)
-    order = _batches_from(done * accumulate, batches, per_epoch)
+    # One batch after another, without end; an epoch's order is drawn when it begins
+    epoch, skipped = divmod(done * accumulate, per_epoch)
+    order = itertools.islice(itertools.chain.from_iterable(map(batches, itertools.count(epoch))), skipped, None)
 
     shown = progress if group.leads else False
     with graceful_stop(), progress_bar(shown, total=steps, initial=done, desc=desc) as bar:
@@ -163,14 +165,6 @@ def fit_steps(
         checkpointer.save(steps, snapshot)  # what follows the training may be interrupted, too
     history.seconds = time.perf_counter() - started
     return history
-
-
-def _batches_from(start: int, batches: Callable[[int], Iterable[Tensor]], per_epoch: int) -> Iterator[Tensor]:
-    """Yield one batch after another without end, from number ``start`` on; an epoch's order is drawn once."""
-    epoch, skipped = divmod(start, per_epoch)
-    while True:
-        yield from itertools.islice(batches(epoch), skipped, None)
-        epoch, skipped = epoch + 1, 0
 
 
 def update(optimizer: torch.optim.Optimizer, losses: Mapping[str, Tensor], *, clip: float = math.inf) -> Row:

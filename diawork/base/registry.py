@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from diawork.base.errors import UsageError, pick
-from diawork.base.knobs import Frozen
 
 GROUP = "diawork.detectors"
 BUILT_IN = {
@@ -62,7 +61,7 @@ class Entry:
     paper: dict[str, Any] = field(default_factory=dict)  # its paper's settings, where its section's defaults are others
     length: str = ""  # knob of its section that says how long it trains
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)  # preset → knobs of its section
-    Section: type[Frozen] | None = None  # its section of the config, which has the detector's name
+    Section: Any = None  # its section of the config, a ``Frozen``, which has the detector's name
     problem: str = ""  # why nothing is known of it
 
     @property

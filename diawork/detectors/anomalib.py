@@ -22,8 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpoint, Checkpointer
+from diawork.base.config import Count, Frozen, Listed
 from diawork.base.errors import UsageError, did_you_mean
-from diawork.base.knobs import Count, Frozen, Listed
 from diawork.base.loop import History, Progress, read_history
 from diawork.base.seeding import key
 from diawork.base.stopping import raise_if_stopping

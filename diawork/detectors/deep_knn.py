@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
-from diawork.base.knobs import Count, Frozen, Stages
+from diawork.base.config import Count, Frozen, Stages
 from diawork.base.loop import Progress
 from diawork.data.images import Images
 from diawork.detectors.learned import SeesThrough, nearest_distances

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diawork.base.checkpoints import Checkpointer
-from diawork.base.knobs import Count, Frozen, Positive, Strides, Weight, Whole
+from diawork.base.config import Count, Frozen, Positive, Strides, Weight, Whole
 from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import isolated_rng
 from diawork.data.images import Images

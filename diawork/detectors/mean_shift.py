@@ -15,8 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
-from diawork.base.config import LossConfig, ViewsConfig
-from diawork.base.knobs import Count, Frozen, Positive, Stages, Weight, Whole
+from diawork.base.config import Count, Frozen, LossConfig, Positive, Stages, ViewsConfig, Weight, Whole
 from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator
 from diawork.data.images import Images, ImageSet

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
-from diawork.base.knobs import Count, Frozen, Positive, Strides
+from diawork.base.config import Count, Frozen, Positive, Strides
 from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.data.images import Images

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diawork.base.checkpoints import Checkpointer
-from diawork.base.knobs import Count, Frozen, Strides
+from diawork.base.config import Count, Frozen, Strides
 from diawork.base.loop import Progress
 from diawork.base.seeding import generator
 from diawork.base.stopping import raise_if_stopping

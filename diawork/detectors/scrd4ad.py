@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from diawork.base.knobs import Count, Positive, Shares
+from diawork.base.config import Count, Positive, Shares
 from diawork.base.seeding import generator
 from diawork.detectors.backbones import resized
 from diawork.detectors.rd4ad import DILATION, RD4AD, Knobs, Student, distances

@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diawork.base.checkpoints import Checkpointer
+from diawork.base.config import Count, Frozen, Listed, Positive, Weight, Whole
 from diawork.base.errors import DataError
-from diawork.base.knobs import Count, Frozen, Listed, Positive, Weight, Whole
 from diawork.base.loop import Progress, Row, descend
 from diawork.base.seeding import generator, isolated_rng
 from diawork.data.images import Images

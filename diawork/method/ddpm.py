@@ -170,7 +170,13 @@ def _pretrained(
             x = to_model(images[index[rows]], cfg.image_size, data["bridge"], channels=cfg.channels) * 2 - 1
             if not torch.isfinite(x).all():
                 raise NotFinite("the images hold NaN or infinite values")
-            x, t, noise = _noised(x, cfg, step * cfg.accumulate + part, rows, len(index))
+            flips, steps, noises = (
+                RowDraws(generator(cfg.seed, "ddpm", step * cfg.accumulate + part, what), rows, len(index))
+                for what in ("flip", "t", "noise")
+            )
+            if cfg.hflip:
+                x = torch.where((flips.rand(len(x)) < 0.5)[:, None, None, None], x.flip(-1), x)
+            t, noise = steps.randint(0, cfg.timesteps), noises.randn(*x.shape)
             with compute.autocast():
                 loss = denoising_loss(ddpm, *map(compute.to, (x, t, noise)), loss=cfg.loss)
             loss = loss * (len(x) / len(index)) / cfg.accumulate
@@ -203,18 +209,6 @@ def _pretrained(
 def build_adam(ddpm: GaussianDiffusion, cfg: DiffusionConfig) -> torch.optim.Adam:
     """Return the library's optimiser; fused, it passes over the weights once, and equals the other to rounding."""
     return torch.optim.Adam(ddpm.parameters(), lr=cfg.lr, betas=cfg.betas, fused=True)
-
-
-def _noised(
-    x: Tensor, cfg: DiffusionConfig, micro_step: int, rows: slice, of: int
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Draw mirrored x (b, C, S, S), t (b,) and noise of some ``rows`` of a micro-batch ``of`` so many images."""
-    flips, steps, noises = (
-        RowDraws(generator(cfg.seed, "ddpm", micro_step, what), rows, of) for what in ("flip", "t", "noise")
-    )
-    if cfg.hflip:
-        x = torch.where((flips.rand(len(x)) < 0.5)[:, None, None, None], x.flip(-1), x)
-    return x, steps.randint(0, cfg.timesteps), noises.randn(*x.shape)
 
 
 def save_ddpm(folder: Path | str, ddpm: DDPM) -> None:

@@ -21,10 +21,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from diawork.base.compute import Compute
-from diawork.base.config import DiffusionConfig
+from diawork.base.config import DiffusionConfig, validated
 from diawork.base.errors import CheckpointError, UsageError
 from diawork.base.files import digest, read_json, sha256_file
-from diawork.base.knobs import validated
 from diawork.base.seeding import isolated_rng
 from diawork.method.unet import noise_levels
 

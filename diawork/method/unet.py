@@ -163,19 +163,16 @@ class FrozenAttention(nn.Module):
         rows = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
         q, k, v = F.linear(rows * _inverse_norm(rows, 2), self.qkv).chunk(3, dim=2)
         q = q.reshape(b, h * w, self.heads, self.width).softmax(-1).flatten(2)
-        projected = (self._context(k, v) @ self.out).view(b, q.shape[2], c)
-        y = torch.baddbmm(self.out_bias.expand(b, 1, c), q, projected)
-        return self.norm(y.view(b, h, w, c).permute(0, 3, 1, 2))
-
-    def _context(self, k: Tensor, v: Tensor) -> Tensor:
-        """Return softmax(keys)ᵀ·values over memory and image, scaled (B, heads, d, d)."""
+        # softmax(keys)ᵀ·values over memory and image, scaled (B, heads, d, d)
         top = torch.maximum(k.amax(1, keepdim=True), self.memory_k.amax(1, keepdim=True))
         image, memory = (k - top).exp_(), (self.memory_k - top).exp_()
         total = image.sum(1, dtype=torch.float32) + memory.sum(1, dtype=torch.float32)
-        values = self.memory_v.expand(len(k), -1, -1)
+        values = self.memory_v.expand(b, -1, -1)
         context = self._by_head(image).mT @ self._by_head(v) + self._by_head(memory).mT @ self._by_head(values)
-        share = (self.scale / total).view(len(k), self.heads, self.width, 1)
-        return (context * share).to(v.dtype)
+        context = (context * (self.scale / total).view(b, self.heads, self.width, 1)).to(v.dtype)
+        projected = (context @ self.out).view(b, q.shape[2], c)
+        y = torch.baddbmm(self.out_bias.expand(b, 1, c), q, projected)
+        return self.norm(y.view(b, h, w, c).permute(0, 3, 1, 2))
 
     def _by_head(self, rows: Tensor) -> Tensor:
         return rows.reshape(*rows.shape[:2], self.heads, self.width).transpose(1, 2)

@@ -10,11 +10,10 @@ from typing import Any, Unpack
 
 from diawork.base.checkpoints import has_checkpoint
 from diawork.base.compute import Compute
-from diawork.base.config import DiffusionConfig, ExperimentConfig
+from diawork.base.config import DiffusionConfig, ExperimentConfig, validated
 from diawork.base.distributed import Group, Work, launch
 from diawork.base.errors import UsageError
 from diawork.base.files import digest, read_json, sha256_file, write_json
-from diawork.base.knobs import validated
 from diawork.base.locks import locked
 from diawork.data.datasets import load
 from diawork.data.images import ImageSet, Splits

@@ -21,10 +21,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diawork.base.compute import Compute
-from diawork.base.config import DRAWS, ExperimentConfig
+from diawork.base.config import DRAWS, ExperimentConfig, validated
 from diawork.base.errors import CheckpointError, DiaworkError, ResourceError, UsageError, printable
 from diawork.base.files import as_json, read_json, write_json, write_text
-from diawork.base.knobs import validated
 from diawork.base.locks import locked
 from diawork.base.registry import entry_of
 from diawork.data.datasets import load

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from diawork.base.config import ExperimentConfig, bridgeable
+from diawork.base.config import ExperimentConfig, Frozen, bridgeable, validated
 from diawork.base.errors import UsageError
-from diawork.base.knobs import Frozen, validated
 from diawork.base.registry import entry_of
 from diawork.data.manifests import Manifest, load_manifest
 from diawork.method.operators import operator_class
