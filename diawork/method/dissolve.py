@@ -35,7 +35,7 @@ def dissolve(
     antialias: bool = False,
     compute: Compute | None = None,
 ) -> Tensor:
-    """Dissolve images: one reverse step to x̂ from a clean image, no noise added (Eq. 4).
+    """Dissolve images (Eq. 4): one reverse step to x̂ from a clean image, no noise added.
 
     x̂ = √(1/ᾱ_t)·x − √(1/ᾱ_t − 1)·ε_θ(x, t), clamped to the model's range.
 

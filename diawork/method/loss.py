@@ -30,7 +30,7 @@ class LossParts(NamedTuple):
 
 
 def dia_loss(embedding: Any, views: Any, cfg: LossConfig | None = None) -> LossParts:
-    """The loss L = L_con + γ·L_cls (Eq. 9); without dissolved views it is CSI's.
+    """Return the loss L = L_con + γ·L_cls (Eq. 9); without dissolved views it is CSI's.
 
     ``embedding`` holds z (R, D) and shift_logits (R, K or 2K) of R views, ``views`` what they are: image, shift and
     branch (R,).
@@ -81,7 +81,7 @@ def shift_cross_entropy(shift_logits: Tensor, shift: Tensor, branch: Tensor, *, 
 
 
 def denominators(anchors: Tensor, view: Tensor, branch: Tensor, *, mask: str) -> Tensor:
-    """Which views stand in each anchor's denominator (Eq. 6): (len(anchors), R).
+    """Return which views stand in each anchor's denominator (Eq. 6): (len(anchors), R).
 
     ``naive``: all others. ``shifted_removed``: without the pair of an ordinary view and the dissolved view of the
     same image and shift.

@@ -73,7 +73,7 @@ class BranchBuilder:
     def __call__(
         self, x: Tensor, *, index: Tensor | None = None, seed: int = 0, step: int = 0, rows: slice | None = None
     ) -> Views:
-        """The views of ``x`` (B, C, H, W) in [0, 1] (Eq. 5): O_k and O'_k = T∘S_k(x), A_k = T∘S_k∘D(x).
+        """Return the views of ``x`` (B, C, H, W) in [0, 1] (Eq. 5): O_k and O'_k = T∘S_k(x), A_k = T∘S_k∘D(x).
 
         Everything is drawn anew for each ``seed`` and ``step``. ``index`` (B,) says which images of the data set they
         are: a bank of dissolved views looks them up. Where ``x`` are only the ``rows`` of a batch, ``index`` is the
