@@ -9,8 +9,7 @@ import click
 from latex2mathml.converter import convert
 
 import diawork
-from diawork.base.config import ExperimentConfig
-from diawork.base.knobs import Frozen
+from diawork.base.config import ExperimentConfig, Frozen
 from diawork.base.registry import DETECTORS
 from diawork.cli.main import cli
 
