@@ -173,7 +173,7 @@ def test_runs_of_different_draws_are_not_compared(tmp_path):
 
 def test_a_cell_of_older_draws_is_pending_and_says_why(tmp_path):
     run, cell = make_run(tmp_path, "CSI"), CellFolder(tmp_path / "cell")
-    cell.prepare({"digest": "d", "data": ["x"], "makes_run": True})
+    cell.prepare({"digest": "d", "data": ["x"], "makes_run": True, "notebook": "cell"})
     (cell.path / "runs").mkdir()
     (cell.path / "runs" / run.name).write_text(f"../{run.name}")
     with pytest.raises(CheckpointError, match="without a finished run"):

@@ -65,6 +65,9 @@ class Small(nn.Module):
         h = self.body(x).mean((2, 3))
         return Embedding(h, self.projection(h), self.shift(h))
 
+    def early(self, x):
+        return self.body(x)
+
 
 def small_encoder(cfg, *, seed=0, shifts=4):
     with isolated_rng(seed, "encoder", "init"):

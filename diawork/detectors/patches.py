@@ -79,13 +79,12 @@ class PatchBank:
 @torch.no_grad()
 def features(encoder: Encoder, x: Tensor, batch: int = 512) -> Tensor:
     """Return the map of the first residual stage (N, 64, h, w) of x in [0, 1], whatever mode the encoder is in."""
-    backbone, device = encoder.backbone, next(encoder.parameters()).device
+    device = next(encoder.parameters()).device
     parts = []
     with evaluating(encoder):
         for rows in x.split(at_once(x, batch)):
             rows = in_channels(rows, encoder.cfg.channels).to(device)
-            early = backbone.relu(backbone.bn1(backbone.conv1((rows - 0.5) / 0.5)))
-            parts.append(backbone.layer1(backbone.maxpool(early)).float().cpu())
+            parts.append(encoder.early(rows).float().cpu())
     return torch.cat(parts)
 
 

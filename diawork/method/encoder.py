@@ -99,6 +99,11 @@ class Encoder(nn.Module):
         h = self.backbone((x - 0.5) / 0.5)
         return Embedding(h, self.projection(h), self.shift(h))
 
+    def early(self, x: Tensor) -> Tensor:
+        """Return the map (B, 64, h, w) of the first residual stage for x (B, C, H, W) in [0, 1]."""
+        stem = self.backbone.relu(self.backbone.bn1(self.backbone.conv1((x - 0.5) / 0.5)))
+        return self.backbone.layer1(self.backbone.maxpool(stem))
+
 
 def build_encoder(cfg: EncoderConfig | None = None, *, seed: int = 0, shifts: int = K) -> Encoder:
     """Return an encoder whose initial weights depend on ``seed`` alone."""
