@@ -56,10 +56,11 @@ def scan(folder: Path, written: Path | None, normal: str) -> None:
     """Guess the manifest of a FOLDER of images, and say what was assumed; a contact sheet lies beside it."""
     from diawork import figures
     from diawork.base.files import write_bytes
+    from diawork.data.annotations import counted
     from diawork.data.scan import guess_manifest, write_guess
 
-    guess = guess_manifest(folder.resolve(), normal=normal)
-    path = write_guess(guess, folder.resolve(), written)
+    guess = guess_manifest(folder.absolute(), normal=normal)
+    path = write_guess(guess, folder.absolute(), written)
     each = min(8, max(1, SHEET // len(guess.examples)))
     shown = [(name, guess.opened[file]) for name, files in guess.examples.items()
              for file in [file for file in files if file in guess.opened][:each]]  # fmt: skip
@@ -71,6 +72,8 @@ def scan(folder: Path, written: Path | None, normal: str) -> None:
         say(f"{split:<6} {name:<24} {n:>9,} images")
     for text in guess.assumed:
         say(f"assumed: {text}")
+    for text in counted(guess.left_out.values()):
+        say(f"left out: {text}, named in {path.stem}-left-out.csv")
     say(f"written: {path}, contact sheet {path.with_suffix('.png').name}; read both, then: diawork data show {path}")
 
 

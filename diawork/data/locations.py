@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from diawork.base.errors import DataError, printable
@@ -27,30 +28,46 @@ def data_roots(root: Path | str | None = None, manifest: Manifest | None = None)
 
 
 def find_file(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Path:
-    """Return the data file, downloading it where that was asked for; a file that is nowhere is a ``DataError``."""
-    roots = data_roots(root, manifest)
-    for path in map(manifest.path_in, roots):
-        try:
-            if path.is_file():
-                return path
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror}).", path=path) from None
-        if path.exists():
-            raise DataError("not a file.", path=path)
+    """Return the data file, downloading it where that was asked for; a file that is nowhere is a ``DataError``.
+
+    The table of a user's own manifest may lie beside it, wherever the images are.
+    """
+    beside = [manifest.home] if manifest.home and manifest.kind == "table" and not root else []
+    roots = [*beside, *data_roots(root, manifest)]
+    if (path := _found(manifest, roots, manifest.place, Path.is_file, "file")) is not None:
+        return path
     if download and (manifest.url or not manifest.source):
         return _download(manifest, roots[0])
-    raise _not_found(manifest, roots)
+    raise _not_found(manifest, roots, manifest.place)
 
 
 def find_folder(manifest: Manifest, root: Path | str | None = None) -> Path:
-    """Return the folder of a set that is one; a folder that is nowhere is a ``DataError``."""
-    roots = data_roots(root, manifest)
-    for path in map(manifest.path_in, roots):
-        if path.is_dir():
-            return path
+    """Return the folder of a set's images; a folder that is nowhere is a ``DataError``."""
+    roots, place = data_roots(root, manifest), str(manifest.folder)
+    path = _found(manifest, roots, place, Path.is_dir, "folder")
+    if path is None:
+        raise _not_found(manifest, roots, place)
+    return path
+
+
+def _found(manifest: Manifest, roots: list[Path], place: str, fits: Callable[[Path], bool], what: str) -> Path | None:
+    """Return where ``place`` lies in the first root that has it; a link out of a root counts where no root has it."""
+    led_out = None
+    for root in roots:
+        try:
+            path = manifest.path_in(root, place)
+            if fits(path):
+                return path
+        except DataError as error:
+            led_out = led_out or error
+            continue
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror}).", path=root / place) from None
         if path.exists():
-            raise DataError("not a folder.", path=path)
-    raise _not_found(manifest, roots)
+            raise DataError(f"not a {what}.", path=path)
+    if led_out:
+        raise led_out
+    return None
 
 
 def on_disk(name: str, root: Path | str | None) -> bool:
@@ -66,7 +83,7 @@ def root_of(base: Path, manifest: Manifest) -> Path:
     return (base / Path(manifest.place).name).parents[len(Path(manifest.place).parts) - 1]
 
 
-def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
+def _not_found(manifest: Manifest, roots: list[Path], place: str) -> DataError:
     put, how = "set DIAWORK_DATA to the folder that holds it", "Please"
     if manifest.url:
         how = f"`diawork data get {manifest.name}` gets it from {manifest.url[0]} ({manifest.licence}), or"
@@ -77,7 +94,7 @@ def _not_found(manifest: Manifest, roots: list[Path]) -> DataError:
             by_hand = f"On {manifest.source}: sign in, {joined}press Download, unzip"
         how = f"{by_hand} (licence: {manifest.licence}),"
         put += f", and look with `diawork data verify {manifest.name}`"
-    what = f"{manifest.place} was not found; looked in {', '.join(map(printable, roots))}."
+    what = f"{place} was not found; looked in {', '.join(map(printable, roots))}."
     return DataError(what, path=manifest.name, hint=f"{how} {put}.")
 
 

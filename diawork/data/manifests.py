@@ -34,15 +34,16 @@ def _printable_text(text: str) -> str:
 
 def inside_root(path: str) -> str:
     """Refuse what could lead out of the data root on any system; symlinks are checked on opening."""
-    if re.search(r'[\\:~$%*?"<>|]', path) or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ValueError("must be a plain path inside the data root (no '..', no absolute path, no ~, $ or \\)")
+    if re.search(r"[\\\0]|^~|^[A-Za-z]:", path) or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError("must be a plain path inside the data root (no '..', no absolute path, no ~ or \\)")
     return path
 
 
 def _plain_pattern(pattern: str) -> str:
-    """Refuse patterns that take forever on some name: repeated groups, many repeats, and what is no pattern."""
-    if re.search(r"(?<!\\)\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > 4:
-        raise ValueError("must repeat no group, and hold at most four of *, + and {}")
+    """Refuse what is no pattern, or takes forever on some name: repeated groups, many repeats or options."""
+    repeats, options = (len(re.findall(f"(?<![\\\\(]){sign}", pattern)) for sign in ("[*+{]", r"\?"))
+    if re.search(r"(?<!\\)\)[*+{]|\\[1-9]|\(\?P=", pattern) or repeats > 3 or options > 4:
+        raise ValueError("must repeat no group nor refer to one, and hold at most three of *, + and {} and four of ?")
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
@@ -288,6 +289,11 @@ class Manifest(StrictModel):
         """Return the data root of this set alone: the one it names, or the folder of a user's own manifest."""
         return self._home if self.root is None else (self._home or Path()) / self.root
 
+    @property
+    def home(self) -> Path | None:
+        """Return the folder of the manifest's file, where it is a user's own."""
+        return self._home
+
     def path_in(self, root: Path | str, place: str = "") -> Path:
         """Return where the data lie in ``root``, links followed; refuse a link that leads out of it."""
         place = place or self.place
@@ -296,6 +302,10 @@ class Manifest(StrictModel):
             path = (base / place).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
             raise DataError(f"the path {place!r} cannot be followed ({error}).", path=str(root)) from None
+        if self.root and base == base.parent:
+            raise DataError(
+                "the data root is the top of a file system; name the folder that holds the data.", path=root
+            )
         if not path.is_relative_to(base):
             hint = "Set DIAWORK_DATA to the folder that really holds the file, or copy it there."
             raise DataError(f"{place!r} is a link to {str(path)!r}, outside the data root.", path=root, hint=hint)

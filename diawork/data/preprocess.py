@@ -17,6 +17,7 @@ from diawork.base.errors import DataError, DiaworkError, printable
 from diawork.data.manifests import WINDOWS, Window
 
 NPY = b"\x93NUMPY"  # how an npy file begins
+IN_COLOUR = "in colour, brought to grey"
 CHUNK = 2**20  # values brought to light at a time
 TINT = 8 / 255  # channels that differ by no more are one grey picture, saved as colour
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -159,14 +160,13 @@ def resized(image: np.ndarray, size: int, rule: str) -> np.ndarray:
     return x[0].clamp(0, 1).numpy()
 
 
+def is_colour(image: np.ndarray) -> bool:
+    """Say whether the channels of an image (C, H, W) differ by more than ``TINT``."""
+    return bool((image.max(0) - image.min(0)).max() > TINT)
+
+
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Return (channels, H, W): grey is repeated, a tint below ``TINT`` averaged; real colour is a ``DataError``."""
+    """Return (channels, H, W): grey is repeated, colour averaged."""
     if len(image) == channels:
         return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=0)
-    difference = float((image.max(0) - image.min(0)).max())
-    if difference > TINT:
-        what = f"is a colour picture (its channels differ by up to {difference:.2f}), and the set is grey."
-        raise DataError(what, hint="Say image: {channels: 3} in the manifest, or leave the file out with drop.")
-    return image.mean(0, keepdims=True)
+    return np.repeat(image, 3, axis=0) if channels == 3 else image.mean(0, keepdims=True)

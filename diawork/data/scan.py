@@ -1,6 +1,6 @@
-"""A manifest guessed from a folder of images: layout, classes, roles, splits, patients, size, depth and colour.
+"""A manifest guessed from a folder of images: tables, masks, levels of folders, names, size, depth and colour.
 
-What can be seen is not asked; what is assumed is told; what cannot be known is one question.
+What can be seen is not asked; what is assumed is told, what is not used counted; what cannot be known is one question.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, printable
 from diawork.base.files import write_text
+from diawork.data.annotations import COVERS, Table, counted, find_masks, find_tables, split_word
 from diawork.data.documents import yaml_lines
-from diawork.data.manifests import SPLITS, WINDOWS, check_manifest
-from diawork.data.preprocess import TINT
-from diawork.data.readers.listing import IMAGE_COLUMNS, read_rows, walk
+from diawork.data.manifests import SPLITS, WINDOWS, Recipe, check_manifest, inside_root
+from diawork.data.preprocess import is_colour
+from diawork.data.readers.listing import MOST_TINTED, TABLES, walk
 from diawork.data.readers.picture import propose_window, read_picture, slices
-from diawork.data.splits import csv_text
+from diawork.data.splits import Item, cell, csv_text, split_items
 
-SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 HEALTHY = re.compile(
     r"(normal|healthy|well|ok|good|controls?|negative|0|no|none)$|(normal|healthy|no|non|not)[ _-]|nofind", re.I
 )
 _WHO = "(?:patient|person|subject|case|pat|sub|p)[-_]?[0-9]+"
 PATIENTS = (  # patterns of names, the surest first
-    f"(?i)^({_WHO})|^(.+)$",
+    f"(?i)^({_WHO})|^((?:normal[0-9]-)?im-[0-9]+)|^(.+)$",
     f"(?i)[^a-z0-9]({_WHO})",
     "^([^_]*[0-9][^_]*)_",
+    "^([^-]*[0-9][^-]*)-",
 )
-LABEL_COLUMNS, PATIENT_COLUMNS = ("label", "class", "target", "diagnosis"), ("patient_id", "patient")
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff|]|^\s|\s$")  # what a table's cell does not hold as it is
 MOST_CLASSES = 50
 LOOKED_AT = 25  # images of a class that are opened
+KEPT_HEALTHY = 0.4  # share of the healthy train images that a recipe must leave to training
 
 
 @dataclass
@@ -49,8 +49,9 @@ class Guess:
     assumed: list[str]
     counts: Counter[tuple[str, str]]
     examples: dict[str, list[str]]
-    table: str = ""  # a table to lie beside the manifest, where names alone tell the classes apart
+    table: str = ""  # a table to lie beside the manifest, where folders alone do not say it all
     opened: dict[str, np.ndarray] = field(default_factory=dict)  # path → an image (C, H, W) in [0, 1]
+    left_out: dict[str, str] = field(default_factory=dict)  # path of a file that is not used → why
 
     @property
     def text(self) -> str:
@@ -60,105 +61,181 @@ class Guess:
 
 def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
     """Return the guess for the images below ``folder``; ``normal`` names the healthy class where nothing else does."""
-    paths = [file.path for file in walk(folder)]
-    if not paths:
-        raise UsageError("there is no image in this folder or below it.", path=folder)
-    levels = _levels(paths, folder)
-    place = {"kind": "folder", "folder": folder.name, "layout": levels}
-    table, assumed = "", [f"levels of folders: {' / '.join(levels) or 'none'}"]
-    if "class" in levels:
-        words = [dict(zip(levels, path.split("/"), strict=False)) for path in paths]
-    elif listed := _listed(folder, set(paths)):
-        place, paths, words = listed
-        assumed = [f"labels from the table {place['file']}"]
-    else:
-        words = [{"class": word} for word in _prefixes(paths, folder)]
-        table = csv_text([("image_path", "label"), *zip(paths, (one["class"] for one in words), strict=True)])
-        place = {"kind": "table", "file": f"{_name(folder)}.csv", "folder": folder.name}
-        assumed = ["the classes are the words that the file names begin with"]
-    parts = [slices(path, folder) for path in paths]
-    if any(
-        part != [path] for part, path in zip(parts, paths, strict=True)
-    ):  # the slices of a volume stay together, as a patient's images do
-        several = [part for part, path in zip(parts, paths, strict=True) if part != [path]]
-        which = f"the middle 60 %, at most 32 of each, e.g. {printable(several[0][0])}"
-        assumed.append(
-            f"{len(several):,} of {len(paths):,} files hold several pictures: {which}; x, y or z names the axis"
-        )
-        words = [{"patient": path} | one for part, path, one in zip(parts, paths, words, strict=True) for _ in part]
-        paths = [picture for part in parts for picture in part]
-        listed_slices = [(path, one["class"], one.get("split", "train"), one["patient"])
-                for path, one in zip(paths, words, strict=True)]  # fmt: skip
-        table = csv_text([("image_path", "label", "split", "patient_id"), *listed_slices])
-        place = {"kind": "table", "file": f"{_name(folder)}.csv", "folder": folder.name}
-    classes, aliases = _spellings(one["class"] for one in words)
-    names = [aliases.get(one["class"], one["class"]) for one in words]
-    splits = [SPLIT_WORDS.get(one.get("split", "train").casefold(), "train") for one in words]
-    aliases |= {w: SPLIT_WORDS[w.casefold()] for w in {one["split"] for one in words if "split" in one}
-                if w not in SPLITS and w.casefold() in SPLIT_WORDS}  # fmt: skip
-    healthy = _healthy(classes, normal, folder)
-    classes.sort(key=lambda name: name != healthy)
-    counts = Counter(zip(splits, names, strict=True))
-    examples = {}
-    for wanted in classes:
-        files = [path for path, name in zip(paths, names, strict=True) if name == wanted]
-        rows = np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).round().astype(int)
-        examples[wanted] = [files[row] for row in rows]
-    opened, image = _look_at(folder, paths, examples, assumed)
-    values = {
-        "name": _name(folder), "title": printable(folder.name)[:300], **place, "licence": "unknown",
-        "citation": "unknown", "classes": dict(enumerate(classes)),
-        "roles": {name: "normal" if name == healthy else "anomalous" for name in classes}, **image,
+    paths, tables, left_out = _files(folder)
+    masks, of_none = find_masks(folder, paths)
+    drawn = {mask for several in masks.values() for mask in several}
+    images = [path for path in paths if path not in drawn and path not in of_none]
+    used, assumed = find_tables(folder, tables, images, drawn)
+    known, levels = _known(images, used, masks, folder, assumed)
+    left_out |= of_none | dict.fromkeys(known.index[known["class"] == ""], "no label in any table")
+    known = known[known["class"] != ""]
+    known, several = _in_slices(known, folder, assumed)
+    by_folders = not (used or drawn or several or of_none) and "class" in (levels or ())
+    known, aliases, by_folders = _spelt(known, by_folders, left_out)
+    classes = _classes(known, normal, folder)
+    values = _place(folder, levels if by_folders else None) | {
+        "licence": "unknown", "citation": "unknown", "classes": dict(enumerate(classes)),
+        "roles": {name: "anomalous" if i else "normal" for i, name in enumerate(classes)},
     }  # fmt: skip
-    values |= {"aliases": aliases} if aliases else {}
-    if "patient" not in levels and place["kind"] == "folder" and (pattern := _patient_pattern(paths, assumed)):
-        values["patient"] = pattern
-    values |= _recipe(counts, classes, healthy, assumed)
-    assumed.insert(1, f"healthy: {healthy}; anomalous: {', '.join(c for c in classes if c != healthy)}")
-    return Guess(values, assumed, counts, examples, table, opened)
+    assumed.insert(0, f"healthy: {classes[0]}; anomalous: {', '.join(map(printable, classes[1:]))}")
+    examples = _examples(known, classes)
+    opened, image = _look_at(folder, list(known.index), examples, assumed)
+    values |= image | ({"aliases": aliases} if aliases and by_folders else {})
+    pattern, known = _patients(known, assumed)
+    values |= ({"patient": pattern} if pattern and by_folders else {}) | _recipe(known, classes, folder, assumed)
+    counts = Counter(zip(known["split"], known["class"], strict=True))
+    return Guess(values, assumed, counts, examples, "" if by_folders else _table(known), opened, left_out)
 
 
 def write_guess(guess: Guess, folder: Path, out: Path | None = None) -> Path:
-    """Write the manifest, checked, to ``out`` or beside the folder, and a table where it needs one; return its path."""
-    path = (out or folder.parent / f"{guess.values['name']}.yaml").absolute()
-    if path.parent != folder.parent:
-        if guess.table:
-            hint = f"Use --out {folder.parent / path.name}."
-            raise UsageError(
-                "where a table says the labels, manifest and folder lie side by side.", path=path, hint=hint
-            )
-        guess.values["root"] = str(folder.parent)
-    if path.exists() and path.read_text("utf-8") != guess.text:
-        hint = "Keep it and use it as it is, remove it, or name another with --out."
-        raise UsageError("this manifest exists and says something else.", path=path, hint=hint)
-    check_manifest(guess.text, path)
-    if guess.table:
-        write_text(path.parent / guess.values["file"], guess.table)
-    write_text(path, guess.text)
+    """Write the manifest, checked, to ``out`` or beside the folder, and its tables; return its path.
+
+    A file of these names that says something else, or that no scan wrote, is a ``UsageError``: nothing is replaced.
+    """
+    path = (out or folder.absolute().parent / f"{guess.values['name']}.yaml").absolute()
+    real = folder.resolve()
+    values = guess.values | ({"root": str(real.parent)} if path.parent.resolve() != real.parent else {})
+    values |= {"file": f"{path.stem}.csv"} if guess.table else {}
+    texts = {path: yaml_lines(values)} | ({path.with_suffix(".csv"): guess.table} if guess.table else {})
+    rows = [("image", "reason"), *((cell(file), why) for file, why in guess.left_out.items())]
+    texts |= {path.with_name(f"{path.stem}-left-out.csv"): csv_text(rows)} if guess.left_out else {}
+    for file, text in texts.items():
+        if file.exists() and file.read_bytes() != text.encode():
+            what = f"this {'manifest' if file == path else 'table'} exists and says something else."
+            hint = "Keep it and use it as it is, remove it, or name another with --manifest."
+            raise UsageError(what, path=file, hint=hint)
+    if not path.exists() and (sheet := path.with_suffix(".png")).exists():
+        raise UsageError("this file is in the contact sheet's place.", path=sheet, hint="Name another with --manifest.")
+    check_manifest(texts[path], path)
+    for file, text in reversed(texts.items()):
+        write_text(file, text)
     return path
 
 
+def _files(folder: Path) -> tuple[list[str], list[Path], dict[str, str]]:
+    """Return the images and the tables in a folder, its table above included, and what else lies there and why not."""
+    unused: dict[str, str] = {}
+    paths = [file.path for file in walk(folder, unused)]
+    if not paths:
+        seen = f"; there are {', '.join(counted(unused.values()))}" if unused else ""
+        raise UsageError(f"there is no image in this folder or below it{seen}.", path=folder)
+    odd = {path: f"a name that no table holds as it is ({_oddity(path)})" for path in paths if UNWRITABLE.search(path)}
+    if len(odd) == len(paths):
+        what = f"no table holds the names of these {len(paths):,} images as they are ({_oddity(paths[0])})."
+        hint = "Rename them; from another encoding, say: convmv -r -f gbk -t utf-8 --notest FOLDER."
+        raise UsageError(what, path=folder, hint=hint)
+    below = [folder / path for path in unused if path.lower().endswith(TABLES) and path.count("/") <= 2]
+    ours = re.compile(rf"{re.escape(_name(folder))}(-[a-z-]+)?\.csv")
+    above = [path for path in sorted(folder.absolute().parent.iterdir()) if path.name.lower().endswith(TABLES)
+             and path.is_file() and not path.name.startswith(".") and not ours.fullmatch(path.name)]  # fmt: skip
+    others = {path: kind for path, kind in unused.items() if folder / path not in below}
+    return [path for path in paths if path not in odd], [*below, *above], others | odd
+
+
+def _oddity(path: str) -> str:
+    found = UNWRITABLE.search(path)
+    sign = found[0] if found else ""
+    return "no UTF-8" if "\ud800" <= sign <= "\udfff" else "a space at its end" if sign.isspace() else printable(sign)
+
+
 def _name(folder: Path) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:60] or "own"
+    return re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:60] or "own"
 
 
-# --- what folders, tables and names say ----------------------------------------------------------------
+def _place(folder: Path, layout: list[str] | None) -> dict[str, Any]:
+    """Return name, title and place of the set; ``layout`` is None where a table of ours lists the images."""
+    name = folder.resolve().name
+    try:
+        inside_root(name if name.isprintable() and name == name.strip() else "..")
+    except ValueError:
+        raise UsageError("its name cannot stand in a manifest.", path=folder, hint="Rename the folder.") from None
+    own = {"kind": "folder", "folder": name, "layout": layout} if layout else {"kind": "table", "folder": name}
+    return {"name": _name(folder), "title": printable(name)[:300], **own}
 
 
-def _levels(paths: Sequence[str], folder: Path) -> list[str]:
-    """Return what each level of folders says: split, class, patient or any."""
+# --- what is known of each image ------------------------------------------------------------------------
+
+
+def _known(
+    paths: list[str], used: list[Table], masks: dict[str, list[str]], folder: Path, assumed: list[str]
+) -> tuple[pd.DataFrame, list[str] | None]:
+    """Return a row an image (class, split, patient, mask, further columns), and what the levels of folders say."""
+    said = _combined(used, paths)
+    labelled = int(said["class"].ne("").sum())
+    levels = _levels(paths, folder, labelled=labelled >= COVERS * len(paths))
+    likely = [column for table in used for column in table.likely]
+    if "class" not in (levels or ()) and not labelled and likely:
+        if len(likely) > 1:
+            what = f"which column of a table says the class: {', '.join(map(printable, likely))}?"
+            raise UsageError(what, path=folder, hint="Call it label.")
+        said = said.rename(columns={likely[0]: "class", "class": likely[0]})
+        labelled = int(said["class"].ne("").sum())
+        assumed.append(f"classes from the column {printable(likely[0])}")
+    words = pd.DataFrame([_words(path, levels) for path in paths], index=paths).fillna("")
+    known = said.copy()
+    if "class" in (levels or ()) and labelled < COVERS * len(paths):
+        known["class"] = words["class"]
+        if labelled:
+            assumed.append(f"classes by folders: tables label {labelled:,} of {len(paths):,} images only")
+    elif not labelled:
+        known["class"] = _prefixes(paths, folder)
+        assumed.append("the classes are the words that the file names begin with")
+    for column in ("split", "patient"):
+        known[column] = known[column].where(known[column] != "", words.get(column, ""))
+    known["split"] = known["split"].where(known["split"] != "", "train")
+    found = pd.Series({image: "|".join(several) for image, several in masks.items()}, dtype=object)
+    known["mask"] = known["mask"].where(known["mask"] != "", found.reindex(paths).fillna(""))
+    drawn = known["mask"][known["mask"] != ""]
+    if len(drawn):
+        assumed.append(f"{len(drawn):,} of {len(paths):,} images have a mask, e.g. {printable(drawn.iloc[0])}")
+    assumed += [f"the table {printable(table.file)}: {'; '.join(table.said)}" for table in used]
+    assumed.append(f"levels of folders: {'none' if not levels else ' / '.join(levels)}")
+    return known, levels
+
+
+def _combined(used: list[Table], paths: list[str]) -> pd.DataFrame:
+    """Return what all tables say, a row an image; the first that says something is believed."""
+    parts, several = [table.rows.replace("", pd.NA) for table in used], sum("class" in t.rows for t in used) > 1
+    for part, table in zip(parts, used, strict=True):
+        if several and "class" in part and "split" not in part and (word := split_word(Path(table.file).stem)):
+            part["split"] = word
+    whole = pd.DataFrame(index=pd.Index([], dtype=object))
+    for part in parts:
+        whole = whole.combine_first(part)
+    first = ["class", "split", "patient", "mask"]
+    columns = [*first, *(column for column in whole if column not in first)]
+    return whole.reindex(index=paths, columns=columns).astype(object).fillna("").astype(str)
+
+
+def _words(path: str, levels: list[str] | None) -> dict[str, str]:
+    """Return what the folders of a path say: by their levels, or where there are none, the split alone."""
+    folders = path.split("/")[:-1]
+    if levels is None:
+        return {"split": next(filter(None, map(split_word, folders)), "")}
+    words = dict(zip(levels, folders, strict=True))
+    return {key: split_word(word) if key == "split" else word.strip() for key, word in words.items() if key != "any"}
+
+
+def _levels(paths: Sequence[str], folder: Path, *, labelled: bool) -> list[str] | None:
+    """Return what each level of folders says: split, class, patient or any; None where a table says more."""
     depths = Counter(path.count("/") for path in paths)
+    if len(depths) > 1 and labelled:
+        return None
     if len(depths) > 1:
         found = " and ".join(f"{n} images {depth} folders deep" for depth, n in sorted(depths.items()))
         raise UsageError(
-            f"the levels of folders differ: {found}.", path=folder, hint="Let all images lie equally deep."
-        )
+            f"the levels of folders differ: {found}.", path=folder,
+            hint="Let all images lie equally deep, or add a table with the columns image_path and label.",
+        )  # fmt: skip
     words = [Counter(column) for column in zip(*(path.split("/")[:-1] for path in paths), strict=True)]
     levels = ["any"] * len(words)
     for i, level in enumerate(words):
-        if {word.casefold() for word in level} <= SPLIT_WORDS.keys() and "split" not in levels:
+        if all(map(split_word, level)) and "split" not in levels:
             levels[i] = "split"
     rest = [i for i, level in enumerate(levels) if level == "any"]
+    if labelled:
+        people = [i for i in rest if len(words[i]) > 1 and all(re.search("[0-9]", word) for word in words[i])]
+        return ["patient" if i in people[-1:] else level for i, level in enumerate(levels)]
     able = [i for i in rest if 2 <= len({w.casefold() for w in words[i]}) <= MOST_CLASSES] or rest[-1:]
     if able:
         best = min(able, key=lambda i: (not any(map(HEALTHY.match, words[i])), len(words[i])))
@@ -166,27 +243,6 @@ def _levels(paths: Sequence[str], folder: Path) -> list[str]:
         others = [i for i in rest if i != best and len(words[i]) > 1]
         levels = ["patient" if others and i == others[-1] else level for i, level in enumerate(levels)]
     return levels
-
-
-def _listed(folder: Path, paths: set[str]) -> tuple[dict[str, Any], list[str], list[dict[str, str]]] | None:
-    """Return place, paths and words of a table in the folder that labels its images; others are strays."""
-    for file in sorted([*folder.glob("*.csv"), *folder.glob("*.parquet")]):
-        try:
-            rows = list(read_rows(file))
-        except DiaworkError:
-            continue
-        names = rows[0].keys() if rows else ()
-        image = next((name for name in IMAGE_COLUMNS if name in names), "")
-        label = next((name for name in LABEL_COLUMNS if name in names), "")
-        if not (image and label and all(row[image] in paths for row in rows)):
-            continue
-        columns = {"image": image, "label": label}
-        if who := next((name for name in PATIENT_COLUMNS if name in names), ""):
-            columns["patient"] = who
-        place = {"kind": "table", "file": f"{folder.name}/{file.name}", "columns": columns}
-        words = [{"class": row[label], "split": row.get("split") or "train"} for row in rows]
-        return place, [row[image] for row in rows], words
-    return None
 
 
 def _prefixes(paths: Sequence[str], folder: Path) -> list[str]:
@@ -198,62 +254,134 @@ def _prefixes(paths: Sequence[str], folder: Path) -> list[str]:
     return words
 
 
-def _spellings(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the classes, each by its commonest spelling, and the other spellings as aliases."""
+def _in_slices(known: pd.DataFrame, folder: Path, assumed: list[str]) -> tuple[pd.DataFrame, bool]:
+    """Return a row a picture of files that hold several; those of a volume stay together, as a patient's images do."""
+    parts = [slices(path, folder) for path in known.index]
+    several = [part for part, path in zip(parts, known.index, strict=True) if part != [path]]
+    if not several:
+        return known, False
+    which = f"the middle 60 %, at most 32 of each, e.g. {printable(several[0][0])}"
+    assumed.append(f"{len(several):,} of {len(known):,} files hold several pictures: {which}; x, y or z names the axis")
+    volume = pd.Series(known.index, known.index)
+    known = known.assign(patient=known["patient"].where(known["patient"] != "", volume), part=parts).explode("part")
+    return known.set_index("part").rename_axis(None), True
+
+
+def _spelt(
+    known: pd.DataFrame, by_folders: bool, left_out: dict[str, str]
+) -> tuple[pd.DataFrame, dict[str, str], bool]:
+    """Return the classes by their commonest spelling, the other words as aliases, and whether folders say it all."""
+    chosen = _spellings(known["class"])
+    clean = {word: printable(spelt)[:300].strip() or "none" for word, spelt in chosen.items()}
+    plain = all(word == word.strip() and word.isprintable() for path in known.index for word in path.split("/"))
+    aliases = {word: name for word, name in clean.items() if word != name}
+    words = {part: split_word(part) for path in known.index for part in path.split("/")[:-1] if split_word(part)}
+    aliases |= {part: word for part, word in words.items() if part not in SPLITS} if by_folders else {}
+    return (
+        known.assign(**{"class": known["class"].map(clean)}),
+        aliases,
+        by_folders and plain and not any(why.startswith("a name that no table") for why in left_out.values()),
+    )
+
+
+def _spellings(words: Iterable[str]) -> dict[str, str]:
+    """Return each word's commonest spelling."""
     known: dict[str, Counter[str]] = {}
     for word in words:
         known.setdefault(word.casefold(), Counter())[word] += 1
-    chosen = {key: max(sorted(spelt), key=spelt.__getitem__) for key, spelt in known.items()}
-    aliases = {word: chosen[key] for key, spelt in known.items() for word in spelt if word != chosen[key]}
-    return sorted(chosen.values()), aliases
+    return {word: max(sorted(spelt), key=spelt.__getitem__) for spelt in known.values() for word in spelt}
 
 
-def _healthy(classes: Sequence[str], normal: str, folder: Path) -> str:
-    """Return the healthy class: as answered, or the only one that is called so."""
-    if len(classes) == 1:
-        what = f"all images are of one class, {printable(classes[0])}; an evaluation needs healthy and anomalous ones."
+def _classes(known: pd.DataFrame, normal: str, folder: Path) -> list[str]:
+    """Return the classes, the healthy one first: as answered, or the only one that is called so."""
+    classes = sorted(known["class"].unique())
+    if len(classes) <= 1:
+        what = f"all images are of one class, {printable(*classes)}; an evaluation needs healthy and anomalous ones."
         raise UsageError(what, path=folder, hint="Add the other class in a folder beside it.")
+    if len(classes) > MOST_CLASSES:
+        what = f"{len(classes):,} classes are too many (at most {MOST_CLASSES}), first {printable(classes[0])}."
+        raise UsageError(what, path=folder, hint="Call the column of a table that says the class label.")
     called = [name for name in classes if (name.casefold() == normal.casefold() if normal else HEALTHY.match(name))]
     if len(called) != 1:
         raise UsageError(
             f"which class is healthy: {', '.join(map(printable, classes))}?", path=folder,
             hint="Answer with --normal CLASS.",
         )  # fmt: skip
-    return called[0]
+    return sorted(classes, key=lambda name: name != called[0])
 
 
-def _patient_pattern(paths: Sequence[str], assumed: list[str]) -> str:
-    """Return the first pattern by which several names share a patient; "" where there is none."""
-    names = [Path(path).name for path in paths]
+def _patients(known: pd.DataFrame, assumed: list[str]) -> tuple[str, pd.DataFrame]:
+    """Return the pattern of names by which several images share a patient, "" without one, and the images' patients."""
+    there = known["patient"][known["patient"] != ""]
+    if len(there):
+        assumed.append(f"{there.nunique():,} patients of {len(there):,} of {len(known):,} images")
+        return "", known
+    names = [Path(path).name for path in known.index]
     for pattern in PATIENTS:
         matches = [match for name in names if (match := re.search(pattern, name))]
-        who = [match[1] for match in matches if match[1]]
-        if len(matches) == len(names) and len(who) > 0.3 * len(names) and 2 <= len(set(who)) <= 0.8 * len(who):
-            assumed.append(f"{len(set(who)):,} patients by the names of {len(who):,} files, e.g. {printable(who[0])}")
-            return pattern
-    return ""
+        who = [group for match in matches if (group := next(filter(None, match.groups()), ""))]
+        last = matches[0].re.groups if matches else 0  # a name of no known form is a patient of its own
+        shared = [group for match in matches for group in match.groups()[: max(1, last - 1)] if group]
+        if len(who) == len(names) and len(shared) > 0.3 * len(names) and 2 <= len(set(shared)) <= 0.8 * len(shared):
+            some = printable(shared[0])
+            assumed.append(f"{len(set(who)):,} patients by the names of {len(who):,} files, e.g. {some}")
+            return pattern, known.assign(patient=who)
+    return "", known
 
 
-def _recipe(counts: Counter, classes: Sequence[str], healthy: str, assumed: list[str]) -> dict[str, Any]:
-    """Return the recipe of the splits that are missing; anomalous images are never fitted on, so most leave train."""
-    there = {split for split, _ in counts}
+def _recipe(known: pd.DataFrame, classes: list[str], folder: Path, assumed: list[str]) -> dict[str, Any]:
+    """Return the recipe of the splits that are missing, by which training keeps its healthy images."""
+    there, n = set(known["split"]), known[known["split"] == "train"]["class"].value_counts()
     if "train" not in there:
-        raise UsageError("there is no train split; only " + ", ".join(sorted(there)) + ".")
-    shares = {"test": (0.2, 0.6), "val": (0.1, 0.3 if "test" not in there else 0.5)}
-    recipe: dict[str, Any] = {}
-    for split, (well, ill) in shares.items():
-        wanted = {name: well if name == healthy else ill for name in classes}
-        moved = {name: round(share * counts["train", name]) for name, share in wanted.items()}
-        if split not in there and moved.pop(healthy) and any(moved.values()):
-            recipe[split] = wanted
-    if recipe:
-        assumed.append(f"{' and '.join(recipe)} made of the train images, seed 0, by patient where known")
-    if "val" not in there | recipe.keys():
+        raise UsageError("there is no train split; only " + ", ".join(sorted(there)) + ".", path=folder)
+    items = [Item(path, row["class"], row["split"], row["patient"]) for path, row in known.iterrows()]
+    wanted, kept = dict[str, Any](), 1.0
+    most = ((0.2, 0.6), (0.1, 0.5 if "test" in there else 0.3))  # test and val, of healthy and of ill ones
+    for shares in (most, ((0.2, 0.2), (0.1, 0.1))):
+        wanted = {}
+        for split, (well, ill) in zip(("test", "val"), shares, strict=True):
+            of = {name: ill if i else well for i, name in enumerate(classes)}
+            moved = {name: round(share * n.get(name, 0)) for name, share in of.items()}
+            if split not in there and moved.pop(classes[0]) and any(moved.values()):
+                wanted[split] = of
+        left = split_items(items, Recipe(seed=0, **wanted)) if wanted else items
+        healthy = sum(item.class_name == classes[0] and item.split == "train" for item in left)
+        kept = healthy / max(n.get(classes[0], 0), 1)
+        if kept >= KEPT_HEALTHY:
+            break
+    else:
+        what = f"patients have images of several classes, so a split by patient leaves {kept:.0%} of the healthy images"
+        hint = "Say the splits in a table: image_path, label, split."
+        raise UsageError(f"{what} to training.", path=folder, hint=hint)
+    if wanted:
+        some = printable(Path(known.index[0]).name)
+        how = "by patient" if known["patient"].any() else f"by image: no patient is seen in names such as {some}"
+        made = f"{' and '.join(wanted)} made of the train images, seed 0, {how}"
+        assumed.append(f"{made}; training keeps {kept:.0%} of the healthy ones")
+    if "val" not in there | wanted.keys():
         assumed.append("no validation split, so a run has neither threshold nor p values")
-    return {"recipe": {"seed": 0} | recipe} if recipe else {}
+    return {"recipe": {"seed": 0} | wanted} if wanted else {}
+
+
+def _table(known: pd.DataFrame) -> str:
+    """Return the table of the images, sorted by path, without columns that say nothing."""
+    named = known.rename(columns={"class": "label", "patient": "patient_id"}).sort_index()
+    named = named.loc[:, [column in ("label", "split") or bool(named[column].ne("").any()) for column in named]]
+    named.insert(0, "image_path", [cell(path) for path in named.index])
+    return csv_text([list(named.columns), *named.to_numpy().tolist()])
 
 
 # --- what a few images say of all ----------------------------------------------------------------------
+
+
+def _examples(known: pd.DataFrame, classes: list[str]) -> dict[str, list[str]]:
+    """Return a few files of each class, evenly spaced."""
+    examples = {}
+    for wanted in classes:
+        files = list(known.index[known["class"] == wanted])
+        rows = np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).round().astype(int)
+        examples[wanted] = [files[row] for row in rows]
+    return examples
 
 
 def _look_at(
@@ -291,12 +419,14 @@ def _look_at(
         n = len(opened) + len(reasons)
         assumed.append(f"{len(reasons)} of {n} opened images cannot be read, first {reasons[0]}")
     shapes = Counter(image.shape[1:] for image in opened.values())
-    colour = any(np.ptp(image, axis=0).max() > TINT for image in opened.values())
+    tinted = sum(is_colour(image) for image in opened.values())
+    colour = tinted > MOST_TINTED * len(opened)
     size = int(np.clip(np.median([min(shape) for shape in shapes.elements()]), 8, 4096))
     resize = "pad" if any(max(shape) > 1.1 * min(shape) for shape in shapes) else "squash"
     sizes = " · ".join(f"{h}×{w}" for (h, w), _ in shapes.most_common(3)) + (" …" if len(shapes) > 3 else "")
     how = "" if set(shapes) == {(size, size)} else f", brought to {size} px ({resize})"
-    assumed.append(f"{'colour' if colour else 'grey'}, {sizes} px in {len(opened)} opened images{how}")
+    few = f"; {tinted} in colour, brought to grey" if tinted and not colour else ""
+    assumed.append(f"{'colour' if colour else 'grey'}{few}, {sizes} px in {len(opened)} opened images{how}")
     assumed.append("dissolving steps 30 to 130, as the paper has them for chest X-rays of 28 px")
     values = {"image": {"size": size, "channels": 3 if colour else 1}, "resize": resize, "t_range": [30, 130]}
     return opened, values | {"bridge": "pad" if size <= 32 else "resize"} | ({"intensity": window} if window else {})

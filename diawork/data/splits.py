@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diawork.base.errors import DataError, UsageError, did_you_mean
+from diawork.base.errors import DataError, UsageError, did_you_mean, printable
 from diawork.base.files import write_text
 from diawork.data.documents import yaml_lines
 from diawork.data.locations import root_of
@@ -122,6 +122,12 @@ def write_split(manifest: Manifest, listing: Listing, recipe: Recipe, *, name: s
     write_text(table, csv_text([("image_path", "label", "split", "patient_id", "mask"), *rows]))
     write_text(path, text)
     return path
+
+
+def cell(file: str) -> str:
+    """Return a file's name for a table: it prints, and no spreadsheet takes it for a formula."""
+    text = printable(file)
+    return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def csv_text(rows: Sequence[Sequence[str]]) -> str:

@@ -32,6 +32,7 @@ from diawork.data.manifests import FILE_KINDS, MOST_CUT, load_manifest
 from diawork.data.preprocess import Cut, Picture
 from diawork.data.readers.listing import image_files
 from diawork.data.readers.picture import Preprocessing, file_and_frame, slices
+from diawork.data.splits import cell
 from diawork.detectors.base import Detector
 from diawork.evaluation.conformal import FALSE_ALARMS, Alarm, Calibration, false_discoveries, images_needed
 from diawork.runs.resolve import Resolved
@@ -103,7 +104,7 @@ class Predictor:
 
     def read(self, file: str) -> Picture:
         """Return what "path" or "path#z12" names as the run saw its own; what exists under the whole name is a file."""
-        return self.opening.read(*((file, None) if os.path.exists(file) else file_and_frame(file)))
+        return self.opening.read(*file_and_frame(file))
 
     def batches(self, files: Sequence[str], *, progress: bool = True) -> Iterator[Scored]:
         """Yield the files scored, so many at a time that memory stays the same however many there are."""
@@ -235,12 +236,6 @@ def _loose(x: Tensor) -> ImageSet:
     """Return images of which nothing is known as a set."""
     n = len(x)
     return ImageSet(x, np.full(n, ""), np.zeros(n, bool), np.arange(n), "new", "new images")
-
-
-def cell(file: str) -> str:
-    """Return a file's name for a table: it prints, and no spreadsheet takes it for a formula."""
-    text = printable(file)
-    return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _slices(file: str) -> list[str]:

@@ -7,10 +7,12 @@
 Each kind has one function that lists the files (``SOURCES``); decoding, splits and the store are the same for all.
 """
 
+import contextlib
 import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,27 @@ from diawork.base.errors import DataError, UsageError, did_you_mean, printable
 from diawork.base.files import digest
 from diawork.data.locations import cache_root, find_file, find_folder
 from diawork.data.manifests import SPLITS, Columns, Manifest, inside_root
-from diawork.data.preprocess import Picture, decoding, resized
+from diawork.data.preprocess import IN_COLOUR, Picture, decoding, resized
 from diawork.data.readers.picture import Preprocessing, file_and_frame, is_image, read_mask
 from diawork.data.splits import FileStat, Item, Listing, kept_items, shared_patients, split_items
 from diawork.data.store import Content, Part, Store, StoredMasks, open_store
 
-TABLES = (".csv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 IMAGE_COLUMNS = ("image_path", "image", "path", "file", "filename")
 MOST_BYTES = 512 * 2**20  # of a table or list
+MOST_CELLS = 2e7
+OF_PROGRAMS = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+    "thumbnails",
+}
+MOST_TINTED = 0.05  # share of a grey set's files that may be in colour
 MOST_DEPTH = 16  # of folders; links may lead in circles
-DECODER = 2  # raised where the same file gives other values than before
+DECODER = 3  # raised where the same file gives other values than before
 
 
 def read(manifest: Manifest, root: Path | str | None = None, *, download: bool = False) -> Content:
@@ -42,17 +55,23 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
     every, preprocessing = sorted(listed), Preprocessing.of(manifest)._replace(levels=0)
 
     def decode_image(path: str) -> Picture:
-        file, frame = file_and_frame(path)
+        file, frame = file_and_frame(path, base)
         return preprocessing.read(base / file, frame)
 
-    def decode_mask(path: str) -> Picture:
-        file, frame = file_and_frame(path)
+    def decode_masks(cell: str) -> Picture:
+        return Picture(np.maximum.reduce([decode_mask(path) for path in cell.split("|")]))
+
+    def decode_mask(path: str) -> np.ndarray:
+        file, frame = file_and_frame(path, base)
         values = read_mask(base / file, manifest.frame if frame is None else frame)
-        return Picture(resized(values, manifest.image.size, manifest.resize).round())
+        return resized(values, manifest.image.size, manifest.resize).round()
 
     files = [stats.get(item.path) or _file_stat(base, item.path) for item in every]
     store = _stored(manifest, base, "images", files, decode_image)
     images, notes = store.images, [f"{n:,} of {len(files):,}: {text}." for text, n in store.said.items()]
+    if (tinted := store.said.get(IN_COLOUR, 0)) > MOST_TINTED * len(files):
+        what = f"{tinted:,} of {len(files):,} images are in colour, and the set is grey."
+        raise DataError(what, path=base, hint="Say image: {channels: 3} in the manifest.")
     if manifest.intensity and store.cut.n:
         with decoding(base, "cannot be used"):
             notes.append(store.cut.words(manifest.intensity, most=manifest.most_cut))
@@ -62,7 +81,7 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
     mask_paths = sorted({item.mask for item in kept if item.mask})
     masks = None
     if mask_paths:
-        drawn = _stored(manifest, base, "masks", [_file_stat(base, path) for path in mask_paths], decode_mask)
+        drawn = _stored(manifest, base, "masks", [_file_stat(base, path) for path in mask_paths], decode_masks)
         _refuse_bad(drawn.bad, len(mask_paths), base)
         masks = drawn.images
     row_of = {item.path: row for row, item in enumerate(every)}
@@ -82,7 +101,8 @@ def read(manifest: Manifest, root: Path | str | None = None, *, download: bool =
 
     splits = dict.fromkeys(("train", *sorted({item.split for item in kept})))
     parts = {split: part([item for item in kept if item.split == split]) for split in splits}
-    made = f", splits made by patient with seed {manifest.recipe.seed}" if manifest.recipe else ""
+    whole = "patient" if any(item.patient for item in kept) else "image"
+    made = f", splits made by {whole} with seed {manifest.recipe.seed}" if manifest.recipe else ""
     return Content(parts, f"files under {manifest.place}{made}", (*notes, *_notes(manifest, kept)), base)
 
 
@@ -95,11 +115,12 @@ def list_items(manifest: Manifest, root: Path | str | None = None, *, download: 
 
 
 def _file_stat(base: Path, path: str) -> FileStat:
+    """Return what the disk knows of a file, or of the files joined by "|"."""
     try:
-        stat = os.stat(base / file_and_frame(path)[0])
+        stats = [os.stat(base / file_and_frame(part, base)[0]) for part in path.split("|")]
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}).", path=base / path) from None
-    return FileStat(path, stat.st_size, stat.st_mtime_ns)
+    return FileStat(path, sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
 
 
 def _stored(
@@ -197,9 +218,7 @@ def _find_list(manifest: Manifest, root: Path | str | None, download: bool, what
     with decoding(path, f"this {what} cannot be read"):
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path.stat().st_size:,} bytes are too many for a {what} (at most {MOST_BYTES:,}).")
-    if manifest.folder is None:
-        return path, path.parent
-    return path, manifest.path_in(path.parents[len(Path(manifest.place).parts) - 1], manifest.folder)
+    return path, path.parent if manifest.folder is None else find_folder(manifest, root)
 
 
 def _list_table(manifest: Manifest, root: Path | str | None, download: bool) -> Listing:
@@ -211,14 +230,17 @@ def _list_table(manifest: Manifest, root: Path | str | None, download: bool) -> 
                 if wanted not in row:
                     what = f"the column {wanted!r} is missing; there are {', '.join(map(printable, row))}."
                     raise DataError(what, hint=f"{did_you_mean(wanted, row)} Name it under columns in the manifest.")
-            file, split, where = row[columns.image] + (columns.suffix or ""), row.get(columns.split), f"row {number}"
-            try:
-                inside_root(file)
-            except ValueError as error:
-                raise DataError(f"{where}: the path {printable(file)!r} {error}.", field=columns.image) from None
+            file, where = row[columns.image].removeprefix("./") + (columns.suffix or ""), f"row {number}"
+            split = row.get(columns.split)
+            mask = row.get(columns.mask) or ""
+            for column, cell in ((columns.image, file), *((columns.mask, part) for part in mask.split("|") if part)):
+                try:
+                    inside_root(cell)
+                except ValueError as error:
+                    raise DataError(f"{where}: the path {printable(cell)!r} {error}.", field=column) from None
             patient = row.get(columns.patient) or ""
             item = _item(file, manifest, split=split or "train", label=row[columns.label], patient=patient, where=where)
-            first = seen.setdefault(file, item._replace(mask=row.get(columns.mask) or ""))
+            first = seen.setdefault(file, item._replace(mask=mask))
             # a table of findings has several rows an image
             if first.class_name != item.class_name:
                 labels = f"{first.class_name} and {item.class_name}"
@@ -268,7 +290,7 @@ SOURCES = {"folder": _list_folder, "table": _list_table, "splitlist": _list_spli
 def walk(base: Path, unused: dict[str, str] | None = None) -> Iterator[FileStat]:
     """Yield every image file under a folder, whatever its depth; hidden ones are passed over.
 
-    ``unused`` takes the other files: path → of what kind each is.
+    ``unused`` takes the other files, and the folders of other programs: path → of what kind each is.
     """
     unused = {} if unused is None else unused
     folders = [""]
@@ -280,9 +302,11 @@ def walk(base: Path, unused: dict[str, str] | None = None) -> Iterator[FileStat]
             raise DataError(f"cannot be read ({error.strerror}).", path=base / inside) from None
         for entry in entries:
             path = f"{inside}/{entry.name}" if inside else entry.name
-            if entry.name.startswith((".", "__MACOSX")):
+            if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if entry.is_dir() and entry.name.casefold() in OF_PROGRAMS:
+                unused[path] = "a folder of another program"
+            elif entry.is_dir():
                 if path.count("/") < MOST_DEPTH:
                     folders.append(path)
             elif not entry.is_file():
@@ -296,38 +320,68 @@ def walk(base: Path, unused: dict[str, str] | None = None) -> Iterator[FileStat]
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a table, CSV in UTF-8 or parquet, as text by column.
+    """Yield the rows of a table, as ``read_table`` returns it, as text by column."""
+    table = read_table(path)
+    for cells in table.itertuples(index=False):
+        yield dict(zip(table.columns, cells, strict=True))
 
-    CSV is separated as its first line is: by comma, semicolon or tab.
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a CSV, parquet or Excel table, every cell as text without spaces around it.
+
+    CSV is in UTF-8, UTF-16 or else cp1252, separated as its first line is: by comma, semicolon, tab or |.
     """
     with open(path, "rb") as f:
-        parquet = f.read(4) == b"PAR1"
-    if parquet:
-        try:
-            table = pd.read_parquet(path)
-        except ImportError:
-            hint = "Install pyarrow, or save the table as CSV."
-            raise DataError("a parquet table needs the package pyarrow.", hint=hint) from None
-        for row in table.itertuples(index=False):
-            yield {str(k): "" if pd.isna(v) else str(v) for k, v in zip(table.columns, row, strict=True)}
-        return
-    text = path.read_text("utf-8-sig")
-    if "\0" in text:
-        raise DataError("holds a NUL character; this is no CSV file.")
-    head = text.partition("\n")[0]
-    separator = max(",;\t", key=head.count)
-    table = pd.read_csv(
-        io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, engine="python"
-    )
-    names = [str(name).strip() for name in table.iloc[0]]
-    if len(set(names)) < len(names):
+        head = f.read(4)
+        if os.fstat(f.fileno()).st_size > MOST_BYTES:
+            raise DataError(f"has too many bytes for a table (at most {MOST_BYTES:,}).")
+    table = _packed(path, head) if head in (b"PAR1", b"PK\3\4") else _separated(path.read_bytes())
+    names = [str(name).strip() for name in table.columns]
+    if len(set(names)) < len(names) or not names:
         raise DataError("the first row must name the columns, each once.")
-    present = table.notna().sum(axis=1)  # its Python engine fills a short row up with NaN
-    for number, n in enumerate(present, 1):
-        if n < len(names):
-            raise DataError(f"row {number} has {n} cells, the first row {len(names)}.")
-    for cells in table.iloc[1:].itertuples(index=False):
-        yield {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+    return table.set_axis(names, axis=1).map(lambda cell: str(cell).strip()).reset_index(drop=True)
+
+
+def _separated(data: bytes) -> pd.DataFrame:
+    """Return the rows of a CSV file, the first of which names the columns."""
+    text = None
+    for encoding in ("utf-16",) if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp1252"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            break
+    if text is None or "\0" in text:
+        raise DataError("holds characters that no CSV file has.")
+    separator = max(",;\t|", key=text.partition("\n")[0].count)
+    table = pd.read_csv(io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False,
+                        engine="python")  # fmt: skip
+    for number, n in enumerate(table.notna().sum(axis=1), 1):  # this engine fills a short row up with NaN
+        if n < table.shape[1]:
+            raise DataError(f"row {number} has {n} cells, the first row {table.shape[1]}.")
+    return table.iloc[1:].set_axis(table.iloc[0], axis=1)
+
+
+def _packed(path: Path, head: bytes) -> pd.DataFrame:
+    """Return a parquet or Excel table whose size is bounded before it is unpacked."""
+    try:
+        if head == b"PAR1":
+            from pyarrow import parquet
+
+            known = parquet.ParquetFile(path).metadata
+            unpacked = sum(known.row_group(i).total_byte_size for i in range(known.num_row_groups))
+            _refuse_large(known.num_rows * known.num_columns, unpacked)
+            names = parquet.ParquetFile(path).schema_arrow.names
+            return parquet.read_table(path, read_dictionary=names).to_pandas().astype(object).fillna("")
+        with zipfile.ZipFile(path) as archive:
+            _refuse_large(0, sum(part.file_size for part in archive.infolist()))
+        return pd.read_excel(path, dtype=str, keep_default_na=False)
+    except ImportError as error:
+        raise DataError(f"this table needs a package ({error}).", hint="Or save it as CSV.") from None
+
+
+def _refuse_large(cells: int, unpacked: int) -> None:
+    if cells > MOST_CELLS or unpacked > MOST_BYTES:
+        what = f"would hold {cells:,} cells and {unpacked:,} bytes"
+        raise DataError(f"{what}, too many for a table (at most {MOST_CELLS:,.0f} and {MOST_BYTES:,}).")
 
 
 def image_files(sources: Iterable[Path | str], unused: dict[str, str] | None = None) -> list[str]:

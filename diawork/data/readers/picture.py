@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -24,11 +25,13 @@ from tqdm.auto import tqdm
 from diawork.base.errors import CheckpointError, DataError, UsageError, printable
 from diawork.data.manifests import FILE_KINDS, MOST_CUT, WINDOWS, Manifest, Window
 from diawork.data.preprocess import (
+    IN_COLOUR,
     NPY,
     Picture,
     Stored,
     channels_first,
     decoding,
+    is_colour,
     parse_npy,
     resized,
     to_unit,
@@ -82,9 +85,10 @@ class Preprocessing(NamedTuple):
         """Return the picture in a file as the run would have seen it, float32 (C, H, W); else ``DataError``."""
         picture = read_image(Path(path), window=self.intensity, frame=self.frame if frame is None else frame)
         unit = with_channels(resized(picture.image, self.size, self.resize), self.channels)
+        tinted = self.channels == 1 and is_colour(picture.image)
         if self.levels:
             unit = np.divide(np.rint(unit.astype(np.float64) * self.levels), self.levels, dtype=np.float32)
-        return replace(picture, image=unit)
+        return replace(picture, image=unit, note="; ".join(filter(None, [picture.note, IN_COLOUR * tinted])))
 
 
 def is_image(path: Path | str) -> bool:
@@ -99,10 +103,10 @@ def is_image(path: Path | str) -> bool:
     return False
 
 
-def file_and_frame(path: str) -> tuple[str, medical.Frame]:
-    """Return the file and the picture in it that "file#12" or, of a volume, "file#x12" means."""
+def file_and_frame(path: str, folder: Path | str = "") -> tuple[str, medical.Frame]:
+    """Return the file and the picture in it that "file#12" or, of a volume, "file#x12" means; a file goes first."""
     match = re.fullmatch(r"(.+)#([xyz]?)(\d{1,5})", path, re.DOTALL)
-    if match is None:
+    if match is None or os.path.exists(os.path.join(folder, path)):
         return path, None
     file, axis, number = match.groups()
     return file, axis + number if axis else int(number)
@@ -160,7 +164,7 @@ def read_image(
 
 def read_picture(folder: Path, path: str, window: Window | None = None) -> Picture:
     """Return the picture that a table's "path" or "path#12" means."""
-    file, frame = file_and_frame(path)
+    file, frame = file_and_frame(path, folder)
     return read_image(folder / file, window=window, frame=frame)
 
 
@@ -172,7 +176,7 @@ def propose_window(folder: Path, paths: Sequence[str]) -> tuple[str | list[float
     """
     low, high, whole, hounsfield, some = math.inf, -math.inf, True, True, []
     for path in tqdm(paths, desc="the range of all values", unit="image", disable=None):
-        file, frame = file_and_frame(path)
+        file, frame = file_and_frame(path, folder)
         with contextlib.suppress(DataError), decoding(path, "cannot be read"):
             stored = _decode(_read_bytes(folder / file), frame)
             values = stored.values[np.isfinite(stored.values)]
