@@ -17,7 +17,7 @@ from diawork.data import store as storing
 from diawork.data.datasets import contaminated, load
 from diawork.data.images import describe
 from diawork.data.manifests import Manifest, Recipe, check_manifest
-from diawork.data.preprocess import resized, with_channels
+from diawork.data.preprocess import resized
 from diawork.data.splits import Item, shared_patients, split_items
 
 FACTS = {
@@ -206,7 +206,7 @@ def test_masks_of_a_table_are_kept_and_an_image_without_one_has_none(tmp_path):
      (",train,", ",dev,", "'dev' is not a split"),
      ("train_well_0.png,well", "gone.png,well", "No such file"),
      ("_0.png,well,train", "_0.png,well", "row 2 has 3 cells, the first row 4"),
-     ("image_path", "\0", "NUL")],
+     ("image_path", "\0", "no CSV file has")],
 )  # fmt: skip
 def test_tables_that_cannot_be_right_are_refused(old, new, says, tmp_path):
     path = make_table(tmp_path) / "set/table.csv"
@@ -282,13 +282,20 @@ def test_antialiasing_averages_what_it_skips():
     np.testing.assert_allclose(resized(stripes, 8, "squash")[:, 1:-1, 1:-1], 0.5, atol=0.02)
 
 
-def test_a_grey_picture_saved_as_colour_is_grey_and_colour_is_refused():
-    grey = np.full((3, 4, 4), 0.5, np.float32)
-    grey[1] += 0.02
-    assert with_channels(grey, 1).shape == (1, 4, 4) and with_channels(grey[:1], 3).shape == (3, 4, 4)
-    grey[2] = 1
-    with pytest.raises(DataError, match="is a colour picture"):
-        with_channels(grey, 1)
+def test_a_few_colour_pictures_of_a_grey_set_are_brought_to_grey_and_more_are_refused(tmp_path):
+    make_set(tmp_path)
+    tinted = np.dstack([np.full((16, 16), v, np.uint8) for v in (100, 105, 100)])
+    save(tmp_path / "set/train/well/tinted.png", tinted)
+    red = np.dstack([picture(1), np.zeros((16, 16), np.uint8), np.zeros((16, 16), np.uint8)])
+    save(tmp_path / "set/train/well/red.png", red)
+    splits = opened(tmp_path)
+    assert "1 of 26: in colour, brought to grey." in splits.notes
+    row = list(splits.train.files).index("train/well/red.png")
+    np.testing.assert_allclose(splits.train.images[row][0], red.mean(-1) / 255, atol=1 / 255)
+    save(tmp_path / "set/train/well/blue.png", red[..., ::-1])
+    with pytest.raises(DataError, match="2 of 27 images are in colour, and the set is grey"):
+        opened(tmp_path)
+    assert opened(tmp_path, image={"size": 16, "channels": 3}).train.images.shape[1] == 3
 
 
 def test_data_size_decodes_anew_at_that_size(tmp_path):

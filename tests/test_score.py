@@ -170,15 +170,36 @@ def test_images_written_as_png_are_read_again(channels, tmp_path):
 def test_bad_files_are_left_out_with_their_reason(run, tmp_path):
     good = tmp_path / "good.png"
     save(good, picture(1))
-    save(tmp_path / "colour.png", picture(2, (16, 16, 3)))
     save(tmp_path / "deep.png", picture(3, dtype=np.uint16))
     (tmp_path / "torn.png").write_bytes(good.read_bytes()[:60])
-    names = ["colour.png", "deep.png", "torn.png", "gone.png", "good.png"]
+    names = ["deep.png", "torn.png", "gone.png", "good.png"]
     scores, left_out = load_detector(run).predict([tmp_path / name for name in names], progress=False)
     assert list(scores["image"]) == [str(good)]
-    reasons = [left_out[str(tmp_path / name)] for name in names[:4]]
-    for reason, wanted in zip(reasons, ["colour", "intensity window", "damaged", "No such file"], strict=True):
+    reasons = [left_out[str(tmp_path / name)] for name in names[:3]]
+    for reason, wanted in zip(reasons, ["intensity window", "damaged", "No such file"], strict=True):
         assert wanted in reason
+
+
+def test_a_colour_picture_is_scored_in_grey_and_said(run, tmp_path, capsys):
+    values = picture(2, (16, 16, 3))
+    save(tmp_path / "colour.png", values)
+    grey = np.rint(values.mean(-1)).astype(np.uint8)
+    save(tmp_path / "grey.png", grey)
+    assert (
+        main(
+            [
+                "score",
+                str(run.folder),
+                *(str(tmp_path / f"{n}.png") for n in ("colour", "grey")),
+                "--csv",
+                str(tmp_path / "s.csv"),
+            ]
+        )
+        == 0
+    )
+    assert "1 image: in colour, brought to grey" in capsys.readouterr().err
+    coloured, plain = read_scores(tmp_path / "s.csv")["score"]
+    assert coloured == pytest.approx(plain, rel=0.05)
 
 
 @pytest.mark.parametrize(

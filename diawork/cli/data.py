@@ -11,6 +11,7 @@ from diawork.cli import options
 from diawork.cli.options import Renamed, path_option, say
 
 SHEET = 320  # pictures of a contact sheet, 8 a class or fewer
+OURS = b"diawork data scan"  # stands in the contact sheet's file
 
 
 @click.group()
@@ -66,15 +67,20 @@ def scan(folder: Path, written: Path | None, normal: str) -> None:
              for file in [file for file in files if file in guess.opened][:each]]  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # of a class name beyond the font, shown as a box
-        sheet = figures.png_bytes(figures.image_grid([image for _, image in shown], [name for name, _ in shown]))
-    write_bytes(path.with_suffix(".png"), sheet)
+        grid = figures.image_grid([image for _, image in shown], [name for name, _ in shown])
+        picture = figures.png_bytes(grid, maker=OURS.decode())
+    sheet = path.with_suffix(".png")
+    if sheet.exists() and OURS not in sheet.read_bytes()[:200]:
+        say(f"no contact sheet: {sheet.name} is a picture of yours", err=True)
+    else:
+        write_bytes(sheet, picture)
     for (split, name), n in sorted(guess.counts.items()):
         say(f"{split:<6} {name:<24} {n:>9,} images")
     for text in guess.assumed:
         say(f"assumed: {text}")
     for text in counted(guess.left_out.values()):
         say(f"left out: {text}, named in {path.stem}-left-out.csv")
-    say(f"written: {path}, contact sheet {path.with_suffix('.png').name}; read both, then: diawork data show {path}")
+    say(f"written: {path}, contact sheet {sheet.name}; read both, then: diawork data show {path}")
 
 
 @data.command()

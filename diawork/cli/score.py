@@ -44,7 +44,7 @@ def score(
     name, make = predictor.mapper() if maps else ("", None)
     write = functools.partial(_write_maps, make=make, folder=maps) if make and maps else None
     unmapped = (lambda image: not (maps / map_name(image)).exists()) if maps else (lambda image: False)
-    files, left_out, cut = score_files(predictor, images, table, on_batch=write, again=unmapped)
+    files, left_out, cut, said = score_files(predictor, images, table, on_batch=write, again=unmapped)
     scores = read_scores(table)
     if html and len(scores):
         _write_page(predictor, scores, files, html, left_out=left_out, maps=(name, make))
@@ -55,6 +55,8 @@ def score(
         say(f"a score for each volume, the mean of the highest tenth of its slices: {table.stem}-volumes.csv")
     if predictor.opening.intensity and cut.n:
         say(cut.words(predictor.opening.intensity), err=True)
+    for text, n in said.items():
+        say(f"{n:,} image{'s' if n > 1 else ''}: {text}", err=True)
     for reason, n in Counter(left_out.values()).most_common(5):
         first = next(file for file, why in left_out.items() if why == reason)
         say(f"left out: {f'{n:,} files, first ' if n > 1 else ''}{first}: {reason}", err=True)

@@ -40,7 +40,7 @@ COLUMNS = {  # what a column says ← how people call it, the surest first
 }  # fmt: skip
 IMAGE_COLUMNS = {"imagepath", "image", "path", "file", "filename", "filepath", "imageid", "idcode", "imagename"}
 OTHERS = {"device", "camera", "scanner", "view", "sex", "gender", "age", "eye", "laterality", "site", "modality"}
-COVERS = 0.5  # share of the images that a table must name to say their classes
+COVERS = 0.9  # share of the images that a table must label where folders say their classes, too
 LOOKED_AT = 25  # masks of a kind whose pixels are looked at
 
 

@@ -66,6 +66,8 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
     drawn = {mask for several in masks.values() for mask in several}
     images = [path for path in paths if path not in drawn and path not in of_none]
     used, assumed = find_tables(folder, tables, images, drawn)
+    if not any("class" in table.rows for table in used) and not any("/" in path for path in images):
+        used += find_tables(folder, _above(folder), images, drawn)[0]
     known, levels = _known(images, used, masks, folder, assumed)
     left_out |= of_none | dict.fromkeys(known.index[known["class"] == ""], "no label in any table")
     known = known[known["class"] != ""]
@@ -104,8 +106,6 @@ def write_guess(guess: Guess, folder: Path, out: Path | None = None) -> Path:
             what = f"this {'manifest' if file == path else 'table'} exists and says something else."
             hint = "Keep it and use it as it is, remove it, or name another with --manifest."
             raise UsageError(what, path=file, hint=hint)
-    if not path.exists() and (sheet := path.with_suffix(".png")).exists():
-        raise UsageError("this file is in the contact sheet's place.", path=sheet, hint="Name another with --manifest.")
     check_manifest(texts[path], path)
     for file, text in reversed(texts.items()):
         write_text(file, text)
@@ -113,7 +113,7 @@ def write_guess(guess: Guess, folder: Path, out: Path | None = None) -> Path:
 
 
 def _files(folder: Path) -> tuple[list[str], list[Path], dict[str, str]]:
-    """Return the images and the tables in a folder, its table above included, and what else lies there and why not."""
+    """Return the images and the tables in a folder, and what else lies there and why it is not used."""
     unused: dict[str, str] = {}
     paths = [file.path for file in walk(folder, unused)]
     if not paths:
@@ -124,12 +124,16 @@ def _files(folder: Path) -> tuple[list[str], list[Path], dict[str, str]]:
         what = f"no table holds the names of these {len(paths):,} images as they are ({_oddity(paths[0])})."
         hint = "Rename them; from another encoding, say: convmv -r -f gbk -t utf-8 --notest FOLDER."
         raise UsageError(what, path=folder, hint=hint)
-    below = [folder / path for path in unused if path.lower().endswith(TABLES) and path.count("/") <= 2]
-    ours = re.compile(rf"{re.escape(_name(folder))}(-[a-z-]+)?\.csv")
-    above = [path for path in sorted(folder.absolute().parent.iterdir()) if path.name.lower().endswith(TABLES)
-             and path.is_file() and not path.name.startswith(".") and not ours.fullmatch(path.name)]  # fmt: skip
-    others = {path: kind for path, kind in unused.items() if folder / path not in below}
-    return [path for path in paths if path not in odd], [*below, *above], others | odd
+    tables = [folder / path for path in unused if path.lower().endswith(TABLES) and path.count("/") <= 2]
+    others = {path: kind for path, kind in unused.items() if folder / path not in tables}
+    return [path for path in paths if path not in odd], tables, others | odd
+
+
+def _above(folder: Path) -> list[Path]:
+    """Return the tables beside the folder, but for what a scan wrote."""
+    beside = sorted(path for path in folder.absolute().parent.iterdir() if not path.name.startswith("."))
+    return [path for path in beside if path.name.lower().endswith(TABLES) and path.is_file()
+            and not path.with_suffix(".yaml").exists() and not path.stem.endswith("-left-out")]  # fmt: skip
 
 
 def _oddity(path: str) -> str:
@@ -173,7 +177,8 @@ def _known(
         assumed.append(f"classes from the column {printable(likely[0])}")
     words = pd.DataFrame([_words(path, levels) for path in paths], index=paths).fillna("")
     known = said.copy()
-    if "class" in (levels or ()) and labelled < COVERS * len(paths):
+    told = words["class"].nunique() if "class" in words else 0  # classes by folders
+    if told and (not labelled or (told > 1 and labelled < COVERS * len(paths))):
         known["class"] = words["class"]
         if labelled:
             assumed.append(f"classes by folders: tables label {labelled:,} of {len(paths):,} images only")
@@ -322,7 +327,8 @@ def _patients(known: pd.DataFrame, assumed: list[str]) -> tuple[str, pd.DataFram
         who = [group for match in matches if (group := next(filter(None, match.groups()), ""))]
         last = matches[0].re.groups if matches else 0  # a name of no known form is a patient of its own
         shared = [group for match in matches for group in match.groups()[: max(1, last - 1)] if group]
-        if len(who) == len(names) and len(shared) > 0.3 * len(names) and 2 <= len(set(shared)) <= 0.8 * len(shared):
+        groups = pd.Series(who).groupby(list(known["class"])).nunique() if len(who) == len(names) else pd.Series([0])
+        if groups.min() > 1 and len(shared) > 0.3 * len(names) and 2 <= len(set(shared)) <= 0.8 * len(shared):
             some = printable(shared[0])
             assumed.append(f"{len(set(who)):,} patients by the names of {len(who):,} files, e.g. {some}")
             return pattern, known.assign(patient=who)

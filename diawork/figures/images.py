@@ -38,10 +38,10 @@ class Picture(Figure):
 
 
 @styled
-def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
-    """Return the figure as PNG bytes on a white ground."""
+def png_bytes(figure: Figure, dpi: int = 130, *, maker: str | None = None) -> bytes:
+    """Return the figure as PNG bytes on a white ground; ``maker`` stands in the file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": maker})
     return buffer.getvalue()
 
 

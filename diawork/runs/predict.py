@@ -8,6 +8,7 @@ import io
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,14 +52,16 @@ class Scored(NamedTuple):
     images: Tensor
     left_out: dict[str, str]
     cut: Cut  # to the run's intensity window
+    said: Counter[str]  # what was done to pictures → to how many
 
 
 class Outcome(NamedTuple):
-    """What a table does not say: its files by name, those left out with the reason, what was cut to the window."""
+    """What a table does not say: its files by name, those left out and why, what was cut and done to pictures."""
 
     files: dict[str, str]
     left_out: dict[str, str]
     cut: Cut
+    said: Counter[str]
 
 
 class Prediction(NamedTuple):
@@ -117,7 +120,7 @@ class Predictor:
                 bar.update(len(some))
 
     def _batch(self, files: Sequence[str]) -> Scored:
-        names, images, left_out, cut = [], [], {}, Cut()
+        names, images, left_out, cut, said = [], [], {}, Cut(), Counter[str]()
         for file in files:
             try:
                 picture = self.read(file)
@@ -126,12 +129,13 @@ class Predictor:
                 cut = cut.plus(picture.cut)
                 images.append(picture.image)
                 names.append(cell(file))
+                said.update([picture.note] if picture.note else [])
             except DiaworkError as error:
                 left_out[cell(file)] = printable(f"{error.what} {error.hint}".rstrip())
         if not images:
-            return Scored([], torch.empty(0), left_out, cut)
+            return Scored([], torch.empty(0), left_out, cut, said)
         x = torch.from_numpy(np.stack(images))
-        return Scored(self._rows(names, x), x, left_out, cut)
+        return Scored(self._rows(names, x), x, left_out, cut, said)
 
     def _rows(self, names: Sequence[str], x: Tensor) -> list[dict[str, Any]]:
         scores = self.detector.score(_loose(x))
@@ -279,7 +283,7 @@ def score_files(
     for name, path in beside.items():
         if path.exists() and not path.read_bytes().startswith(HEADS[name].encode()):
             raise UsageError("this file is not of `diawork score`.", path=path, hint="Name another table with --csv.")
-    cut, lock = Cut(), out.with_name(f".{out.name}.lock")
+    cut, said, lock = Cut(), Counter[str](), out.with_name(f".{out.name}.lock")
     with locked(lock):
         done = _resumed(out, predictor.record)
         waiting = [file for file in files if cell(file) not in done or again(cell(file))]
@@ -288,6 +292,7 @@ def score_files(
                 on_batch(batch)
             left_out |= batch.left_out
             cut = cut.plus(batch.cut)
+            said.update(batch.said)
             rows = pd.DataFrame([row for row in batch.rows if row["image"] not in done], columns=list(COLUMNS))
             _append(out, rows.to_csv(index=False, header=False, float_format="%.6g", lineterminator="\n"))
         reasons = pd.DataFrame(left_out.items(), columns=["image", "reason"])
@@ -296,7 +301,7 @@ def score_files(
             if len(rows):
                 write_text(beside[name], rows.to_csv(index=False, float_format="%.6g"))
     lock.rmdir()
-    return Outcome({cell(file): file for file in files}, left_out, cut)
+    return Outcome({cell(file): file for file in files}, left_out, cut, said)
 
 
 def read_scores(path: Path) -> pd.DataFrame:
