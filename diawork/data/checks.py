@@ -22,6 +22,7 @@ from diawork.data.duplicates import Pair, find_pairs, shown_by
 from diawork.data.images import ImageSet, Splits
 
 MOST_PAIRS = 1000  # listed in a report
+RULE = 2  # raised where the same data are judged otherwise than before
 
 
 class Problem(NamedTuple):
@@ -131,7 +132,7 @@ def check_splits(splits: Splits, *, acknowledged: str = "", cache: Path | str | 
 
     ``acknowledged`` is the digest of leaks that the user has seen and accepts.
     """
-    path = Path(cache) / f"datacheck-{splits.manifest.name}-{splits.identity}.json" if cache else None
+    path = Path(cache) / f"datacheck-{RULE}-{splits.manifest.name}-{splits.identity}.json" if cache else None
     if path and path.exists():
         try:
             return DataReport.from_dict(read_json(path)).acknowledge(acknowledged)
@@ -181,6 +182,10 @@ def _problems(splits: Splits, pairs: list[Pair], leaking: np.ndarray) -> Iterato
     for pair in pairs:
         groups[pair.fitted, pair.kind, pair.first_split, pair.second_split].append(pair)
     for (fitted, kind, first, second), alike in groups.items():
+        if kind == "alike":
+            what = f"{len(alike)} pairs between {first} and {second} look alike and differ in their fine texture"
+            yield Problem("warning", f"{what}: not one picture, first {alike[0]}; look at them.")
+            continue
         count = f"{len(alike)} {kind} duplicate{'s' if len(alike) > 1 else ''}"
         concerned = "fitted (healthy training) images are concerned" if fitted else "no fitted image is concerned"
         where = f"within {first}" if first == second else f"between {first} and {second}; {concerned}"

@@ -64,7 +64,14 @@ def _read(manifest: Manifest, root: Path | str | None, *, download: bool) -> Spl
     if "val" not in sets:
         sets["val"] = replace(sets["train"].take([]), split="val")
     splits = Splits(
-        sets["train"], sets["val"], sets["test"], manifest, notes=notes, source=content.source, md5=content.md5
+        sets["train"],
+        sets["val"],
+        sets["test"],
+        manifest,
+        notes=notes,
+        source=content.source,
+        md5=content.md5,
+        folder=content.path if manifest.kind in FILE_KINDS else None,
     )
     for what in missing_roles(splits):
         hint = "Check the manifest: training needs normal images, an evaluation needs both roles."

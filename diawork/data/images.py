@@ -4,6 +4,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -110,6 +111,7 @@ class Splits(Shown):
     notes: list[str] = field(default_factory=list)  # warnings that a report must show
     source: str = ""  # where the images came from, without machine paths
     md5: str | None = None  # of the file, where the set is one
+    folder: Path | None = None  # where the paths of image files begin
 
     @functools.cached_property
     def identity(self) -> str:

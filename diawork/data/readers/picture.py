@@ -162,10 +162,10 @@ def read_image(
     return Picture(np.ascontiguousarray(image), name, cut, stored.note, stored.hounsfield, window)
 
 
-def read_picture(folder: Path, path: str, window: Window | None = None) -> Picture:
-    """Return the picture that a table's "path" or "path#12" means."""
+def read_picture(folder: Path, path: str, window: Window | None = None, *, usual: medical.Frame = None) -> Picture:
+    """Return the picture that a table's "path" or "path#12" means; ``usual`` is that of a path alone."""
     file, frame = file_and_frame(path, folder)
-    return read_image(folder / file, window=window, frame=frame)
+    return read_image(folder / file, window=window, frame=usual if frame is None else frame)
 
 
 def propose_window(folder: Path, paths: Sequence[str]) -> tuple[str | list[float], str]:
