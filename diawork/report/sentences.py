@@ -118,7 +118,7 @@ def dissolving(rows: Sequence[Row]) -> list[str]:
     if told:
         return [f"Does dissolving pay? {conclusion(focus.label, told)[0]}"]
     names = listed([row.label for row in others])
-    return [f"Does dissolving pay? No difference between {focus.label} and {names} was found."]
+    return [f"Does dissolving pay? At this size no difference between {focus.label} and {names} was found."]
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
@@ -167,6 +167,7 @@ class OverSets(NamedTuple):
     critical: float
     p: float
     rows: list[dict[Any, Any]]  # label, mean_rank, worst_rank, lowest AUROC and the data set that has it
+    areas: dict[str, list[float]]  # data set → AUROC of each row
 
 
 def over_sets(rows: Sequence[Row]) -> OverSets | None:
@@ -182,8 +183,9 @@ def over_sets(rows: Sequence[Row]) -> OverSets | None:
         "label": [label for label, *_ in fair.columns], "mean_rank": ranking.mean, "worst_rank": ranking.worst,
         "lowest": fair.min().to_numpy(), "lowest_on": fair.idxmin().to_numpy(),
     })  # fmt: skip
-    ordered = ranked.sort_values("mean_rank", kind="stable").to_dict("records")
-    return OverSets(ranking.sentence, ranking.critical, ranking.p, ordered)
+    ordered = ranked.sort_values("mean_rank", kind="stable")
+    areas = {str(name): line.iloc[ordered.index].tolist() for name, line in fair.iterrows()}
+    return OverSets(ranking.sentence, ranking.critical, ranking.p, ordered.to_dict("records"), areas)
 
 
 def _cluster(dataset: str) -> str:
