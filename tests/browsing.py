@@ -36,7 +36,7 @@ def browser(**context):
             launched.close()
 
 
-def prepared(source, folder, *, name="", **parameters):
+def prepared(source, folder, /, *, name="", **parameters):
     """Write a copy of a notebook into ``folder`` with other values in its parameters cell; return its name."""
     notebook = nbformat.read(source, as_version=4)
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))

@@ -112,6 +112,21 @@ def test_how_long_a_move_takes(tmp_path, capsys):
         print(f"\nslider to new picture: median {times[25]:.0f} ms, 95 % below {times[47]:.0f} ms, 50 moves")
 
 
+REPORTS = sorted((shipped("notebooks").parent / "reports").glob("*.html"))
+TOO_WIDE = """() => [...document.querySelectorAll('.wide')].filter(box => box.clientWidth
+  && box.scrollWidth > box.clientWidth + 1).length"""
+
+
+def test_every_report_is_short_until_unfolded_and_cuts_no_column_off():
+    with browsing.browser(viewport={"width": 1280, "height": 800}, offline=True) as context:
+        page = context.new_page()
+        for path in REPORTS:
+            page.goto(path.as_uri())
+            screens = page.evaluate("() => document.documentElement.scrollHeight / window.innerHeight")
+            page.evaluate("() => document.querySelectorAll('details').forEach(one => { one.open = true; })")
+            assert (path.name, screens <= 8, page.evaluate(TOO_WIDE)) == (path.name, True, 0)
+
+
 def test_the_reports_player_moves_without_network_or_requests(tmp_path):
     from tests.builders import make_run
 

@@ -290,7 +290,7 @@ def made(difference, se, seeds=5, **changes):
         (-0.030, 0.010, "CSI is ahead"),
         (0.001, 0.003, "equal within 0.01"),
         (0.005, 0.002, "DIA is ahead, by less than 0.01"),
-        (0.010, 0.010, "not told apart; differences from 0.029 could have been seen"),
+        (0.010, 0.010, "not told apart; a difference of 0.029 or more would have shown"),
     ],
 )
 def test_readings(difference, se, words):
@@ -361,7 +361,7 @@ def test_a_conclusion_is_a_few_short_sentences_from_the_numbers():
     said = sentences.conclusion("DIA", dict(zip(family, adjust(list(family.values())), strict=True)))
     assert said == [
         "DIA is ahead of A, equal within 0.01 to B and behind C.",
-        "DIA is not told apart from D (differences from 0.029 could have been seen).",
+        "DIA is not told apart from D (a difference of 0.029 or more would have shown).",
         "One seed gives no verdict on the methods DIA and E.",
         "This trained DIA is ahead of E (DeLong, over images).",
         "This rests on 234 healthy and 390 anomalous images and 1 to 5 seeds a side, adjusted for 5 comparisons.",

@@ -368,7 +368,7 @@ DIA_ROW, CSI_ROW = ("DIA", 0.85, False, False), ("CSI", 0.83, False, False)
     ("other", "test", "says"),
     [
         (CSI_ROW, {"difference": 0.02}, "DIA is ahead of CSI. This rests on 234 healthy and 390 anomalous images"),
-        (CSI_ROW, {"difference": 0.02, "se": 0.02}, "DIA is not told apart from CSI (differences from 0.05"),
+        (CSI_ROW, {"difference": 0.02, "se": 0.02}, "DIA is not told apart from CSI (a difference of 0.05"),
         (CSI_ROW, {"difference": 0.001, "se": 0.002}, "DIA is equal within 0.01 to CSI."),
         (CSI_ROW, {"difference": -0.03}, "DIA is behind CSI."),
         (("stats", 0.8, True, False), {"difference": 0.05}, "DIA clears the best label-free control, stats."),

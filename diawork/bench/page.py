@@ -10,6 +10,7 @@ from diawork import figures
 from diawork.base.errors import CheckpointError
 from diawork.base.files import nulled, read_json, write_json, write_text
 from diawork.bench.ceilings import load_words
+from diawork.evaluation.sentences import counted
 from diawork.report.page import render
 
 TITLE = "What diawork costs"
@@ -55,4 +56,4 @@ def _machine(costs: dict[str, Any]) -> list[str]:
     compute = costs["compute"]
     load = [load_words(costs["others"])] if "others" in costs else []  # not in reports of older versions
     rates = [f"{name.replace('_', ', ')}: {rate / 1e9:.0f} GFLOP/s" for name, rate in costs["ceilings"].items()]
-    return [costs["machine"], f"{compute['threads']} threads, {compute['precision']}", *load, *rates]
+    return [costs["machine"], f"{counted(compute['threads'], 'thread')}, {compute['precision']}", *load, *rates]

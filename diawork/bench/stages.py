@@ -33,6 +33,7 @@ from diawork.base.config import (
 from diawork.base.seeding import generator
 from diawork.bench.ceilings import Load, Row, ceilings, load_words, machine_name, peak_memory, seconds, time_in_turn
 from diawork.bench.rivals import rivals
+from diawork.evaluation.sentences import counted
 from diawork.method.bank import DissolvedBank
 from diawork.method.ddpm import build_adam, build_ddpm, denoising_loss
 from diawork.method.dissolve import Dissolver, dissolve
@@ -94,7 +95,7 @@ def measure_cost(*, quick: bool = False, compute: Compute | None = None, say: Ca
     """
     cfg, compute, load = QUICK if quick else BenchConfig(), compute or Compute.auto(), Load()
     machine = machine_name(compute.device)
-    say(f"{machine}; {compute.as_dict()['threads']} threads, {compute.precision}")
+    say(f"{machine}; {counted(compute.as_dict()['threads'], 'thread')}, {compute.precision}")
     rates = ceilings(compute)
     say("ceilings: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
     rows = []
@@ -228,7 +229,7 @@ def _features(cfg: BenchConfig, compute: Compute, timed: Callable[..., Row], sam
     released, ours = ScoreConfig(samples=cfg.score_samples), ScoreConfig(samples=samples)
     plain = Compute(compute.device)
     return timed(
-        f"features of {cfg.score_images} images, {cfg.stems[0]} stem, {samples} samples",
+        f"features of {cfg.score_images} images, {cfg.stems[0]} stem, {counted(samples, 'sample')}",
         lambda: extract_features(slow, x, views=views, score=released, compute=plain, batch=cfg.batch * K),
         lambda: extract_features(fast, x, views=views, score=ours, compute=compute),
         flops=_encoder_flops(encoder, cfg, cfg.score_images * samples * K),

@@ -104,7 +104,7 @@ class Comparison:
 
 def seen_from(difference: float) -> str:
     """Say which differences of AUROC could have been seen."""
-    return f"differences from {difference:.3f} could have been seen"
+    return f"a difference of {difference:.3f} or more would have shown"
 
 
 def compare_detectors(

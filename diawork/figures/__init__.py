@@ -24,6 +24,7 @@ from diawork.figures.images import (
     overlay,
     pixels_png,
     png_bytes,
+    thumbnail,
     views_grid,
 )
 from diawork.figures.panels import (
@@ -45,5 +46,5 @@ __all__ = [
     "Pairs", "Reasons", "Styles", "ablation_bars", "auroc_curves", "colours", "compare_maps", "cost_bars",
     "dissolve_frames", "dissolve_strip", "image_grid", "loss_curve", "map_limits", "maps_grid",
     "nearest_neighbours", "overlay", "pair_figure", "pixels_png", "player_html", "png_bytes", "roc", "score_figure",
-    "score_histogram", "similarity_matrix", "styles_of", "table_map", "views_grid",
+    "score_histogram", "similarity_matrix", "styles_of", "table_map", "thumbnail", "views_grid",
 ]  # fmt: skip

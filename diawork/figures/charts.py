@@ -66,6 +66,9 @@ def similarity_matrix(matrix: np.ndarray, labels: Sequence[str] | None = None, *
     return figure
 
 
+STAGES = {"ddpm": "diffusion model", "train": "detector"}  # words for the stages of a run's metrics
+
+
 @styled
 def loss_curve(metrics: Any, *, smooth: float = 0.9, styles: Styles | None = None) -> Figure:
     """Return the loss against the step, a panel a stage: raw values faint, their running mean on top.
@@ -88,7 +91,7 @@ def loss_curve(metrics: Any, *, smooth: float = 0.9, styles: Styles | None = Non
             ax.plot(rows["step"], rows["loss"], color=color, alpha=0.2, lw=0.8)
             mean = rows["loss"].ewm(alpha=1 - smooth).mean()
             ax.plot(rows["step"], mean, color=color, lw=1.3, label=word(name))
-        ax.set(xlabel="step", ylabel="loss", title=word(stage))
+        ax.set(xlabel="step", ylabel="loss", title=STAGES.get(stage, word(stage)))
     if any(runs):
         handles, names = axes[0, -1].get_legend_handles_labels()
         one_each = dict(zip(names, handles, strict=True))

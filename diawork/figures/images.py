@@ -200,3 +200,13 @@ def pixels_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, np.clip(image, 0, 1), format="png")
     return buffer.getvalue()
+
+
+def thumbnail(png: bytes, width: int = 220) -> bytes:
+    """Return a picture (PNG) at most about ``width`` wide, as PNG bytes: means over blocks of pixels."""
+    image = matplotlib.image.imread(io.BytesIO(png))
+    image = np.atleast_3d(image)[..., :3]
+    step = -(-image.shape[1] // width)
+    high, wide = (side - side % step for side in image.shape[:2])
+    blocks = image[:high, :wide].reshape(high // step, step, wide // step, step, -1).mean((1, 3))
+    return pixels_png(np.broadcast_to(blocks, (*blocks.shape[:2], 3)))

@@ -42,7 +42,11 @@ ENDS = ("_low", "_high", "_sd")  # of the columns that stand in their value's ce
 PRINTED = {
     "auroc": "AUROC", "auprc": "AUPRC", "fpr95": "FPR at 95 % TPR", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
     "label": "detector", "a": "detector", "b": "against", "published": "published AUROC",
-    "baseline_s": "released scheme, s", "ours_s": "ours, s",
+    "baseline_s": "released scheme, s", "ours_s": "ours, s", "f1": "F1", "low": "from", "high": "to",
+    "ms_per_image": "ms an image", "images_per_s": "images/s", "mib": "MiB", "make_s": "s to make",
+    "look_up_ms": "ms to look up", "step_s": "training step, s", "score_s": "score, s", "score_gmacs": "score, GMACs",
+    "peak_mib": "peak, MiB", "fit_seconds": "training, s", "score_seconds": "scoring, s",
+    "peak_memory_mb": "peak memory, MB",
 }  # fmt: skip
 DDPM_SEED = "diffusion.seed"
 DDPM = "ddpm"  # what dissolves in DIA itself; anything else in its place is a method of its own
@@ -548,9 +552,9 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
     """Return e.g. "0.903 ± 0.010 [0.881, 0.924]"."""
     value, low, high, spread = (row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high", "_sd"))
     if not isinstance(value, float):
-        return str(value)
+        return f"{value:,}" if isinstance(value, int) else str(value)
     if math.isnan(value):
         return "–"
     digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    text = f"{value:,.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
+    text = f"{value:,.{digits}f}".replace("-", "−") + ("" if math.isnan(spread) else f" ± {spread:.3f}")
     return text if math.isnan(low) or math.isnan(high) else f"{text} [{low:.3f}, {high:.3f}]"

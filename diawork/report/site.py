@@ -1,10 +1,13 @@
-"""Executed notebooks → a small site of HTML pages with an index, which needs neither network nor script."""
+"""Executed notebooks → a small site of HTML pages with an index, and the index of a folder of reports: all offline."""
 
 from __future__ import annotations
 
+import base64
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 from latex2mathml.converter import convert
@@ -12,6 +15,7 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from diawork import figures
 from diawork.base.files import write_text
 from diawork.report.page import render
 
@@ -60,6 +64,58 @@ def write_site(notebooks: Sequence[Path], folder: Path, *, note: str = "") -> Pa
     index = folder / "index.html"
     write_text(index, render("notebook.html.j2", title="diawork: the notebooks, run", body=body, style="", links=()))
     return index
+
+
+class Listed(NamedTuple):
+    """What an index says of a report: its address, what it asks and answers, when and by which rules it was made."""
+
+    address: str
+    title: str
+    question: str
+    answer: list[str]
+    made: str
+    rules: str
+    picture: bytes  # PNG, small; empty: the page has none
+
+
+def listed_page(path: Path) -> Listed:
+    """Return what the index says of the page at ``path``, read from the page itself."""
+    page = path.read_text("utf-8")
+    said = [_found(pattern, page) for pattern in _ANSWERS]
+    answer = next((one for one in said if one), "")
+    pays = _found(r"<li>((?:Does dissolving pay\?|[^<]* not told apart from).*?)</li>", page)
+    split, seeds = _found(r"Results on the (\w+) images", page), re.findall(r"over (\d+) seeds", page)
+    rules = [
+        f"{split} images" if split else "",
+        f"{max(map(int, seeds))} seeds" if seeds else "one seed" if split else "",
+    ]
+    rules += sorted(set(re.findall(r">(fixed (?:epoch|step)|best \w+)[^<]*<small>", page)))
+    encoded = re.search(r'<img [^>]*src="data:image/png;base64,([^"]+)"', page)
+    return Listed(
+        path.name, _found(r"<h1>(.*?)</h1>", page), _found(r'class="soft">[^<]*: (How[^<]*\?)</p>', page),
+        [one for one in (answer, pays) if one], _found(r"Made (\d{4}-\d\d-\d\d)", page), ", ".join(rules),
+        figures.thumbnail(base64.b64decode(encoded[1])) if encoded else b"",
+    )  # fmt: skip
+
+
+_ANSWERS = (  # over several sets, of one set, its author's, of a page about something else
+    r"<h2>Over the data sets</h2>\s*<p>(.*?)</p>", r'<p class="lead"><strong>(.*?)</strong>',
+    r"What its author reads from it.*?<p>(.*?\.) ", r'<p class="lead">(.*?[.?]) ',
+)  # fmt: skip
+
+
+def _found(pattern: str, page: str) -> str:
+    """Return the first group of a pattern in a page as text; empty where it is not there."""
+    found = re.search(pattern, page, re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", "", found[1]))).strip() if found else ""
+
+
+def write_index(folder: Path) -> Path:
+    """Write ``index.html`` of the reports in a folder: what each asks and answers, when and how it was made."""
+    pages = [listed_page(path) for path in sorted(folder.glob("*.html")) if path.name != "index.html"]
+    links = [("notebooks/index.html", "The notebooks as they ran")] if (folder / "notebooks").is_dir() else []
+    write_text(folder / "index.html", render("index.html.j2", title="Reports of diawork", pages=pages, links=links))
+    return folder / "index.html"
 
 
 def title_of(nb: nbformat.NotebookNode) -> str:

@@ -224,7 +224,7 @@ def write_vary(
     """
     name = re.sub(r"[^a-z0-9]+", "_", f"{method}_{knob}".lower())
     sweep = {
-        "name": name, "title": f"{knob} varied, everything else held ({method})",
+        "name": name, "title": f"{knob.rpartition('.')[2].replace('_', ' ')} varied, all else held ({method.upper()})",
         "fixed": {"dataset": dataset, "method": method}, "seeds": list(seeds),
         "axes": [{"grid": {knob: list(values)}}], "sizes": {size: {"preset": size} for size in (toy, full)},
     }  # fmt: skip

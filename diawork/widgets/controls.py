@@ -128,8 +128,15 @@ class Explorer:
             self._settling = False
 
     def _refresh(self) -> None:
-        """Show the picture, or say in a sentence why there is none."""
+        """Show the picture, or say in a sentence why there is none; disable what offers no choice."""
         self._picture.layout.display = None if self._guarded(self._draw) else "none"
+        for name, control in self.controls.items():
+            if hasattr(control, "options") or hasattr(control, "max"):
+                control.disabled = name in self.idle() or not _chooses(control)
+
+    def idle(self) -> set[str]:
+        """Return the names of the controls that change nothing at present."""
+        return set()
 
     def _draw(self) -> None:
         self._picture.value = figures.png_bytes(self.shown(), DPI)
@@ -149,6 +156,11 @@ class Explorer:
 
     def _say(self, text: str) -> None:
         self._message.value = f"{_ALERT}{html.escape(text)}</p>" if text else ""
+
+
+def _chooses(control: Any) -> bool:
+    """Say whether a menu has two options, or a slider two places."""
+    return len(control.options) > 1 if hasattr(control, "options") else control.max > control.min
 
 
 def row(*controls: w.Widget) -> w.HBox:

@@ -255,9 +255,11 @@ class DissolveExplorer(Explorer):
         view = VIEWS.index(self.controls["show"].value)
         for i, pane in enumerate(self._panes):
             pane.layout.display = None if i == view or (i == 0 and view == 2) else "none"
-        for name in ("class_name", "beside"):  # a strip shows several classes, and one operator
-            self.controls[name].disabled = view == 1
         super()._refresh()
+
+    def idle(self) -> set[str]:
+        """Return what changes nothing: a strip shows several classes, and one operator."""
+        return {"class_name", "beside"} if self.controls["show"].value == VIEWS[1] else set()
 
     def shown(self) -> figures.Figure:
         """Return what the widget shows as a figure: one image, or the strip."""

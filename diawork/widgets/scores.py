@@ -213,6 +213,5 @@ class ScoreExplorer(Explorer):
             offer(self.controls["method"], options, self.method)
             places.max = max(len(self.listed()), 1)
             places.value = self.place
-        self.controls["method"].disabled = len(options) == 1
         super()._draw()
         self._say(self.remark)

@@ -116,13 +116,17 @@ class ViewsExplorer(Explorer):
             "shifts": number("shifts K", self.shifts, low=1, high=K, live=True),
             "mask": menu("mask", [(words, mask) for mask, words in MASKS.items()], self.mask),
         }
-        look = {"options": self._options(), "style": WIDE, "layout": BROAD}
+        look = {"options": self._options(), "style": WIDE, "layout": BROAD, "readout": False}  # the sentence says it
         pair = {
             "row": w.SelectionSlider(value=at, description="anchor (row)", **look),
             "column": w.SelectionSlider(value=other, description="compared with (column)", **look),
         }
         self.controls = {**choices, **pair}
         return [row(*choices.values()), *pair.values()]
+
+    def idle(self) -> set[str]:
+        """Return what changes nothing: without dissolved views there is no twin for the mask to leave out."""
+        return set() if self.builder.dissolve else {"mask"}
 
     def _options(self) -> list[tuple[str, int]]:
         return [(name, i) for i, name in enumerate(self.names())]
