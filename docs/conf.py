@@ -84,11 +84,18 @@ def _text(said: str | None) -> str:
 
 def cli_text() -> str:
     """Return what --help says of every verb."""
+    return "\n\n".join(_helped(cli, "diawork"))
+
+
+def _helped(group: click.Group, called: str) -> list[str]:
     parts = []
-    for name, command in sorted(cli.commands.items()):
-        context = click.Context(command, info_name=f"diawork {name}", max_content_width=100)
-        parts.append(f"### diawork {name}\n\n```text\n{command.get_help(context)}\n```")
-    return "\n\n".join(parts)
+    context = click.Context(group, info_name=called)
+    for name in group.list_commands(context):
+        command, words = group.commands[name], f"{called} {name}"
+        text = command.get_help(click.Context(command, info_name=words, max_content_width=100))
+        parts.append(f"### {words}\n\n```text\n{text}\n```")
+        parts += _helped(command, words) if isinstance(command, click.Group) else []
+    return parts
 
 
 def setup(app: object) -> None:

@@ -9,7 +9,7 @@ import venv
 import numpy as np
 import pytest
 
-from diawork.cli.main import main
+from diawork.cli.main import cli, main
 from diawork.cli.options import parse_overrides
 from diawork.data.locations import cache_root, data_roots
 
@@ -22,6 +22,20 @@ def call(capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.mark.parametrize("verb", [name for name in cli.commands if name != "data"])
+def test_the_help_of_a_verb_has_one_example_whose_options_it_knows(call, verb):
+    code, said, _ = call(verb, "--help")
+    (example,) = re.findall(rf"^ +Example: diawork {verb}(.*)$", said, re.MULTILINE)
+    known = {word for option in cli.commands[verb].params for word in option.opts}
+    assert code == 0 and {word for word in example.split() if word.startswith("-")} <= known
+
+
+def test_help_names_shell_completion_and_cuts_no_line(call):
+    _, said, _ = call("--help")
+    assert "_DIAWORK_COMPLETE=bash_source" in said and "...\n" not in said.partition("Commands:")[2]
+    assert len(re.findall(r"^  [a-z]+  ", said, re.MULTILINE)) == len(cli.commands)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_the_views_widget_follows_its_controls(views):
     assert all(control.description for control in views.controls.values())
 
 
+def test_what_the_pair_cannot_say_is_disabled(views):
+    views.widget  # noqa: B018
+    assert not any(control.disabled for control in views.controls.values())
+    alone = ViewsExplorer(make_images(1, size=8), batch=1)
+    alone.widget  # noqa: B018
+    assert {name for name, control in alone.controls.items() if control.disabled} == {"first", "batch", "mask"}
+
+
 def test_a_failing_dissolver_is_a_sentence_and_the_views_widget_lives_on(views):
     views.widget  # noqa: B018
     good = views.builder.dissolve

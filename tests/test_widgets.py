@@ -96,6 +96,19 @@ def test_every_control_has_a_label(live):
     assert all(control.description or control.tooltip for control in live.controls.values())
 
 
+def test_controls_that_change_nothing_are_disabled(live):
+    def disabled():
+        return {name for name, control in live.controls.items() if getattr(control, "disabled", False)}
+
+    assert disabled() == set()
+    assert live.choose(show="strip of images") and disabled() == {"class_name", "beside"}
+    one = {"test": (IMAGES["test"][0][:1], NAMES[:1])}
+    live.stacks.add("one", one)
+    live.controls["dataset"].options = list(live.stacks.sets)
+    live.choose(show="one image", dataset="one")
+    assert {"split", "index", "classes"} <= disabled()
+
+
 def test_an_image_is_dissolved_once_an_operator_and_kept(live, model):
     for index in (1, 0, 1, 2):
         live.choose(index=index)

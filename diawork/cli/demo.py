@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from diawork.cli import options
-from diawork.cli.options import STOPS, say
+from diawork.cli.options import STOPS, ending, say
 from diawork.cli.run import run_methods
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SIZES = ("demo", "demo_short")  # presets; the second costs half of the first
 SLOW = 0.5  # s a step of the DDPM, beyond which ``demo``, which costs 600 of them, takes more than 5 minutes
 
 
-@click.command(epilog=STOPS)
+@click.command(epilog=ending("diawork demo --open", STOPS))
 @options.out
 @options.device
 @options.precision
@@ -30,7 +30,7 @@ SLOW = 0.5  # s a step of the DDPM, beyond which ``demo``, which costs 600 of th
 )  # fmt: skip
 @click.option("--open/--no-open", "show", default=False, help="Open the report in a browser.")
 def demo(size: str, show: bool, out: Path | None, device: str, precision: str) -> None:
-    """Train DIA on the embedded phantom and write an HTML report: minutes, offline, no account."""
+    """Train DIA on the phantom and write a report. It takes minutes, offline, without an account."""
     from diawork.base.compute import Compute
     from diawork.runs.presets import preset
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 
 from diawork.base.errors import ResourceError
-from diawork.cli.options import say
+from diawork.cli.options import ending, say
 
 
-@click.command(epilog="Example: diawork lab work")
+@click.command(epilog=ending("diawork lab work"))
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
 @click.option("--open/--no-open", "show", default=True, help="Start JupyterLab; without it only copy.")
 def lab(folder: Path, show: bool) -> None:
-    """Copy the notebooks to FOLDER (default: here) and open JupyterLab in it; files that are there are kept."""
+    """Copy the notebooks and open JupyterLab. They go to FOLDER (default: here); files that are there are kept."""
     from diawork.runs.notebooks import list_notebooks
 
     try:

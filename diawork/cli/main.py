@@ -18,13 +18,18 @@ from diawork.cli import options
 from diawork.cli.data import data
 from diawork.cli.demo import demo
 from diawork.cli.lab import lab
-from diawork.cli.options import STOPS, Renamed, pairs, parse_overrides, path_option, say
+from diawork.cli.options import STOPS, Group, Renamed, ending, pairs, parse_overrides, path_option, say
 from diawork.cli.run import report, run
 from diawork.cli.score import score
 from diawork.cli.sweep import sweep
 
+COMPLETION = 'Shell completion: eval "$(_DIAWORK_COMPLETE=bash_source diawork)"; also zsh_source and fish_source.'
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+@click.group(
+    cls=Group, epilog=ending("diawork demo", COMPLETION),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
 @click.version_option(package_name="diawork")
 def cli() -> None:
     """DIA, Dissolving Is Amplifying: fine-grained anomaly detection in medical images.
@@ -37,7 +42,7 @@ for command in (data, demo, lab, run, report, score, sweep):
     cli.add_command(command)
 
 
-@cli.command()
+@cli.command(epilog=ending("diawork doctor"))
 @options.data_root
 @options.out
 def doctor(data_root: Path | None, out: Path | None) -> None:
@@ -49,7 +54,7 @@ def doctor(data_root: Path | None, out: Path | None) -> None:
     click.get_current_context().exit(0 if checks.ok else 5)
 
 
-@cli.command(epilog=STOPS)
+@cli.command(epilog=ending("diawork bench --quick --html bench.html", STOPS))
 @click.option("--quick", is_flag=True, help="Small sizes: does it run?")
 @click.option("--compile/--no-compile", "compiled", default=None, help="Compile trainings, too; or nothing.")
 @click.option("--accuracy", metavar="DATASET", help="Also train on the fast paths and the plain one, and compare.")
@@ -66,7 +71,10 @@ def bench(
     quick: bool, compiled: bool | None, accuracy: str | None, preset_name: str, overrides: tuple[str, ...],
     device: str, precision: str, beside: tuple[Path, ...], page: Path, **where: Any,
 ) -> None:  # fmt: skip
-    """Time every stage against the machine's measured ceiling and the released scheme: HTML and JSON."""
+    """Time every stage on this machine. A page (HTML) and its numbers (JSON) are written.
+
+    Each stage stands against the machine's measured ceiling and against the released scheme.
+    """
     from diawork.base.compute import Compute
     from diawork.base.files import require_room
     from diawork.bench import fidelity
@@ -91,7 +99,7 @@ def bench(
     say(f"written: {write_costs(costs, page)} and {page.with_suffix('.json')}")
 
 
-@cli.command(epilog=STOPS)
+@cli.command(epilog=ending("diawork notebook 03 -p preset=smoke", STOPS))
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="All numbered notebooks, one after another.")
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="e.g. preset=smoke")
@@ -103,7 +111,7 @@ def bench(
 )
 @path_option("--html", help="A folder for HTML pages of them, with an index; they work offline.")
 def notebook(name: str | None, every: bool, parameters: tuple[str, ...], copy: Path | None, html: Path | None) -> None:
-    """Run a numbered notebook headless, e.g. `diawork notebook 03 -p preset=smoke`."""
+    """Run a numbered notebook headless."""
     from diawork.base.errors import UsageError
     from diawork.runs.notebooks import find_notebook, list_notebooks, run_notebook, shared_parameters
 

@@ -13,9 +13,22 @@ from diawork.base.errors import UsageError, printable
 from diawork.base.files import read_value
 
 STOPS = (
-    "Ctrl-C, SIGTERM or SIGUSR1 stops it with everything saved, and the same command goes on; where Ctrl-C is ignored "
-    "(nohup, & in a script), `kill PID` does."
+    "Ctrl-C, SIGTERM or SIGUSR1 stops it after saving, and the same command goes on. Where Ctrl-C is ignored "
+    "(nohup, & in a script), `kill PID` does the same."
 )
+
+
+def ending(example: str, more: str = "") -> str:
+    """Return what stands at the end of a verb's help: one example, and what else is to be known."""
+    return f"Example: {example}\n\n{more}".rstrip()
+
+
+class Group(click.Group):
+    """A group whose --help lists a verb by its name alone; other names of the same verb work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the verbs, each once."""
+        return [name for name in super().list_commands(ctx) if self.commands[name].name == name]
 
 
 class Renamed(click.Option):

@@ -10,14 +10,14 @@ import click
 from tqdm.auto import tqdm
 
 from diawork.cli import options
-from diawork.cli.options import STOPS, Renamed, parse_overrides, path_option, say
+from diawork.cli.options import STOPS, Renamed, ending, parse_overrides, path_option, say
 
 if TYPE_CHECKING:
     from diawork.base.config import ExperimentConfig
     from diawork.runs.run import Run
 
 
-@click.command(epilog=STOPS)
+@click.command(epilog=ending("diawork run --dataset pneumoniamnist --preset cpu --seeds 3", STOPS))
 @click.option("--dataset", default="phantom", show_default=True, help="A name from `diawork data list`, or a manifest.")
 @click.option("--preset", "preset_name", default="cpu", show_default=True, help="smoke, demo, cpu, paper, repo2023, …")
 @click.option("--methods", default="dia,csi,controls", show_default=True, help="e.g. dia,csi,gaussian_blur,controls")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def run(
     dataset: str, preset_name: str, overrides: tuple[str, ...], drop_leaks: bool, print_config: bool, **suite: Any
 ) -> None:  # fmt: skip
-    """Train and score methods on a data set for several seeds, and write the report."""
+    """Train and score methods on a data set. Several seeds are possible; a report is written."""
     from diawork.runs.methods import planned
     from diawork.runs.presets import preset
 
@@ -48,12 +48,12 @@ def run(
         run_methods(cfg, preset_name, **suite)
 
 
-@click.command()
+@click.command(epilog=ending("diawork report runs --html report.html"))
 @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False), nargs=-1, required=True)
 @path_option("--html", "--out", "page", cls=Renamed, default=Path("report.html"), show_default=True)
 @click.option("--title", default="diawork report", show_default=True)
 def report(runs: tuple[Path, ...], page: Path, title: str) -> None:
-    """Turn run folders (or a folder of them) into one offline HTML page."""
+    """Turn run folders into one page. A folder of runs will do, too; the HTML works offline."""
     from diawork.report.page import write_html
 
     say(write_html(list(runs), page, title=title, asked=f"diawork report {' '.join(map(str, runs))}"))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diawork.cli import options
-from diawork.cli.options import Renamed, path_option, say
+from diawork.cli.options import Renamed, ending, path_option, say
 
 if TYPE_CHECKING:
     from diawork.runs.predict import Predictor, Scored
 
 
-@click.command()
+@click.command(epilog=ending("diawork score runs/mine-dia-s0-1a2b3c4d5e6f scans --html scores.html"))
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @path_option(
@@ -33,7 +33,10 @@ def score(
     run: Path, images: tuple[Path, ...], table: Path, maps: Path | None, html: Path | None, data_root: Path | None,
     device: str, precision: str,
 ) -> None:  # fmt: skip
-    """Score IMAGES (files, folders, tables with a column of paths) by the finished run in the folder RUN."""
+    """Score new images by a finished run.
+
+    RUN is its folder. IMAGES are files, folders, or tables with a column of paths.
+    """
     from diawork.base.compute import Compute
     from diawork.base.errors import DataError, UsageError
     from diawork.runs.predict import load_detector, read_scores, score_files

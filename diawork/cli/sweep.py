@@ -10,12 +10,12 @@ import click
 
 from diawork.base.errors import UsageError
 from diawork.cli import options
-from diawork.cli.options import STOPS, parse_overrides, say
+from diawork.cli.options import STOPS, ending, parse_overrides, say
 
 say = partial(say, keep="")  # a line each: no name in it begins another
 
 
-@click.command(epilog=STOPS)
+@click.command(epilog=ending("diawork sweep heuristics --size cpu --slots 2", STOPS))
 @click.argument("file", required=False)
 @click.option("--table", "--figure", "name", help="A sweep that comes with the package: t1, t2, heuristics, f4, …")
 @click.option("--size", help="A size that the sweep names: smoke, cpu, paper [default: cpu].")
@@ -37,7 +37,7 @@ def sweep(
     dry_run: bool,
     **where: Any,
 ) -> None:
-    """Run every cell of a sweep that is not finished, then write its report; the same command goes on later."""
+    """Run the cells of a sweep. Those that are finished are kept; then the report is written, and its numbers."""
     from diawork.sweeps.file import list_sweeps
     from diawork.sweeps.launch import run_sweep, sweep_folder
     from diawork.sweeps.sweep import Sweep
