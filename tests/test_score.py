@@ -288,6 +288,7 @@ def test_scores_maps_and_a_page(fake, run, tmp_path, monkeypatch, capsys):
     scores, page = read_scores(tmp_path / "scores.csv"), (tmp_path / "page.html").read_text()
     assert len(scores) == 12 and "12 images in scores.csv" in capsys.readouterr().out
     assert len(rows_of(tmp_path / "scores-left-out.csv")) == 1 and "&lt;b&gt;.png" in page and "<b>" not in page
+    assert "trained for seconds, the numbers mean nothing" in page
     order = [page.index(image) for image in scores.sort_values("score", ascending=False)["image"]]
     assert order == sorted(order) and page.count("<img") == 12
     drawn = Image.open(tmp_path / "maps" / map_name(scores["image"][0]))

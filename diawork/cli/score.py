@@ -103,5 +103,6 @@ def _write_page(
         pictures.append(figures.colours(image) if values is None else figures.overlay(image, values))
     nearest = predictor.neighbours(worst(scores)["nearest"].dropna())
     healthy = {name: figures.colours(image) for name, image in nearest.items()}
-    facts = predictor.record | {"guarantees": predictor.guarantees(scores["p_value"].to_numpy())}
+    facts = predictor.record | {"preset": predictor.run.result().get("preset")}
+    facts |= {"guarantees": predictor.guarantees(scores["p_value"].to_numpy())}
     write_scored(scores, pictures, html, facts=facts, left_out=left_out, map_name=map_name, healthy=healthy)

@@ -1,1 +1,1 @@
-"""Detectors behind one face; ``registry`` knows them by name, and importing this package imports none of them."""
+"""Detectors with one interface; ``registry`` knows them by name, and importing this package imports none of them."""

@@ -60,7 +60,9 @@ def write_site(notebooks: Sequence[Path], folder: Path, *, note: str = "") -> Pa
         Markup('<li><a href="{}">{}</a>{}</li>').format(address, name, Markup(to_html(lead_of(nb))))
         for (address, name), (_, nb) in zip(words, pages, strict=True)
     )
-    body = Markup('<p class="soft">{}</p><ol class="index">{}</ol>').format(note, rows)
+    warned = "note" if "preset=smoke" in note else "soft"
+    note += ": trained for seconds, the numbers mean nothing." if warned == "note" else ""
+    body = Markup('<p class="{}">{}</p><ol class="index">{}</ol>').format(warned, note, rows)
     index = folder / "index.html"
     write_text(index, render("notebook.html.j2", title="diawork: the notebooks, run", body=body, style="", links=()))
     return index
