@@ -1,9 +1,11 @@
 """Figures: what they show and refuse; looks are judged by eye, meaning here."""
 
+import io
 import subprocess
 import sys
 from functools import partial
 
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -274,7 +276,7 @@ def test_pairs_are_coloured_by_code():
 def test_loss_panels_per_stage_and_one_legend_entry_a_detector():
     rows = [{"stage": s, "step": i, "loss": 1.0} for s in ("ddpm", "train") for i in range(3)]
     figure = figures.loss_curve({"DIA": [rows, rows], "CSI": [rows[3:]]})
-    assert [ax.get_title() for ax in figure.axes] == ["ddpm", "train"]
+    assert [ax.get_title() for ax in figure.axes] == ["diffusion model", "detector"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["DIA", "CSI"]
 
 
@@ -316,3 +318,10 @@ def test_every_public_figure_has_the_house_style():
     assert len(drawing) > 8
     plain = [one.__name__ for one in drawing if not hasattr(one, "__wrapped__")]
     assert plain == []
+
+
+def test_a_thumbnail_is_the_mean_of_blocks():
+    image = np.kron(np.array([[0.0, 1.0]]), np.ones((4, 440)))
+    png = figures.pixels_png(np.repeat(image[..., None], 3, -1))
+    small = matplotlib.image.imread(io.BytesIO(figures.thumbnail(png)))
+    assert small.shape[:2] == (1, 220) and (small[0, :110, :3] == 0).all() and (small[0, 110:, :3] == 1).all()
