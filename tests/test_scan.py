@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from diawork.base.errors import DataError, UsageError
 from diawork.cli.main import main
+from diawork.data.checks import check_splits
 from diawork.data.datasets import load
 from diawork.data.manifests import load_manifest
 from diawork.data.readers.listing import list_items
@@ -22,8 +23,7 @@ from tests.test_folders import picture, save
 BY_SPLIT = {"train/normal": 10, "train/ill": 4, "test/normal": 4, "test/ill": 4}
 
 
-def make(root, counts, *, suffix=".png", name="{i}", **how):
-    seed = 0
+def make(root, counts, *, suffix=".png", name="{i}", seed=0, **how):
     for place, n in counts.items():
         for i in range(n):
             seed += 1
@@ -90,7 +90,7 @@ def test_a_flat_folder_with_its_table(tmp_path):
 
 def test_a_flat_folder_whose_names_say_the_class(tmp_path):
     make(tmp_path, {"": 20}, name="normal_{i}")
-    folder = make(tmp_path, {"": 10}, name="lesion-{i}")
+    folder = make(tmp_path, {"": 10}, name="lesion-{i}", seed=100)
     assert counts_of(scanned(folder))[2] == (4, 6) and (tmp_path / "set.csv").exists()
 
 
@@ -424,6 +424,15 @@ def test_the_recipe_leaves_training_its_healthy_images(tmp_path, capsys):
     splits = scanned(tmp_path / "set")
     assert (~splits.train.anomalous).sum() >= 0.4 * 120 and not set(splits.train.patients) & set(splits.test.patients)
     assert "by patient; training keeps 70% of the healthy ones" in capsys.readouterr().out
+
+
+def test_files_that_show_one_picture_stay_together(tmp_path, capsys):
+    folder = make(tmp_path, {"normal": 30, "ill": 20})
+    for i in range(10):
+        save(folder / f"normal/again{i}.bmp", picture(1 + i))
+    splits = scanned(folder)
+    assert check_splits(splits).ok and sum(map(len, splits.all())) == 60
+    assert "of files show one picture, so the patients of both count as one" in capsys.readouterr().out
 
 
 def test_by_image_is_said_where_no_patient_is_seen(tmp_path, capsys):

@@ -5,7 +5,9 @@ What can be seen is not asked; what is assumed is told, what is not used counted
 
 from __future__ import annotations
 
+import contextlib
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +20,10 @@ import pandas as pd
 from diawork.base.errors import DataError, DiaworkError, UsageError, printable
 from diawork.base.files import write_text
 from diawork.data.annotations import COVERS, Table, counted, find_masks, find_tables, split_word
+from diawork.data.datasets import load
 from diawork.data.documents import yaml_lines
-from diawork.data.manifests import SPLITS, WINDOWS, Recipe, check_manifest, inside_root
+from diawork.data.duplicates import THUMBNAIL, find_pairs
+from diawork.data.manifests import SPLITS, WINDOWS, Recipe, check_manifest, inside_root, load_manifest
 from diawork.data.preprocess import is_colour
 from diawork.data.readers.listing import MOST_TINTED, TABLES, walk
 from diawork.data.readers.picture import propose_window, read_picture, slices
@@ -37,6 +41,7 @@ PATIENTS = (  # patterns of names, the surest first
 )
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff|]|^\s|\s$")  # what a table's cell does not hold as it is
 MOST_CLASSES = 50
+MOST_COMPARED = 5000  # images that a scan compares with one another
 LOOKED_AT = 25  # images of a class that are opened
 KEPT_HEALTHY = 0.4  # share of the healthy train images that a recipe must leave to training
 
@@ -84,7 +89,13 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
     opened, image = _look_at(folder, list(known.index), examples, assumed)
     values |= image | ({"aliases": aliases} if aliases and by_folders else {})
     pattern, known = _patients(known, assumed)
-    values |= ({"patient": pattern} if pattern and by_folders else {}) | _recipe(known, classes, folder, assumed)
+    known, joined = _joined(known, values | _recipe(known, classes, folder, []), folder, assumed)
+    values |= _recipe(known, classes, folder, assumed)
+    by_folders = by_folders and not joined
+    values = _place(folder, levels if by_folders else None) | {
+        k: v for k, v in values.items() if k not in ("kind", "layout")
+    }
+    values |= {"patient": pattern} if pattern and by_folders else {}
     counts = Counter(zip(known["split"], known["class"], strict=True))
     return Guess(values, assumed, counts, examples, "" if by_folders else _table(known), opened, left_out)
 
@@ -367,6 +378,39 @@ def _recipe(known: pd.DataFrame, classes: list[str], folder: Path, assumed: list
     if "val" not in there | wanted.keys():
         assumed.append("no validation split, so a run has neither threshold nor p values")
     return {"recipe": {"seed": 0} | wanted} if wanted else {}
+
+
+def _joined(known: pd.DataFrame, values: dict[str, Any], folder: Path, assumed: list[str]) -> tuple[pd.DataFrame, bool]:
+    """Return the images, files that show one picture as those of one patient, and say whether there are any."""
+    first, names = known, 0
+    for _ in range(4) if "recipe" in values and len(known) <= MOST_COMPARED else ():
+        pairs = _same(known, values, folder)
+        for a, b in pairs:
+            one, other = (known.at[path, "patient"] or path for path in (a, b))
+            mine = known.index.isin([a, b]) | known["patient"].isin([other])
+            known = known.assign(patient=known["patient"].mask(mine, one))
+        names += len(pairs)
+        if not pairs:
+            break
+    if known is first:
+        return known, False
+    assumed.append(f"{names} pairs of files show one picture, so the patients of both count as one")
+    return known, True
+
+
+def _same(known: pd.DataFrame, values: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """Return the files in different splits that show one picture."""
+    place = {"kind": "table", "file": f"{values['name']}.csv", "root": str(folder.resolve().parent)}
+    bare = {key: value for key, value in values.items() if key not in ("layout", "aliases", "patient")} | place
+    with tempfile.TemporaryDirectory() as beside, contextlib.suppress(DataError):
+        path = Path(beside) / f"{values['name']}.yaml"
+        path.with_suffix(".csv").write_text(_table(known), "utf-8")
+        path.write_text(yaml_lines(bare), "utf-8")
+        splits = load(load_manifest(path).at_size(THUMBNAIL))
+        files = {part.split: part.files for part in splits.all() if part.files is not None}
+        return [(str(files[p.first_split][p.first_index]), str(files[p.second_split][p.second_index]))
+                for p in find_pairs(splits) if p.across and p.kind != "alike"]  # fmt: skip
+    return []
 
 
 def _table(known: pd.DataFrame) -> str:
