@@ -19,7 +19,7 @@ from diawork.data.images import ImageSet, Splits
 from diawork.data.preprocess import resized
 from diawork.data.readers.picture import read_picture
 
-Finer = Callable[[int], np.ndarray | None]  # row → its picture (SIDE, SIDE), grey, where there is a finer one
+Finer = Callable[[int], Tensor | None]  # row → the texture of its picture, where it has a fine one
 THUMBNAIL, SIDE = 32, 256  # px: where pairs are sought, and where they are confirmed
 TEXTURE = 0.9  # correlation of fine texture from which two are one: copies reach 0.91, neighbouring CT slices 0.88
 CROP = 0.07  # share of the sides that a copy may lack, beside what shifts and scales find
@@ -108,7 +108,7 @@ def _near(reference: ImageSet, images: ImageSet, *finer: Finer | None, rows: int
     if not len(reference) or not len(images):
         return
     side = min(THUMBNAIL, *(max(part.images.shape[-2:]) for part in (reference, images)))
-    opened = [functools.lru_cache(256)(one) for one in finer if one is not None]
+    opened = [functools.lru_cache(1024)(one) for one in finer if one is not None]
     confirmed = len(opened) == 2
     for start, similarity in _similarities(reference, images, side, cropped=confirmed, rows=rows):
         nearest, position = similarity.topk(min(NEAREST, similarity.shape[1])) if confirmed else similarity.max(1, True)
@@ -170,9 +170,9 @@ def _finer(images: ImageSet, splits: Splits) -> Finer | None:
     if images.files is None or splits.folder is None:
         if min(images.images.shape[-2:]) < SIDE // 2:
             return None
-        return lambda row: _grey(images.images[row].numpy())
+        return lambda row: _fine_texture(images.images[row].numpy())
     folder, files, window, usual = splits.folder, images.files, splits.manifest.intensity, splits.manifest.frame
-    return lambda row: _grey(read_picture(folder, files[row], window, usual=usual).image)
+    return lambda row: _fine_texture(read_picture(folder, files[row], window, usual=usual).image)
 
 
 def same_texture(a: np.ndarray, b: np.ndarray) -> float:
@@ -180,13 +180,7 @@ def same_texture(a: np.ndarray, b: np.ndarray) -> float:
 
     The correlation of what lies between 2.2 and 6 px, at equal local contrast, the best of shifts and scales.
     """
-    one, other = _texture(a), _texture(b)
-    found = {(s, s): _correlation(one, other, s, s) for s in (0.9, 0.95, 1.0, 1.05, 1.1)}
-    for step in (0.05, 0.025, 0.0125) if max(found.values()) > 0.6 else ():
-        y, x = max(found, key=found.__getitem__)
-        for scale in ((y + step, x), (y - step, x), (y, x + step), (y, x - step)):
-            found[scale] = found.get(scale) or _correlation(one, other, *scale)
-    return min(1.0, max(found.values()))
+    return _in_common(_texture(a), _texture(b))
 
 
 def _texture(image: np.ndarray) -> Tensor:
@@ -197,13 +191,14 @@ def _texture(image: np.ndarray) -> Tensor:
 
 def _correlation(a: Tensor, b: Tensor, tall: float, wide: float) -> float:
     """Return the highest correlation of ``a`` and a rescaled ``b`` over shifts of an eighth of the side."""
-    size = [round(SIDE * tall), round(SIDE * wide)]
-    scaled = F.interpolate(b[None, None], size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
-    height, width = (min(SIDE, side) for side in size)
+    side = a.shape[-1]
+    size = [round(side * tall), round(side * wide)]
+    scaled = F.interpolate(b[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    height, width = (min(side, scale) for scale in size)
     window = (torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)).sqrt()
     x, y = ((image - image.mean()) * window for image in (_middle(a, height, width), _middle(scaled, height, width)))
     product = torch.fft.rfft2(x) * torch.fft.rfft2(y).conj()
-    reach = SIDE // 8
+    reach = side // 8
     over_shifts = torch.fft.irfft2(product, s=(height, width)).roll((reach, reach), (0, 1))[: 2 * reach, : 2 * reach]
     return float(over_shifts.max() / (x.norm() * y.norm()).clamp_min(1e-9))
 
@@ -213,10 +208,10 @@ def _middle(image: Tensor, height: int, width: int) -> Tensor:
     return image[top : top + height, left : left + width]
 
 
-def _grey(image: np.ndarray) -> np.ndarray | None:
-    """Return an image (C, H, W) as grey (SIDE, SIDE), None where it has not half as many pixels a side."""
+def _fine_texture(image: np.ndarray) -> Tensor | None:
+    """Return the texture (SIDE, SIDE) of an image (C, H, W), None where it has not half as many pixels a side."""
     fine = min(image.shape[-2:]) >= SIDE // 2
-    return resized(image.mean(0, keepdims=True), SIDE, "squash")[0] if fine else None
+    return _texture(resized(image.mean(0, keepdims=True), SIDE, "squash")[0]) if fine else None
 
 
 def _similarities(
@@ -238,4 +233,19 @@ def _similarities(
 def _texture_in_common(opened: Sequence[Finer], i: int, j: int) -> float | None:
     """Return how far the fine texture of two rows is the same, None where one has no finer picture."""
     a, b = opened[0](i), opened[1](j)
-    return None if a is None or b is None else same_texture(a, b)
+    return None if a is None or b is None else _in_common(a, b)
+
+
+def _in_common(one: Tensor, other: Tensor) -> float:
+    """Return the best correlation of two textures; scales are sought at half the size."""
+    small, smaller = (F.avg_pool2d(texture[None], 2)[0] for texture in (one, other))
+    coarse = {(s, s): _correlation(small, smaller, s, s) for s in (0.9, 0.95, 1.0, 1.05, 1.1)}
+    if (best := max(coarse.values())) < 0.6:
+        return best
+    scale = max(coarse, key=coarse.__getitem__)
+    found = {scale: _correlation(one, other, *scale)}
+    for step in (0.05, 0.025, 0.0125):
+        y, x = max(found, key=found.__getitem__)
+        for near in ((y + step, x), (y - step, x), (y, x + step), (y, x - step)):
+            found[near] = found.get(near) or _correlation(one, other, *near)
+    return min(1.0, max(found.values()))

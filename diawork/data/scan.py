@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from diawork.base.errors import DataError, DiaworkError, UsageError, printable
 from diawork.base.files import write_text
@@ -383,7 +384,8 @@ def _recipe(known: pd.DataFrame, classes: list[str], folder: Path, assumed: list
 def _joined(known: pd.DataFrame, values: dict[str, Any], folder: Path, assumed: list[str]) -> tuple[pd.DataFrame, bool]:
     """Return the images, files that show one picture as those of one patient, and say whether there are any."""
     first, names = known, 0
-    for _ in range(4) if "recipe" in values and len(known) <= MOST_COMPARED else ():
+    rounds = 3 if "recipe" in values and len(known) <= MOST_COMPARED else 0
+    for _ in tqdm(range(rounds), desc="pictures that are one", unit="round", disable=None):
         pairs = _same(known, values, folder)
         for a, b in pairs:
             one, other = (known.at[path, "patient"] or path for path in (a, b))
