@@ -178,7 +178,14 @@ def test_different_settings_are_never_averaged(suite):
 
 def test_different_data_under_one_name_are_kept_apart(suite):
     make_run(suite, "DIA", 0, data="other!")
-    assert len(collect(suite).sections) == 2
+    found = collect(suite)
+    assert len(found.sections) == 2 and set(found.curves()) <= set(found.styles)
+
+
+def test_the_same_images_opened_at_another_size_stand_in_one_table(suite):
+    make_run(suite, "PatchCore", 0, data="larger", settings={"data.size": 64})
+    found = collect(suite)
+    assert len(found.sections) == 1 and len(found.paired("PatchCore", "dia")) == 1
 
 
 def test_of_equal_runs_the_newest_counts(suite, tmp_path):

@@ -332,8 +332,15 @@ class Results:
 
     @cached_property
     def styles(self) -> Styles:
-        """Return the look of each row, the same in every figure."""
-        return styles_of(row.named for row in self.rows)
+        """Return the look of each row by its label, and by its name among the curves; the same in every figure."""
+        looks = styles_of(row.named for row in self.rows)
+        return {**looks, **{name: looks[row.label] for row, name in self._names.items()}}
+
+    @property
+    def _names(self) -> dict[Row, str]:
+        """Return what each row is called where all stand together: of several sections, with its own."""
+        several = len(self.sections) > 1
+        return {row: f"{row.section}: {row.label}" if several else row.label for row in self.rows}
 
     def summary(self) -> pd.DataFrame:
         """Return one line a row: ``auroc``, ``auroc_low``, ``auroc_high``, ``auroc_sd`` and so on."""
@@ -350,9 +357,7 @@ class Results:
 
     def curves(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         """Return one (scores, anomalous) a seed for each label, as ``figures.roc`` takes them."""
-        several = len(self.sections) > 1
-        names = {row: f"{row.section}: {row.label}" if several else row.label for row in self.rows}
-        return {name: [run.pair for run in row.runs] for row, name in names.items()}
+        return {name: [run.pair for run in row.runs] for row, name in self._names.items()}
 
     def paired(self, a: str, b: str) -> pd.DataFrame:
         """Return, for each data set with both, mean AUROC of a minus that of b over images and seeds, and a reading.
@@ -408,7 +413,10 @@ def rows_of(runs: Sequence[Finished]) -> list[Row]:
     """Return the rows of these runs; of equal runs the newest counts. What a sweep placed is in the row it names."""
     rows: dict[tuple, list[Finished]] = {}
     names: dict[tuple, tuple[str, str, str]] = {}  # section, variant, label
-    identities = {name: {run.data for run in runs if run.dataset == name} for name in {run.dataset for run in runs}}
+    seen: dict[str, set[tuple[str, Any]]] = {}  # data set → identity of its images, and the size they were opened at
+    for run in runs:
+        seen.setdefault(run.dataset, set()).add((run.data, run.settings.get("data.size")))
+    several = {name for name, found in seen.items() if len(found) > len({size for _, size in found})}
     for run, differing, settings in _told_apart(runs):
         section = run.dataset
         if run.place:
@@ -420,7 +428,7 @@ def rows_of(runs: Sequence[Finished]) -> list[Row]:
                 run.place.label,
             )
         else:
-            section += f" [data {run.data[:6]}]" if len(identities[section]) > 1 else ""
+            section += f" [data {run.data[:6]}]" if section in several else ""
             key = (section, run.method, run.data, settings)
             names[key] = section, differing, f"{run.label} ({differing})" if differing else run.label
         rows.setdefault(key, []).append(run)
