@@ -525,6 +525,13 @@ def test_the_page_says_whether_dissolving_pays(quick, tmp_path, strength, says):
     assert says in text.partition("Does dissolving pay? ")[2][:60]
 
 
+def test_one_seed_says_nothing_about_whether_dissolving_pays(quick, tmp_path):
+    make_run(tmp_path / "runs", "DIA", strength=2.0)
+    make_run(tmp_path / "runs", "CSI", strength=0.2)
+    text = Page(write_html(tmp_path / "runs", tmp_path / "r.html", title="t", asked="a").read_text()).text
+    assert "Does dissolving pay? One seed cannot tell." in text
+
+
 def test_nothing_is_said_to_be_ahead_of_a_training_that_ended_early(quick, tmp_path):
     for seed in range(3):
         make_run(tmp_path / "runs", "DIA", seed, strength=2.0)

@@ -117,6 +117,8 @@ def dissolving(rows: Sequence[Row]) -> list[str]:
     told = {row.b.label: row.test for row in tests if row.test.verdict in ("ahead", "behind")}
     if told:
         return [f"Does dissolving pay? {conclusion(focus.label, told)[0]}"]
+    if all(row.test.verdict == "undecided" for row in tests):
+        return ["Does dissolving pay? One seed cannot tell."]
     names = listed([row.label for row in others])
     return [f"Does dissolving pay? At this size no difference between {focus.label} and {names} was found."]
 
