@@ -154,6 +154,14 @@ def unsightly(page):
     return page.evaluate(UNSIGHTLY)
 
 
+def first_picture(page):
+    """Return how far below the top of the notebook on show its first picture begins, in px."""
+    return page.evaluate("""() => {
+      const notebook = document.querySelector('.jp-Notebook').getBoundingClientRect().top;
+      return document.querySelector('.jp-OutputArea-output img').getBoundingClientRect().top - notebook;
+    }""")
+
+
 def screens(page, start):
     """Save the notebook on show, screen by screen, as PNG files whose names begin as ``start``."""
     notebook = page.locator(".jp-WindowedPanel-outer").first

@@ -71,6 +71,7 @@ def given(notebook, data, folder):
     return {name: wanted[name] for name in notebook_parameters(notebook).keys() & (wanted.keys() - skipped)}
 
 
+LINE = 19  # px of a line of code; each parameter given adds one above the first picture
 EVERY = [pytest.param(path, data, id=f"{path.stem[:2]}-{data}") for path in list_notebooks()
          for data in ("phantom", "mine") if data == "phantom" or not path.stem.startswith("05")]  # fmt: skip
 
@@ -80,8 +81,8 @@ EVERY = [pytest.param(path, data, id=f"{path.stem[:2]}-{data}") for path in list
 def test_every_notebook_looks_right_in_jupyterlab(notebook, data, lab):
     """No error, no console error, no clipped sentence, no horizontal scroll bar; pictures of it stay in the folder."""
     (folder, address), said = lab, []
-    name = f"{notebook.stem}-{data}.ipynb"
-    browsing.prepared(notebook, folder, name=name, **given(notebook, data, folder))
+    name, parameters = f"{notebook.stem}-{data}.ipynb", given(notebook, data, folder)
+    browsing.prepared(notebook, folder, name=name, **parameters)
     with browsing.browser(viewport={"width": 1280, "height": 800}) as context:
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
@@ -90,9 +91,38 @@ def test_every_notebook_looks_right_in_jupyterlab(notebook, data, lab):
         errors = browsing.wait_for_every_cell(page)
         page.wait_for_timeout(1500)
         browsing.screens(page, folder / f"{notebook.stem[:2]}-{data}")
-        found = browsing.unsightly(page)
+        found, first = browsing.unsightly(page), browsing.first_picture(page)
         browsing.end_kernel(page)
-    assert (errors, said, found) == ([], [], [])
+    assert (errors, said, found) == ([], [], []) and first < 680 + LINE * len(parameters)
+
+
+@pytest.mark.slow
+def test_an_image_of_ones_own_is_shown_and_what_is_said_of_it_stays_while_the_steps_play(tmp_path):
+    name, said = browsing.prepared(NOTEBOOK, tmp_path, preset="smoke", out="runs"), []
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 50), np.uint8)).save(tmp_path / "mine.jpg")
+    with (
+        browsing.jupyterlab(tmp_path) as address,
+        browsing.browser(viewport={"width": 1280, "height": 800}) as context,
+    ):
+        page = context.new_page()
+        opened(page, address(name), said)
+        for view in ("strip of images", "your own image or model"):
+            before = page.locator(PICTURE).first.get_attribute("src")
+            page.get_by_role("button", name=view).click()
+            changed(page, before)
+            assert browsing.unsightly(page) == []
+        page.get_by_placeholder("scan.tiff").fill("mine.jpg")
+        page.keyboard.press("Tab")
+        page.get_by_role("button", name="show this image").click()
+        page.wait_for_selector("text=Your image of 70 × 50 px was brought to 32 × 32 px.")
+        before = page.locator(PICTURE).first.get_attribute("src")
+        page.locator(".widget-play button").first.click()
+        changed(page, before)
+        page.get_by_role("button", name="save figure").first.click()
+        page.wait_for_selector("text=DissolveExplorer.png and its twin in SVG")
+        assert page.locator("text=Your image of 70 × 50 px").count() == 1
+        assert browsing.unsightly(page) == []
+    assert said == [] and (tmp_path / "DissolveExplorer.svg").exists()
 
 
 @pytest.mark.slow

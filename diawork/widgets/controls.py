@@ -70,8 +70,10 @@ class Explorer:
                 control.observe(partial(self._changed, name), "value")
         self._refresh()
         save = w.Button(description="save figure", icon="save", tooltip="write the picture as PNG and SVG")
-        save.on_click(lambda _: self._guarded(lambda: self._say(f"saved: {self.save()} and its twin in SVG")))
-        return w.VBox([*rows, self._message, self._caption, self._picture, save], layout={"overflow": "hidden"})
+        saved = w.HTML()
+        save.on_click(lambda _: self._guarded(lambda: setattr(saved, "value", f"{self.save()} and its twin in SVG")))
+        below = w.HBox([save, saved])
+        return w.VBox([*rows, self._message, self._caption, self._picture, below], layout={"overflow": "hidden"})
 
     def _ipython_display_(self) -> None:
         """Show the live face and, in the same cell, what a saved or headless notebook shows in its place."""
@@ -186,6 +188,8 @@ def line(label: str, value: str = "", **kw: Any) -> w.Text:
 
 
 def offer(control: Any, options: Sequence, value: Any) -> None:
-    """Give a control other options and choose one of them."""
+    """Give a control other options and choose one of them, or several."""
+    if isinstance(control, w.SelectMultiple):
+        control.value = ()  # a browser that still has more chosen than there are options stumbles
     control.options = options
     control.value = value
