@@ -23,7 +23,7 @@ from diawork.base.files import write_text
 from diawork.data.annotations import COVERS, Table, counted, find_masks, find_tables, split_word
 from diawork.data.datasets import load
 from diawork.data.documents import yaml_lines
-from diawork.data.duplicates import THUMBNAIL, find_pairs
+from diawork.data.duplicates import SIDE, THUMBNAIL, find_pairs
 from diawork.data.manifests import SPLITS, WINDOWS, Recipe, check_manifest, inside_root, load_manifest
 from diawork.data.preprocess import is_colour
 from diawork.data.readers.listing import MOST_TINTED, TABLES, walk
@@ -90,9 +90,15 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
     opened, image = _look_at(folder, list(known.index), examples, assumed)
     values |= image | ({"aliases": aliases} if aliases and by_folders else {})
     pattern, known = _patients(known, assumed)
-    known, joined = _joined(known, values | _recipe(known, classes, folder, []), folder, assumed)
-    values |= _recipe(known, classes, folder, assumed)
-    by_folders = by_folders and not joined
+    told = list[str]()
+    recipe = _recipe(known, classes, folder, told)
+    together, note = _joined(known, values | recipe, folder)
+    if note:
+        with contextlib.suppress(UsageError):  # where that leaves training too little, the check of a run has the say
+            recipe = _recipe(together, classes, folder, fresh := [note])
+            known, told, by_folders = together, fresh, False
+    assumed += told
+    values |= recipe
     values = _place(folder, levels if by_folders else None) | {
         k: v for k, v in values.items() if k not in ("kind", "layout")
     }
@@ -381,28 +387,26 @@ def _recipe(known: pd.DataFrame, classes: list[str], folder: Path, assumed: list
     return {"recipe": {"seed": 0} | wanted} if wanted else {}
 
 
-def _joined(known: pd.DataFrame, values: dict[str, Any], folder: Path, assumed: list[str]) -> tuple[pd.DataFrame, bool]:
-    """Return the images, files that show one picture as those of one patient, and say whether there are any."""
-    first, names = known, 0
-    rounds = 3 if "recipe" in values and len(known) <= MOST_COMPARED else 0
+def _joined(known: pd.DataFrame, values: dict[str, Any], folder: Path) -> tuple[pd.DataFrame, str]:
+    """Return the images, files that show one picture as those of one patient, and a sentence on them, "" if none do."""
+    pairs_of_one, rounds = 0, 3 if "recipe" in values and len(known) <= MOST_COMPARED else 0
     for _ in tqdm(range(rounds), desc="pictures that are one", unit="round", disable=None):
         pairs = _same(known, values, folder)
         for a, b in pairs:
             one, other = (known.at[path, "patient"] or path for path in (a, b))
             mine = known.index.isin([a, b]) | known["patient"].isin([other])
             known = known.assign(patient=known["patient"].mask(mine, one))
-        names += len(pairs)
+        pairs_of_one += len(pairs)
         if not pairs:
             break
-    if known is first:
-        return known, False
-    assumed.append(f"{names} pairs of files show one picture, so the patients of both count as one")
-    return known, True
+    note = f"{pairs_of_one} pairs of files show one picture, so the patients of both count as one"
+    return known, note if pairs_of_one else ""
 
 
 def _same(known: pd.DataFrame, values: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     """Return the files in different splits that show one picture."""
     place = {"kind": "table", "file": f"{values['name']}.csv", "root": str(folder.resolve().parent)}
+    sure = {"exact", "near"} if values["image"]["size"] >= SIDE // 2 else {"exact"}  # by texture, or by all pixels
     bare = {key: value for key, value in values.items() if key not in ("layout", "aliases", "patient")} | place
     with tempfile.TemporaryDirectory() as beside, contextlib.suppress(DataError):
         path = Path(beside) / f"{values['name']}.yaml"
@@ -411,7 +415,7 @@ def _same(known: pd.DataFrame, values: dict[str, Any], folder: Path) -> list[tup
         splits = load(load_manifest(path).at_size(THUMBNAIL))
         files = {part.split: part.files for part in splits.all() if part.files is not None}
         return [(str(files[p.first_split][p.first_index]), str(files[p.second_split][p.second_index]))
-                for p in find_pairs(splits) if p.across and p.kind != "alike"]  # fmt: skip
+                for p in find_pairs(splits) if p.across and p.kind in sure]  # fmt: skip
     return []
 
 
