@@ -807,7 +807,10 @@ def test_question_and_answer_come_before_results_and_data_notes_below(page):
 
 
 def test_the_strip_says_what_was_measured_of_it(page):
-    assert "Larger t changes more, at every step from t = 50 to 400" in Page(page).text
+    text = Page(page).text
+    assert "Larger t changes more, at every step from t = 50 to 400" in text and re.search(
+        r"% of their variance\)", text
+    )
 
 
 def test_published_methods_not_run_are_one_line(page):

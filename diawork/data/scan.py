@@ -483,6 +483,7 @@ def _look_at(
     how = "" if set(shapes) == {(size, size)} else f", brought to {size} px ({resize})"
     few = f"; {tinted} in colour, brought to grey" if tinted and not colour else ""
     assumed.append(f"{'colour' if colour else 'grey'}{few}, {sizes} px in {len(opened)} opened images{how}")
-    assumed.append("dissolving steps 30 to 130, as the paper has them for chest X-rays of 28 px")
+    mine = "how much of your images' variance they change stands on the page of a run and in notebook 02"
+    assumed.append(f"dissolving steps 30 to 130, the paper's for chest X-rays of 28 px; {mine}")
     values = {"image": {"size": size, "channels": 3 if colour else 1}, "resize": resize, "t_range": [30, 130]}
     return opened, values | {"bridge": "pad" if size <= 32 else "resize"} | ({"intensity": window} if window else {})

@@ -394,6 +394,7 @@ class Strength:
     mean: np.ndarray
     n: int
     falls: tuple[Fall, ...]
+    variance: float | None = None  # of the images as they were, the mean over them
 
     @property
     def real_falls(self) -> tuple[Fall, ...]:
@@ -410,6 +411,9 @@ class Strength:
         """Return what a page says: where the change grows with t and where it does not."""
         first, last = int(self.steps[0]), int(self.steps[-1])
         basis = f"{self.n} images, mean squared change {self.mean[0]:.2g} to {self.mean[-1]:.2g}"
+        if self.variance:
+            least, most = (value / self.variance for value in (self.mean[0], self.mean[-1]))
+            basis += f", {least:.1%} to {most:.1%} of their variance"
         if not self.falls:
             return f"Larger t changes more, at every step from t = {first} to {last} ({basis})."
         if self.monotone:
@@ -425,8 +429,11 @@ class Strength:
         return f"Larger t does not always change more: {', '.join(parts)} ({basis})."
 
 
-def dissolving_strength(changes: np.ndarray, steps: np.ndarray) -> Strength:
-    """Test whether mean squared changes (N, T) of N images at ascending steps (T,) grow with t."""
+def dissolving_strength(changes: np.ndarray, steps: np.ndarray, variance: float | None = None) -> Strength:
+    """Test whether mean squared changes (N, T) of N images at ascending steps (T,) grow with t.
+
+    ``variance`` is that of the images, to which the sentence compares the change.
+    """
     changes, steps = np.asarray(changes, np.float64), np.asarray(steps)
     if changes.ndim != 2 or changes.shape[1:] != steps.shape or len(changes) < 2 or len(steps) < 2:
         raise DataError(f"changes {changes.shape} do not fit steps {steps.shape}; wanted (N, T) and (T,), N and T ≥ 2.")
@@ -443,4 +450,4 @@ def dissolving_strength(changes: np.ndarray, steps: np.ndarray) -> Strength:
         p = float(student.sf(drop / se, len(difference) - 1)) if se > 0 else 0.0
         share = drop / float(mean[start])
         falls.append(Fall(int(steps[start]), int(steps[end]), drop, share, se, min(1.0, pairs * p)))
-    return Strength(steps, mean, len(changes), tuple(falls))
+    return Strength(steps, mean, len(changes), tuple(falls), variance)

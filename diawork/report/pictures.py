@@ -108,7 +108,10 @@ def _dissolving(row: Row, arrays: Arrays, few: bool) -> dict[str, Any]:
     labels = arrays["strip_label"].astype(str).tolist() if "strip_label" in arrays else None
     figure = figures.dissolve_strip(strip[:, [0, *(i + 1 for i in kept)]], [ts[i] for i in kept], labels)
     changes = np.square(strip[:, 1:].astype(float) - strip[:, :1]).mean((2, 3))
-    grows = f" {dissolving_strength(changes, np.array(ts)).sentence}" if len(strip) > 1 and len(ts) > 1 else ""
+    variance = float(strip[:, 0].astype(float).var((1, 2)).mean())
+    grows = (
+        f" {dissolving_strength(changes, np.array(ts), variance).sentence}" if len(strip) > 1 and len(ts) > 1 else ""
+    )
     picture = Picture.of(figure, f"Images through the dissolver of {row.label} (Eq. 4).{grows}", 90)
     if few:
         return {"strip": picture}
