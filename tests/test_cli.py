@@ -9,6 +9,7 @@ import venv
 import numpy as np
 import pytest
 
+from diawork.cli.data import data
 from diawork.cli.main import cli, main
 from diawork.cli.options import parse_overrides
 from diawork.data.locations import cache_root, data_roots
@@ -24,18 +25,29 @@ def call(capsys):
     return run
 
 
-@pytest.mark.parametrize("verb", [name for name in cli.commands if name != "data"])
+VERBS = [("data", name) for name in data.commands] + [(name,) for name in cli.commands]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_the_help_of_a_verb_has_one_example_whose_options_it_knows(call, verb):
-    code, said, _ = call(verb, "--help")
-    (example,) = re.findall(rf"^ +Example: diawork {verb}(.*)$", said, re.MULTILINE)
-    known = {word for option in cli.commands[verb].params for word in option.opts}
-    assert code == 0 and {word for word in example.split() if word.startswith("-")} <= known
+    code, said, _ = call(*verb, "--help")
+    (example,) = re.findall(r"^ +Example: diawork (.*)$", said, re.MULTILINE)
+    command = data.commands[verb[1]] if verb[1:] else cli.commands[verb[0]]
+    known = {word for option in command.params for word in option.opts}
+    assert code == 0 and example.startswith(" ".join([*verb[:-1], command.name]))
+    assert {word for word in example.split() if word.startswith("-")} <= known
 
 
-def test_help_names_shell_completion_and_cuts_no_line(call):
-    _, said, _ = call("--help")
-    assert "_DIAWORK_COMPLETE=bash_source" in said and "...\n" not in said.partition("Commands:")[2]
-    assert len(re.findall(r"^  [a-z]+  ", said, re.MULTILINE)) == len(cli.commands)
+@pytest.mark.parametrize("group", [[], ["data"]])
+def test_help_lists_every_verb_once_and_cuts_no_line(call, group):
+    _, said, _ = call(*group, "--help")
+    listed = re.findall(r"^  [a-z]+  +(.*)$", said.partition("Commands:")[2], re.MULTILINE)
+    named = {id(command) for command in (data if group else cli).commands.values()}
+    assert len(listed) == len(named) and not [line for line in listed if line.endswith("...")]
+
+
+def test_help_names_shell_completion(call):
+    assert "_DIAWORK_COMPLETE=bash_source" in call("--help")[1]
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,18 @@ from pathlib import Path
 import click
 
 from diawork.cli import options
-from diawork.cli.options import Renamed, path_option, say
+from diawork.cli.options import Group, Renamed, ending, path_option, say
 
 SHEET = 320  # pictures of a contact sheet, 8 a class or fewer
 OURS = b"diawork data scan"  # stands in the contact sheet's file
 
 
-@click.group()
+@click.group(cls=Group, epilog=ending("diawork data list"))
 def data() -> None:
     """List, describe, get, verify, check, scan and split data sets."""
 
 
-@data.command("list")
+@data.command("list", epilog=ending("diawork data list"))
 def list_all() -> None:
     """List the data sets that have a manifest."""
     from diawork.data import manifests
@@ -30,31 +30,31 @@ def list_all() -> None:
     say(f"{len(manifests.PHANTOMS)} other anatomies and lesions of the phantom: {', '.join(manifests.PHANTOMS)}")
 
 
-@data.command()
+@data.command(epilog=ending("diawork data show pneumoniamnist"))
 @click.argument("name")
 @options.data_root
 def show(name: str, data_root: Path | None) -> None:
-    """Describe a data set: counts per split and class, licence, notes."""
+    """Describe a data set: counts, licence, notes."""
     _describe(name, data_root)
 
 
-@data.command()
+@data.command(epilog=ending("diawork data get pneumoniamnist"))
 @click.argument("name")
 @options.data_root
 def get(name: str, data_root: Path | None) -> None:
-    """Download a data set from its published address and verify its checksum."""
+    """Download a data set. It comes from its published address, and its checksum is verified."""
     _describe(name, data_root, download=True)
 
 
 data.add_command(get, "download")  # its name of old
 
 
-@data.command()
+@data.command(epilog=ending("diawork data scan scans --manifest mine.yaml"))
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @path_option("--manifest", "--out", "written", cls=Renamed, help="Its path [default: beside the folder, by its name].")
 @click.option("--normal", default="", metavar="CLASS", help="The healthy class, where its name does not say so.")
 def scan(folder: Path, written: Path | None, normal: str) -> None:
-    """Guess the manifest of a FOLDER of images, and say what was assumed; a contact sheet lies beside it."""
+    """Guess the manifest of a folder. What was assumed is said, and a contact sheet lies beside it."""
     from diawork import figures
     from diawork.base.files import write_bytes
     from diawork.data.annotations import counted
@@ -83,7 +83,7 @@ def scan(folder: Path, written: Path | None, normal: str) -> None:
     say(f"written: {path}, contact sheet {sheet.name}; read both, then: diawork data show {path}")
 
 
-@data.command()
+@data.command(epilog=ending("diawork data split mine.yaml --val 0.1 --test 0.2"))
 @click.argument("name")
 @click.option(
     "--val", default=0.1, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="Share of train."
@@ -95,7 +95,7 @@ def scan(folder: Path, written: Path | None, normal: str) -> None:
 @click.option("--name", "new", default="", metavar="NEW", help="Of the new set [default: NAME-split].")
 @options.data_root
 def split(name: str, val: float, test: float, seed: int, new: str, data_root: Path | None) -> None:
-    """Divide the train images of a set, patient by patient, class by class; a file list and a manifest keep it."""
+    """Divide the train images of a set, patient by patient. Classes keep their shares; a list and a manifest keep it."""
     from diawork.data.manifests import Recipe, load_manifest
     from diawork.data.readers.listing import list_items
     from diawork.data.splits import write_split
@@ -107,11 +107,11 @@ def split(name: str, val: float, test: float, seed: int, new: str, data_root: Pa
     say(f"written: {path} and {path.with_suffix('.csv').name}, which travel with the images")
 
 
-@data.command()
+@data.command(epilog=ending("diawork data verify pneumoniamnist"))
 @click.argument("name")
 @options.data_root
 def verify(name: str, data_root: Path | None) -> None:
-    """Hold a set on disk against its manifest: every image readable, the counts, the published checksum."""
+    """Hold a set on disk against its manifest. Images, counts and the published checksum are looked at."""
     from diawork.data import checks, datasets
 
     with warnings.catch_warnings():
@@ -128,12 +128,12 @@ def _describe(name: str, data_root: Path | None, *, download: bool = False) -> N
     say(images.describe(datasets.load(name, data_root, download=download)))
 
 
-@data.command()
+@data.command(epilog=ending("diawork data check pneumoniamnist"))
 @click.argument("name")
 @options.data_root
 @options.out
 def check(name: str, data_root: Path | None, out: Path | None) -> None:
-    """Look for duplicates across splits, constant images and missing roles."""
+    """Look for duplicates across splits. Constant images and missing roles are found, too."""
     from diawork.data import checks, datasets
     from diawork.runs.run import runs_root
 
