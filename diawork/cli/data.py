@@ -95,7 +95,7 @@ def scan(folder: Path, written: Path | None, normal: str) -> None:
 @click.option("--name", "new", default="", metavar="NEW", help="Of the new set [default: NAME-split].")
 @options.data_root
 def split(name: str, val: float, test: float, seed: int, new: str, data_root: Path | None) -> None:
-    """Divide the train images of a set, patient by patient. Classes keep their shares; a list and a manifest keep it."""
+    """Divide the train images of a set, patient by patient. Classes keep their shares; a manifest says how."""
     from diawork.data.manifests import Recipe, load_manifest
     from diawork.data.readers.listing import list_items
     from diawork.data.splits import write_split

@@ -24,7 +24,7 @@ from diawork import figures
 from diawork.base.errors import UsageError, printable
 from diawork.base.files import write_text
 from diawork.evaluation.comparison import CELLS, MARGIN
-from diawork.evaluation.sentences import interval, p_value, signed
+from diawork.evaluation.sentences import counted, interval, p_value, signed
 from diawork.report.pictures import draw_losses
 from diawork.report.rows import Finished, Results, collect
 from diawork.report.sections import SweepSection, section
@@ -106,7 +106,7 @@ def templates() -> Environment:
     )  # fmt: skip
     made.filters |= {
         "number": _decimal, "signed": signed, "place": _place, "seconds": _seconds, "pvalue": p_value,
-        "interval": interval, "ends": ends, "spread": _spread, "base64": _base64,
+        "interval": interval, "ends": ends, "spread": _spread, "base64": _base64, "counted": counted,
     }  # fmt: skip
     made.globals |= {"margin": MARGIN, "cells": CELLS}
     return made
