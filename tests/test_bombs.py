@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from diawork.base.errors import CheckpointError, DataError
+from diawork.data.readers.listing import read_table
 from diawork.data.readers.picture import read_image
 from diawork.detectors.backbones import read_weights
 from tests.test_medical import dicom, nifti
@@ -188,3 +189,19 @@ def test_weights_that_declare_more_than_their_file_holds_are_refused(tmp_path):
     for name, says in (("stride", "declare 3,600,000,000 bytes"), ("packed", "are packed into")):
         with pytest.raises(CheckpointError, match=says):
             read_weights(tmp_path / f"{name}.pt")
+
+
+def test_tables_are_bounded_before_they_are_unpacked(tmp_path, monkeypatch):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = pa.array(np.zeros(300_000, np.int8))
+    parquet.write_table(pa.table({f"c{i}": column for i in range(100)}), tmp_path / "wide.parquet")
+    with pytest.raises(DataError, match="would hold 30,000,000 cells"):
+        read_table(tmp_path / "wide.parquet")
+    with zipfile.ZipFile(tmp_path / "sheet.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/worksheets/sheet1.xml", bytes(2**21))
+    monkeypatch.setattr("diawork.data.readers.listing.MOST_BYTES", 2**20)
+    with pytest.raises(DataError, match="too many for a table"):
+        read_table(tmp_path / "sheet.xlsx")
+    long = pa.table({"image": pa.DictionaryArray.from_arrays(pa.array(np.zeros(1000, np.int32)), ["x" * 100_000])})
+    parquet.write_table(long, tmp_path / "long.parquet")
+    assert len(read_table(tmp_path / "long.parquet")) == 1000
