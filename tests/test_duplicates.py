@@ -103,7 +103,7 @@ def test_copies_stop_a_run_and_pictures_that_are_alike_do_not(alike, size, tmp_p
 def test_what_is_merely_alike_is_a_note_with_the_pairs(alike):
     report = check_splits(without_leaks(alike))
     assert report.ok and not report.digest and any(pair.kind == "alike" for pair in report.pairs)
-    assert any("look alike and differ in their fine texture" in note for note in report.notes)
+    assert any("that look alike and differ in their fine texture: " in note for note in report.notes)
 
 
 @pytest.mark.slow

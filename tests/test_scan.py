@@ -63,7 +63,7 @@ def test_nested_by_patient(tmp_path):
 
 def test_mixed_case_and_suffixes(tmp_path):
     make(tmp_path, {"Training/NORMAL": 10, "Training/ill": 4}, suffix=".PNG")
-    splits = scanned(make(tmp_path, {"Test/Normal": 4, "Test/Ill": 4}, suffix=".TIF"))
+    splits = scanned(make(tmp_path, {"Test/Normal": 4, "Test/Ill": 4}, suffix=".TIF", seed=100))
     assert counts_of(splits)[2] == (4, 4) and splits.manifest.aliases["Training"] == "train"
 
 
@@ -265,7 +265,7 @@ def test_labels_missing_and_rows_without_file_are_counted(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("rows", "says"),
-    [([("image", "label"), *((n, "ok") for n in ids()), (ids()[0], "bad")], "1 images stand under two labels"),
+    [([("image", "label"), *((n, "ok") for n in ids()), (ids()[0], "bad")], "under two labels in labels.csv: 1, first"),
      ([("image", "tone", "kind"), *((n, "ab"[i % 2], "cd"[i % 2]) for i, n in enumerate(ids()))],
       "which column of a table says the class: tone, kind?"),
      ([("a", "b"), ("x", "y")], "nothing tells the classes")],

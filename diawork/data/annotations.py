@@ -263,7 +263,7 @@ def _refuse_two_labels(rows: pd.DataFrame, name: str) -> None:
     if "class" in rows:
         labels = rows["class"].groupby(level=0).nunique()
         if (labels > 1).any():
-            what = f"{(labels > 1).sum():,} images stand under two labels in {printable(name)}"
+            what = f"images stand under two labels in {printable(name)}: {(labels > 1).sum():,}"
             hint = "Keep one row an image, with the class that it shall have."
             raise UsageError(f"{what}, first {printable(labels.idxmax())}.", hint=hint)
 

@@ -183,8 +183,8 @@ def _problems(splits: Splits, pairs: list[Pair], leaking: np.ndarray) -> Iterato
         groups[pair.fitted, pair.kind, pair.first_split, pair.second_split].append(pair)
     for (fitted, kind, first, second), alike in groups.items():
         if kind == "alike":
-            what = f"{len(alike)} pairs between {first} and {second} look alike and differ in their fine texture"
-            yield Problem("warning", f"{what}: not one picture, first {alike[0]}; look at them.")
+            what = f"Pairs between {first} and {second} that look alike and differ in their fine texture"
+            yield Problem("warning", f"{what}: {len(alike)}, first {alike[0]}. They are not one picture; look at them.")
             continue
         count = f"{len(alike)} {kind} duplicate{'s' if len(alike) > 1 else ''}"
         concerned = "fitted (healthy training) images are concerned" if fitted else "no fitted image is concerned"

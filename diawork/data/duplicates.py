@@ -238,8 +238,8 @@ def _texture_in_common(opened: Sequence[Finer], i: int, j: int) -> float | None:
 
 def _in_common(one: Tensor, other: Tensor) -> float:
     """Return the best correlation of two textures; scales are sought at half the size."""
-    small, smaller = (F.avg_pool2d(texture[None], 2)[0] for texture in (one, other))
-    coarse = {(s, s): _correlation(small, smaller, s, s) for s in (0.9, 0.95, 1.0, 1.05, 1.1)}
+    a, b = (F.avg_pool2d(texture[None], 2)[0] for texture in (one, other))
+    coarse = {(s, s): _correlation(a, b, s, s) for s in (0.9, 0.95, 1.0, 1.05, 1.1)}
     if (best := max(coarse.values())) < 0.6:
         return best
     scale = max(coarse, key=coarse.__getitem__)

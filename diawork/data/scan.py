@@ -81,14 +81,14 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
     by_folders = not (used or drawn or several or of_none) and "class" in (levels or ())
     known, aliases, by_folders = _spelt(known, by_folders, left_out)
     classes = _classes(known, normal, folder)
-    values = _place(folder, levels if by_folders else None) | {
+    values = {
         "licence": "unknown", "citation": "unknown", "classes": dict(enumerate(classes)),
         "roles": {name: "anomalous" if i else "normal" for i, name in enumerate(classes)},
     }  # fmt: skip
     assumed.insert(0, f"healthy: {classes[0]}; anomalous: {', '.join(map(printable, classes[1:]))}")
     examples = _examples(known, classes)
     opened, image = _look_at(folder, list(known.index), examples, assumed)
-    values |= image | ({"aliases": aliases} if aliases and by_folders else {})
+    values |= image
     pattern, known = _patients(known, assumed)
     told = list[str]()
     recipe = _recipe(known, classes, folder, told)
@@ -98,10 +98,8 @@ def guess_manifest(folder: Path, *, normal: str = "") -> Guess:
             recipe = _recipe(together, classes, folder, fresh := [note])
             known, told, by_folders = together, fresh, False
     assumed += told
-    values |= recipe
-    values = _place(folder, levels if by_folders else None) | {
-        k: v for k, v in values.items() if k not in ("kind", "layout")
-    }
+    values = _place(folder, levels if by_folders else None) | values | recipe
+    values |= {"aliases": aliases} if aliases and by_folders else {}
     values |= {"patient": pattern} if pattern and by_folders else {}
     counts = Counter(zip(known["split"], known["class"], strict=True))
     return Guess(values, assumed, counts, examples, "" if by_folders else _table(known), opened, left_out)
@@ -405,13 +403,12 @@ def _joined(known: pd.DataFrame, values: dict[str, Any], folder: Path) -> tuple[
 
 def _same(known: pd.DataFrame, values: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     """Return the files in different splits that show one picture."""
-    place = {"kind": "table", "file": f"{values['name']}.csv", "root": str(folder.resolve().parent)}
     sure = {"exact", "near"} if values["image"]["size"] >= SIDE // 2 else {"exact"}  # by texture, or by all pixels
-    bare = {key: value for key, value in values.items() if key not in ("layout", "aliases", "patient")} | place
+    place = _place(folder, None) | {"file": "pictures.csv", "root": str(folder.resolve().parent)}
     with tempfile.TemporaryDirectory() as beside, contextlib.suppress(DataError):
-        path = Path(beside) / f"{values['name']}.yaml"
+        path = Path(beside) / "pictures.yaml"
         path.with_suffix(".csv").write_text(_table(known), "utf-8")
-        path.write_text(yaml_lines(bare), "utf-8")
+        path.write_text(yaml_lines(place | values), "utf-8")
         splits = load(load_manifest(path).at_size(THUMBNAIL))
         files = {part.split: part.files for part in splits.all() if part.files is not None}
         return [(str(files[p.first_split][p.first_index]), str(files[p.second_split][p.second_index]))
